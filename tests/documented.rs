@@ -1,5 +1,5 @@
-//! The documents are true: tests that they name exist, links lead somewhere, and the commands of
-//! the quick start work as they are written.
+//! The documents are true: the tests that they name exist, their links lead somewhere, and the
+//! commands of the quick start work as written.
 
 use std::{
     collections::HashSet,
@@ -10,11 +10,9 @@ use std::{
 };
 
 use lab::{
-    Lab,
-    dns::Dns,
-    gateway::{self, Gateway, OPENAI_SECRET},
+    Lab, World,
+    gateway::{self, OPENAI_SECRET},
     net::{AGENT, GATEWAY, OPENAI},
-    origin::Origin,
     sandboxed, tools,
 };
 
@@ -33,7 +31,7 @@ fn every_test_that_a_document_names_exists() {
     }
 }
 
-/// Whether `module::...::name` is a test function, or `module::...::*` a module with some.
+/// Returns whether `module::...::name` is a test function, or `module::...::*` a module with some.
 fn exists(tests: &Path, name: &str) -> bool {
     let mut parts: Vec<&str> = name.split("::").collect();
     let Some(function) = parts.pop() else { return false };
@@ -116,7 +114,7 @@ fn every_page_a_packaged_page_links_is_packaged() {
     assert!(looked_at > 50, "{looked_at}");
 }
 
-/// Every Markdown file that is kept in the repository.
+/// Returns every Markdown file of the repository.
 fn pages(root: &Path) -> Vec<PathBuf> {
     let mut folders = vec![root.to_owned()];
     let mut pages = Vec::new();
@@ -135,13 +133,13 @@ fn pages(root: &Path) -> Vec<PathBuf> {
     pages
 }
 
-/// The targets of inline links, without those that lead out of the repository.
+/// Returns the targets of inline links, without those that lead out of the repository.
 fn links(text: &str) -> impl Iterator<Item = &str> {
     let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
     targets.filter(|target| !target.contains("://") && !target.contains(' '))
 }
 
-/// The anchors of headings, as GitHub makes them.
+/// Returns the anchors of headings, in GitHub's form.
 fn anchors(text: &str) -> HashSet<String> {
     let mut is_code = false;
     let headings = text.lines().filter(|line| {
@@ -165,17 +163,16 @@ fn the_readme_is_short() {
 #[test]
 fn the_quick_start_brings_the_key_to_the_api() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let (origin, _dns) = (Origin::start(&lab), Dns::start());
+        let builder = World::builder();
         let readme = read("README.md");
         let quick_start = readme.split("\n## ").find(|it| it.starts_with("Quick start\n"));
         let quick_start = quick_start.expect("it is there");
-        let folders = ["etc", "root", "etc/secrets"].map(|name| lab.dir.join(name));
+        let folders = ["etc", "root", "etc/secrets"].map(|name| builder.lab.dir.join(name));
         folders.iter().for_each(|folder| fs::create_dir(folder).expect("the lab's is writable"));
 
         let configs = blocks(quick_start, "toml");
         let [config] = configs.as_slice() else { panic!("one configuration: {configs:?}") };
-        lab.write("etc/cloakroom.toml", here(&lab, config));
+        builder.lab.write("etc/cloakroom.toml", here(&builder.lab, config));
         let commands = blocks(quick_start, "sh run");
         let [on_gateway, on_agent] = commands.as_slice() else { panic!("{commands:?}") };
         let bin = tools::cloakroom();
@@ -184,7 +181,7 @@ fn the_quick_start_brings_the_key_to_the_api() {
 
         let mut shell = GATEWAY
             .command("sh")
-            .args(["-eu", "-c", &here(&lab, on_gateway)])
+            .args(["-eu", "-c", &here(&builder.lab, on_gateway)])
             .env("PATH", path)
             .stdin(Stdio::piped())
             .spawn()
@@ -196,15 +193,15 @@ fn the_quick_start_brings_the_key_to_the_api() {
         assert!(ended.success(), "{on_gateway}");
 
         gateway::guard();
-        let config = lab.dir.join("etc/cloakroom.toml");
-        let gateway = Gateway::run(&lab, &config).unwrap_or_else(|it| panic!("{}", it.stderr));
+        let config = builder.lab.dir.join("etc/cloakroom.toml");
+        let world = builder.run(&config);
         let mut agent = AGENT.command("sh");
-        agent.current_dir(lab.dir.join("root"));
-        lab::client::succeed(agent.args(["-eu", "-c", &here(&lab, on_agent)]));
-        let requests = origin.log().requests();
+        agent.current_dir(world.lab.dir.join("root"));
+        lab::client::succeed(agent.args(["-eu", "-c", &here(&world.lab, on_agent)]));
+        let requests = world.origin.log().requests();
         let [request] = requests.as_slice() else { panic!("one request: {requests:?}") };
         assert_eq!(request.header("authorization"), [format!("Bearer {OPENAI_SECRET}")]);
-        assert!(!gateway.audit.text().contains(OPENAI_SECRET));
+        assert!(!world.gateway.audit.text().contains(OPENAI_SECRET));
     });
 }
 
@@ -217,7 +214,7 @@ fn no_page_marks_commands_as_run_that_no_test_runs() {
     assert_eq!(marked, [root.join("README.md")]);
 }
 
-/// The fenced blocks with this word behind the fence, without what they are indented by.
+/// Returns the fenced blocks with this word behind the fence, without their indent.
 fn blocks(text: &str, word: &str) -> Vec<String> {
     let fences = text.split("```").skip(1).step_by(2);
     let of_word = fences.filter_map(|it| it.split_once('\n')).filter(|(first, _)| *first == word);
@@ -226,8 +223,7 @@ fn blocks(text: &str, word: &str) -> Vec<String> {
     of_word.map(|(_, body)| outdented(body)).collect()
 }
 
-/// The text for the lab: its folder in place of the machine's, and its API in place of the real
-/// one.
+/// Adapts the text to the lab: its folder replaces the machine's, and its API the real one.
 fn here(lab: &Lab, text: &str) -> String {
     let dir = lab.dir.display();
     let folders = format!(

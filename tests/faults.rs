@@ -1,45 +1,26 @@
-//! Helpers of the tests of faults. Each test looks at three places: the agent's answer, the origins
-//! (nothing, or nothing but what was allowed), and the audit record.
+//! Helpers of the tests of faults. Each test checks three places: the agent's answer, the origins
+//! (which got nothing, or only what was allowed), and the audit record.
 
-use std::{fs, io, net::SocketAddr};
+use std::{fs, net::SocketAddr};
 
 use lab::{
-    Lab,
     audit::Record,
-    client::{Hello, Response, Tls},
+    client::Response,
     gateway::{self, Failed, Gateway},
-    net::{AGENT, AGENT2, Host, Ns, OPENAI, OTHER},
+    net::{AGENT, AGENT2, Ns, OPENAI, OTHER},
     origin::Origin,
 };
 
-/// A request that the usual policy allows, with the placeholder where it belongs.
+/// A request that the usual policy allows, with the placeholder in its place.
 pub(crate) const CHAT: &str = "POST /v1/chat/completions HTTP/1.1\r\nHost: api.openai.example\r\n\
     Authorization: Bearer OPENAI_API_KEY\r\nContent-Length: 2\r\n\r\n{}";
 
-/// The same, for any path, as a GET.
+/// Returns the same as a GET of any path.
 pub(crate) fn get(path: &str) -> String {
     format!(
         "GET {path} HTTP/1.1\r\nHost: api.openai.example\r\n\
          Authorization: Bearer OPENAI_API_KEY\r\n\r\n"
     )
-}
-
-/// An HTTP/1.1 client of `host` that believes what agents believe.
-pub(crate) fn hello(lab: &Lab, host: Host) -> Hello {
-    let bundle = fs::read_to_string(lab.dir.join("agents.pem")).expect("the gateway's root");
-    Hello::h1(host.name).trusting(&bundle)
-}
-
-/// A TLS connection to `host` as an agent in `ns` makes it.
-pub(crate) fn open(lab: &Lab, ns: Ns, host: Host) -> io::Result<Tls> {
-    Tls::open(ns, host.port(443), &hello(lab, host))
-}
-
-/// One request on a connection of its own, from the first agent to the first API.
-#[track_caller]
-pub(crate) fn ask(lab: &Lab, gateway: &Gateway, request: &str) -> Response {
-    let answer = open(lab, AGENT, OPENAI).and_then(|mut tls| tls.ask(request));
-    answer.unwrap_or_else(|error| panic!("{error}\n{}\n{}", gateway.stderr(), gateway.audit.text()))
 }
 
 /// Asserts that the answer is the gateway's own with this status and reason.
@@ -53,7 +34,7 @@ pub(crate) fn assert_refused(answer: &Response, status: u16, reason: &str) {
     );
 }
 
-/// Asserts that the answer is, to the letter, the one for a value that is not to be had now.
+/// Asserts that the answer is, to the letter, the one for a value that is not available now.
 #[track_caller]
 pub(crate) fn assert_unavailable(answer: &Response) {
     assert_refused(answer, 503, "secret_unavailable");
@@ -68,16 +49,11 @@ pub(crate) fn assert_unavailable(answer: &Response) {
     assert!(!text.contains("vault"), "the cause is for the operator alone: {text}");
 }
 
-/// The audit's records of this kind: `connection` or `request`.
-pub(crate) fn records(gateway: &Gateway, kind: &str) -> Vec<Record> {
-    gateway.audit.of_kind(kind)
-}
-
 /// Waits for the record of a request with this reason, beyond the first `from` such records.
 #[track_caller]
 pub(crate) fn refusal(gateway: &Gateway, from: usize, reason: &str) -> Record {
     let nth = || {
-        let mut requests = records(gateway, "request").into_iter();
+        let mut requests = gateway.audit.of_kind("request").into_iter();
         requests.by_ref().filter(|record| record["reason"] == reason).nth(from)
     };
     lab::wait::until(lab::wait::SOON, nth)
@@ -88,14 +64,14 @@ pub(crate) fn refusal(gateway: &Gateway, from: usize, reason: &str) -> Record {
 #[track_caller]
 pub(crate) fn connections(gateway: &Gateway, count: usize) -> Vec<Record> {
     lab::wait::expect(&format!("{count} records of connections"), || {
-        records(gateway, "connection").len() >= count
+        gateway.audit.of_kind("connection").len() >= count
     });
-    let records = records(gateway, "connection");
+    let records = gateway.audit.of_kind("connection");
     assert_eq!(records.len(), count, "one record for each connection: {records:#?}");
     records
 }
 
-/// Asserts that a start failed with exit 1 and one line on standard error that says all of `says`.
+/// Asserts that a start failed with exit 1 and one line on standard error that holds all of `says`.
 #[track_caller]
 pub(crate) fn assert_one_line(failed: &Failed, says: &[&str]) {
     assert_eq!(failed.code(), Some(1), "{}", failed.stderr);
@@ -126,12 +102,12 @@ pub(crate) fn assert_closed(origin: &Origin) {
     origin.log().assert_untouched();
 }
 
-/// Open descriptors of the gateway.
+/// Returns the number of the gateway's open descriptors.
 pub(crate) fn descriptors(gateway: &Gateway) -> usize {
     fs::read_dir(format!("/proc/{}/fd", gateway.pid())).expect("the gateway runs").count()
 }
 
-/// A listener in `ns` that must never be connected to, on each of these addresses.
+/// A listener in `ns` to which nobody may connect, on each of these addresses.
 pub(crate) struct Trap(Vec<std::net::TcpListener>);
 
 impl Trap {
@@ -147,7 +123,8 @@ impl Trap {
         }))
     }
 
-    /// Shows that the trap would notice: from `ns` each of these addresses leads into it.
+    /// Shows that the trap would notice a connection: from `ns` each of these addresses leads into
+    /// it.
     pub(crate) fn prove(self, ns: Ns, addresses: &[SocketAddr]) -> Self {
         for address in addresses {
             ns.connect(*address).unwrap_or_else(|error| panic!("{address}: {error}"));
@@ -157,7 +134,7 @@ impl Trap {
         self
     }
 
-    /// Asserts that nobody connected so far.
+    /// Asserts that nobody has connected so far.
     #[track_caller]
     pub(crate) fn assert_untouched(&self) {
         for listener in &self.0 {

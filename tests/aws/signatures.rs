@@ -1,6 +1,7 @@
-//! Signatures of AWS that an agent writes by hand, good and bad ones, over both versions of HTTP.
+//! Signatures of AWS that an agent makes by hand, good and bad ones, over both versions of HTTP.
 
 use lab::{
+    World,
     net::{AGENT, OPENAI},
     sandboxed,
 };
@@ -9,15 +10,14 @@ use super::{
     ID, KEY, SECRET, TOKEN, amazon, asked, assert_signed, date, day, earlier, field_for, key_of,
     only, secrets, signed,
 };
-use crate::attack::Scene;
 
-/// An API at a host that speaks both versions of HTTP, and echoes.
-fn scene() -> Scene {
+/// Returns an API at a host that speaks both versions of HTTP and echoes.
+fn world() -> World {
     let amazon = amazon(&[OPENAI.name], &["s3", "dynamodb"])
         .with(key_of("research", KEY, "file:aws"))
         .with(key_of("operations", "OPS_AWS_KEY_ID", "file:aws"));
     let policy = only(amazon).secrets("file", "{dir}/aws.secrets");
-    Scene::with_files(&policy, &[("aws.secrets", &secrets())])
+    World::builder().file("aws.secrets", &secrets()).start(&policy)
 }
 
 fn link_for(key: &str, scope: &str) -> String {
@@ -35,7 +35,7 @@ const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b785
 #[test]
 fn a_request_is_signed_again_in_http_1_and_2() {
     sandboxed(|| {
-        let scene = scene();
+        let world = world();
         let s3 = |path: &str| signed(path, "eu-central-1/s3").field("x-amz-content-sha256", EMPTY);
         let hash = "0b8e9e995a8fb4ed2ac3fb9ab3ab4f7a3bb0fbb43d1c43a8c8c5b5b0b1a2c0ff";
         let table = signed("/", "eu-central-1/dynamodb")
@@ -87,27 +87,27 @@ fn a_request_is_signed_again_in_http_1_and_2() {
                 asked(&link_for(KEY, "eu-central-1/dynamodb")).body("{}"),
             ),
         ] {
-            for received in scene.forwards(what, (AGENT, OPENAI), &ask) {
+            for received in world.forwards(what, (AGENT, OPENAI), &ask) {
                 assert_signed(what, &received, (ID, SECRET, Some(TOKEN)));
                 let all = format!("{received:?}");
                 assert!(!all.contains(KEY) && !all.contains(SECRET), "{all}");
             }
         }
-        // What the request says is signed; that it is true is for the server to see.
+        // The hash that the request states is signed; the server must check that it is true.
         let claimed =
             signed("/a", "eu-central-1/s3").field("x-amz-content-sha256", hash).body("other");
-        for received in scene.forwards("a hash", (AGENT, OPENAI), &claimed) {
+        for received in world.forwards("a hash", (AGENT, OPENAI), &claimed) {
             assert_eq!(received.header("x-amz-content-sha256"), [hash]);
             assert_eq!(received.body, "other");
         }
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
 #[test]
 fn no_key_of_the_agents_own_signs_or_rides_along() {
     sandboxed(|| {
-        let scene = scene();
+        let world = world();
         let scope = "eu-central-1/s3";
         let own = "AKIAMYOWNMYOWNMYOWN1";
         let good = || signed("/coats/a", scope).field("x-amz-content-sha256", EMPTY);
@@ -177,37 +177,37 @@ fn no_key_of_the_agents_own_signs_or_rides_along() {
             ),
             ("none", asked("/a"), (403, "placeholder_missing")),
         ] {
-            scene.refuses(what, (AGENT, OPENAI), &ask, expected);
+            world.refuses(what, (AGENT, OPENAI), &ask, expected);
         }
         let trailer = "Transfer-Encoding: chunked\r\nTrailer: x-amz-security-token\r\n\r\n0\r\nx-amz-security-token: mine\r\n\r\n";
         let bytes = good().h1().replace("Content-Length: 0\r\n\r\n", trailer);
-        scene.refuses_bytes("in trailers", (AGENT, OPENAI), bytes, (400, "trailer_denied"));
-        scene.ends_well();
+        world.refuses_bytes("in trailers", (AGENT, OPENAI), bytes, (400, "trailer_denied"));
+        world.ends_well();
     });
 }
 
 #[test]
 fn nothing_is_signed_for_another_service_region_or_host() {
     sandboxed(|| {
-        let scene = scene();
+        let world = world();
         let denied = (403, "scope_denied");
         for scope in
             ["eu-central-1/sts", "eu-central-1/iam", "us-east-1/s3", "eu-central-1/S3", "/s3"]
         {
-            scene.refuses(scope, (AGENT, OPENAI), &signed("/a", scope), denied);
-            scene.refuses(scope, (AGENT, OPENAI), &asked(&link_for(KEY, scope)), denied);
+            world.refuses(scope, (AGENT, OPENAI), &signed("/a", scope), denied);
+            world.refuses(scope, (AGENT, OPENAI), &asked(&link_for(KEY, scope)), denied);
         }
         let other = signed("/a", "eu-central-1/s3").authority("s3.eu-central-1.amazonaws.com");
-        scene.refuses("another host", (AGENT, OPENAI), &other, (421, "host_mismatch"));
-        scene.ends_well();
+        world.refuses("another host", (AGENT, OPENAI), &other, (421, "host_mismatch"));
+        world.ends_well();
     });
 }
 
-/// What is made anew would be good whenever it was signed.
+/// A signature that the gateway makes would be good whenever the agent's was made.
 #[test]
 fn a_signature_or_link_of_another_time_is_refused() {
     sandboxed(|| {
-        let scene = scene();
+        let world = world();
         let expired = (403, "signature_expired");
         let scope = "eu-central-1/s3";
         for (what, from_now) in [
@@ -220,23 +220,23 @@ fn a_signature_or_link_of_another_time_is_refused() {
             let ask = asked("/a")
                 .field("authorization", of_day(field_for(KEY, scope)))
                 .field("x-amz-date", own.as_str());
-            scene.refuses(what, (AGENT, OPENAI), &ask, expired);
+            world.refuses(what, (AGENT, OPENAI), &ask, expired);
         }
         let ended = link_for(KEY, scope).replace("Expires=604800", "Expires=60");
-        scene.refuses("an old link", (AGENT, OPENAI), &asked(&ended), expired);
+        world.refuses("an old link", (AGENT, OPENAI), &asked(&ended), expired);
         let undated = asked("/a").field("authorization", field_for(KEY, scope));
         let malformed = (400, "credential_malformed");
-        scene.refuses("no date", (AGENT, OPENAI), &undated, malformed);
+        world.refuses("no date", (AGENT, OPENAI), &undated, malformed);
         let other = undated.field("x-amz-date", date(time::Duration::DAY));
-        scene.refuses("the date of another day", (AGENT, OPENAI), &other, malformed);
-        scene.ends_well();
+        world.refuses("the date of another day", (AGENT, OPENAI), &other, malformed);
+        world.ends_well();
     });
 }
 
 #[test]
 fn other_signatures_and_large_bodies_are_refused() {
     sandboxed(|| {
-        let scene = scene();
+        let world = world();
         let denied = (403, "signature_denied");
         for payload in [
             "STREAMING-AWS4-HMAC-SHA256-PAYLOAD",
@@ -244,10 +244,10 @@ fn other_signatures_and_large_bodies_are_refused() {
             "x",
         ] {
             let ask = signed("/a", "eu-central-1/s3").field("x-amz-content-sha256", payload);
-            scene.refuses(payload, (AGENT, OPENAI), &ask, denied);
+            world.refuses(payload, (AGENT, OPENAI), &ask, denied);
         }
         let ecdsa = field_for(KEY, "s3").replace("HMAC-SHA256", "ECDSA-P256-SHA256");
-        scene.refuses(
+        world.refuses(
             "for several regions",
             (AGENT, OPENAI),
             &asked("/a").field("authorization", ecdsa).field("x-amz-date", earlier()),
@@ -255,22 +255,22 @@ fn other_signatures_and_large_bodies_are_refused() {
         );
         let large = signed("/a", "eu-central-1/dynamodb").h1();
         let large = large.replace("Content-Length: 0", "Content-Length: 25000001");
-        scene.refuses_bytes("a large body", (AGENT, OPENAI), large, (413, "body_limit"));
-        scene.ends_well();
+        world.refuses_bytes("a large body", (AGENT, OPENAI), large, (413, "body_limit"));
+        world.ends_well();
     });
 }
 
-/// The origin answers with the whole request, as AWS does with much of one whose signature is
+/// The origin answers with the whole request. AWS does so with much of a request whose signature is
 /// wrong.
 #[test]
 fn nothing_comes_back_of_the_keys_that_signed_a_request() {
     sandboxed(|| {
-        let scene = scene();
+        let world = world();
         for ask in [
             signed("/echo", "eu-central-1/s3").field("x-amz-content-sha256", EMPTY),
             asked(&link_for(KEY, "eu-central-1/s3")).method("GET"),
         ] {
-            let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
+            let mut tls = world.must_h1(AGENT, OPENAI.port(443), OPENAI.name);
             let answer = tls.ask(ask.h1()).expect("an answer").text();
             drop(tls);
             assert!(answer.contains("****"), "{answer}");
@@ -283,6 +283,6 @@ fn nothing_comes_back_of_the_keys_that_signed_a_request() {
                 assert!(!answer.contains(part), "{part} in {answer}");
             }
         }
-        scene.ends_well();
+        world.ends_well();
     });
 }

@@ -1,31 +1,21 @@
-//! Keys that come from a real Vault: a pair in two fields of KV, and a lent one.
+//! Keys from a real Vault: a pair in two fields of KV, and a leased one.
 
-use lab::{
-    Lab,
-    dns::Dns,
-    gateway::Gateway,
-    net::OPENAI,
-    origin::{Origin, Received},
-    postgres::Postgres,
-    sandboxed, wait,
-};
+use lab::{Lab, World, net::OPENAI, origin::Received, postgres::Postgres, sandboxed, wait};
 
 use super::{KEY, amazon, assert_signed, key_of, signed};
-use crate::{vault::leased_users::Lender, world::World};
+use crate::vault::leased_users::Lender;
 
-/// A gateway that signs with what is behind this reference, and Vault.
+/// Returns a gateway that signs with the keys at this reference, and Vault.
 fn world(reference: &str, prepare: impl FnOnce(&Lab, &Lender)) -> (World, Lender) {
-    let lab = Lab::new();
-    let (origin, dns) = (Origin::start(&lab), Dns::start());
-    let lender = Lender::start(&lab);
-    prepare(&lab, &lender);
+    let builder = World::builder();
+    let lender = Lender::start(&builder.lab);
+    prepare(&builder.lab, &lender);
     let amazon = amazon(&[OPENAI.name], &["s3"]).with(key_of("research", KEY, reference));
     let config = lender.vault.config().without("api").with(amazon);
-    let gateway = Gateway::start(&lab, &config);
-    (World { lab, origin, dns, gateway }, lender)
+    (builder.start(&config), lender)
 }
 
-/// Sends a request and gives it as it arrived.
+/// Sends a request and returns it as it arrived.
 #[track_caller]
 fn ask(world: &World) -> Received {
     let ask =
@@ -65,7 +55,7 @@ fn a_pair_in_two_fields_signs_in_each_version() {
     });
 }
 
-/// The database engine lends in the same way as the engine for AWS, which wants AWS behind it: two
+/// The database engine leases in the same way as the engine for AWS, which needs AWS behind it: two
 /// fields, one lease.
 #[test]
 fn a_lent_pair_signs_and_is_given_back() {

@@ -4,20 +4,21 @@ use std::fs;
 
 use lab::{client::succeed, gateway::GIT_SECRET, net::GIT, sandboxed};
 
-use super::{Family, Scene, Swap};
+use super::{Family, Swap, Tapped};
 
 const CLONE: &str = "/run/lab/clone";
 
-/// The URL names the user; the placeholder comes from the environment, as a CI job has it.
+/// Clones with the user's name in the URL; the placeholder comes from the environment, as in a CI
+/// job.
 fn clone(family: Family) {
-    let scene = Scene::new(family);
-    scene.world.origin.repository("coat", "the coat behind the counter");
+    let tapped = Tapped::new(family);
+    tapped.world.origin.repository("coat", "the coat behind the counter");
     let script = format!("exec git clone -q https://agent:$GIT_TOKEN@git.example/coat.git {CLONE}");
-    succeed(scene.agent("sh").args(["-c", &script]));
+    succeed(tapped.agent("sh").args(["-c", &script]));
     let readme = fs::read_to_string(format!("{CLONE}/README")).expect("it was cloned");
     assert_eq!(readme, "the coat behind the counter");
 
-    let log = scene.world.origin.log();
+    let log = tapped.world.origin.log();
     log.wait_all_closed();
     let requests = log.requests();
     let (first, others) = requests.split_first().expect("requests");
@@ -28,10 +29,10 @@ fn clone(family: Family) {
         swap.assert_in(request);
     }
 
-    let (connections, records) = scene.records(log.connections().len(), requests.len());
+    let (connections, records) = tapped.records(log.connections().len(), requests.len());
     for record in &connections {
         assert_eq!((&record["decision"], &record["sni"]), (&"intercept".into(), &GIT.name.into()));
-        scene.assert_family(record, GIT);
+        tapped.assert_family(record, GIT);
     }
     let statuses: Vec<_> =
         records.iter().map(|record| record["upstream_status"].as_u64()).collect();
@@ -43,15 +44,15 @@ fn clone(family: Family) {
             swap.assert_told(record);
         }
     }
-    // What git keeps is the placeholder.
+    // git keeps the placeholder.
     let config = fs::read_to_string(format!("{CLONE}/.git/config")).expect("a clone");
     assert!(config.contains("GIT_TOKEN") && !config.contains(GIT_SECRET), "{config}");
-    // Its own form of it is in Base64, with a user in front.
+    // git's own form of it is base64, with a user in front.
     let basic = super::base64("agent:GIT_TOKEN");
-    let sessions = scene.wire.sessions();
+    let sessions = tapped.wire.sessions();
     assert!(sessions.iter().any(|session| session.sends(&basic)), "the search is broken");
-    scene.wire.assert_never(&[GIT_SECRET, &super::base64(&format!("agent:{GIT_SECRET}"))]);
-    scene.world.assert_secrets_untold();
+    tapped.wire.assert_never(&[GIT_SECRET, &super::base64(&format!("agent:{GIT_SECRET}"))]);
+    tapped.world.assert_secrets_untold();
 }
 
 #[test]
@@ -69,8 +70,8 @@ fn clones_over_ipv6() {
 #[test]
 fn pushes_more_than_one_request_of_known_length_holds() {
     sandboxed(|| {
-        let scene = Scene::new(Family::V4);
-        scene.world.origin.repository("coat", "the coat behind the counter");
+        let tapped = Tapped::new(Family::V4);
+        tapped.world.origin.repository("coat", "the coat behind the counter");
         let url = "https://agent:$GIT_TOKEN@git.example/coat.git";
         let script = format!(
             "set -e; git -C /run/lab/git/coat.git config http.receivepack true; \
@@ -79,15 +80,15 @@ fn pushes_more_than_one_request_of_known_length_holds() {
              git -c http.version=HTTP/1.1 push -q origin main; \
              git rev-parse HEAD; git -C /run/lab/git/coat.git rev-parse main"
         );
-        let seen = succeed(scene.agent("sh").args(["-c", &script]));
+        let seen = succeed(tapped.agent("sh").args(["-c", &script]));
         let heads: Vec<_> = seen.lines().collect();
         assert!(heads.len() == 2 && heads[0] == heads[1], "the push arrived: {seen}");
-        let requests = scene.world.origin.log().requests();
+        let requests = tapped.world.origin.log().requests();
         let pack = requests.iter().max_by_key(|request| request.body.len()).expect("requests");
         assert!(pack.body.len() > 2_900_000, "{} bytes", pack.body.len());
         assert!(pack.header("content-length").is_empty(), "{:?}", pack.headers);
         let swap = Swap::basic(GIT, "GIT_TOKEN", GIT_SECRET, "agent");
         assert_eq!(pack.header("authorization"), [swap.value]);
-        scene.wire.assert_never(&[GIT_SECRET, &super::base64(&format!("agent:{GIT_SECRET}"))]);
+        tapped.wire.assert_never(&[GIT_SECRET, &super::base64(&format!("agent:{GIT_SECRET}"))]);
     });
 }

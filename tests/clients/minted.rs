@@ -1,5 +1,5 @@
 //! Clients that get a credential from one host and take it to another: git-lfs, skopeo, authlib and
-//! huggingface_hub, as they come from Debian and from the index. They hold tickets, and each works.
+//! huggingface_hub, as Debian and the index ship them. They hold tickets, and each works.
 
 use std::fs;
 
@@ -12,11 +12,12 @@ use lab::{
 };
 use policy_builder::{binding, mint};
 
-use super::{Family, Scene};
+use super::{Family, Tapped};
 use crate::http::minted::times;
 
-/// Git's host and OpenAI's mint; Anthropic's and OpenAI's want what they mint.
-fn scene(family: Family) -> Scene {
+/// Returns a scene in which Git's host and OpenAI's mint credentials, and Anthropic's and OpenAI's
+/// want them.
+fn tapped(family: Family) -> Tapped {
     let (anthropic, openai) = ([ANTHROPIC.name], [OPENAI.name]);
     let remote = "header authorization scheme RemoteAuth";
     let lfs = "json /objects/*/actions/*/header/Authorization scheme RemoteAuth in \
@@ -48,30 +49,30 @@ fn scene(family: Family) -> Scene {
                 "5m",
             ))
         });
-    Scene::with(family, &config)
+    Tapped::with(family, &config)
 }
 
-/// Every request that carries a minted credential has it once, in this field, and there is one at
-/// least; the agent's link had tickets and no credential.
+/// Asserts that every request with a minted credential has it once, in this field, that there is at
+/// least one, and that the agent's link had tickets and no credential.
 #[track_caller]
-fn assert_redeemed(scene: &Scene, is_there: impl Fn(&Received) -> bool, value: &str) {
-    let requests = scene.world.origin.log().requests();
+fn assert_redeemed(tapped: &Tapped, is_there: impl Fn(&Received) -> bool, value: &str) {
+    let requests = tapped.world.origin.log().requests();
     let redeemed: Vec<_> = requests.iter().filter(|request| is_there(request)).collect();
     assert!(!redeemed.is_empty(), "{requests:#?}");
     for request in &redeemed {
         assert_eq!(request.header("authorization"), [value], "{request:#?}");
         assert_eq!(times(request, MINTED), 1, "{request:#?}");
     }
-    let sessions = scene.wire.sessions();
+    let sessions = tapped.wire.sessions();
     assert!(sessions.iter().any(|it| holds(&it.received)), "no ticket: the search is broken");
     assert!(sessions.iter().any(|it| holds(&it.sent)), "no ticket: the search is broken");
-    scene.wire.assert_never(&[MINTED, GIT_SECRET, OPENAI_SECRET]);
-    assert!(!scene.world.gateway.audit.text().contains(MINTED));
-    assert!(!scene.world.gateway.stderr().contains(MINTED));
-    scene.world.assert_secrets_untold();
+    tapped.wire.assert_never(&[MINTED, GIT_SECRET, OPENAI_SECRET]);
+    assert!(!tapped.world.gateway.audit.text().contains(MINTED));
+    assert!(!tapped.world.gateway.stderr().contains(MINTED));
+    tapped.world.assert_secrets_untold();
 }
 
-/// Whether a ticket is there in HTTP/1.1.
+/// Returns whether there is a ticket in HTTP/1.1.
 fn holds(bytes: &[u8]) -> bool {
     bytes.windows(7).any(|part| part == b"ticket_")
 }
@@ -80,26 +81,26 @@ fn to(path: &str) -> impl Fn(&Received) -> bool + '_ {
     move |request| request.uri.path().starts_with(path)
 }
 
-/// A program in Go writes no keys of its TLS down. Git-lfs says itself what it was told.
+/// A program in Go does not write its TLS keys down. Git-lfs itself logs the answers that it got.
 #[test]
 fn git_lfs_fetches_from_its_storage_host_with_a_ticket() {
     sandboxed(|| {
-        let scene = scene(Family::V4);
-        scene.world.origin.lfs_repository("coat");
+        let tapped = tapped(Family::V4);
+        tapped.world.origin.lfs_repository("coat");
         let script = "set -e; cd /run/lab; export HOME=/run/lab/home; \
             git clone -q https://agent:$GIT_TOKEN@git.example/coat.git clone; cd clone; \
             git lfs install --local >&2; \
             GIT_TRACE=1 GIT_CURL_VERBOSE=1 git lfs fetch >/run/lab/told 2>&1; \
             git lfs smudge < README";
-        let mut git = lab::client::agent(&scene.world.lab, lab::net::AGENT, "sh");
+        let mut git = lab::client::agent(&tapped.world.lab, lab::net::AGENT, "sh");
         let out = succeed(git.args(["-c", script]));
         assert_eq!(out.as_bytes(), STORED);
-        let requests = scene.world.origin.log().requests();
+        let requests = tapped.world.origin.log().requests();
         let fetched: Vec<_> = requests.iter().filter(|it| to("/lfs/")(it)).collect();
         assert_eq!(fetched.len(), 1, "{requests:#?}");
         assert_eq!(fetched[0].header("authorization"), [format!("RemoteAuth {MINTED}-lfs")]);
         assert_eq!(times(fetched[0], MINTED), 1);
-        assert!(!scene.world.gateway.audit.text().contains(MINTED));
+        assert!(!tapped.world.gateway.audit.text().contains(MINTED));
         let told = fs::read_to_string("/run/lab/told").expect("a trace");
         assert!(told.contains("RemoteAuth ticket_") && !told.contains(MINTED), "{told}");
         let found = succeed(lab::net::AGENT.command("sh").args([
@@ -113,8 +114,8 @@ fn git_lfs_fetches_from_its_storage_host_with_a_ticket() {
 #[test]
 fn skopeo_copies_an_image_with_another_hosts_token() {
     sandboxed(|| {
-        let scene = scene(Family::V4);
-        let mut skopeo = scene.agent("skopeo");
+        let tapped = tapped(Family::V4);
+        let mut skopeo = tapped.agent("skopeo");
         skopeo.env("HOME", "/run/lab/home").env("TMPDIR", "/run/lab");
         succeed(skopeo.args([
             "copy",
@@ -127,15 +128,15 @@ fn skopeo_copies_an_image_with_another_hosts_token() {
         let files = fs::read_dir("/run/lab/image").expect("an image").flatten();
         let layers = files.filter(|file| fs::read(file.path()).is_ok_and(|text| text == STORED));
         assert_eq!(layers.count(), 1);
-        let requests = scene.world.origin.log().requests();
+        let requests = tapped.world.origin.log().requests();
         let with_token: Vec<_> = requests.iter().filter(|it| to("/v2/coat/")(it)).collect();
         assert!(with_token.len() >= 3, "{requests:#?}");
         for request in with_token {
             assert_eq!(request.header("authorization"), [format!("Bearer {MINTED}-registry")]);
             assert_eq!(times(request, MINTED), 1);
         }
-        assert!(!scene.world.gateway.audit.text().contains(MINTED));
-        scene.world.assert_secrets_untold();
+        assert!(!tapped.world.gateway.audit.text().contains(MINTED));
+        tapped.world.assert_secrets_untold();
     });
 }
 
@@ -162,10 +163,10 @@ assert len(seen) == 6, seen
 #[test]
 fn oauth_refreshes_with_refresh_tokens_that_rotate() {
     sandboxed(|| {
-        let scene = scene(Family::V6);
-        let file = scene.world.lab.write("client.py", OAUTH_SCRIPT);
-        succeed(scene.agent(&python().display().to_string()).arg(file));
-        let requests = scene.world.origin.log().requests();
+        let tapped = tapped(Family::V6);
+        let file = tapped.world.lab.write("client.py", OAUTH_SCRIPT);
+        succeed(tapped.agent(&python().display().to_string()).arg(file));
+        let requests = tapped.world.origin.log().requests();
         let grants: Vec<_> = requests.iter().filter(|it| to("/oauth/token")(it)).collect();
         assert_eq!(grants.len(), 4, "{requests:#?}");
         for (round, grant) in grants.iter().enumerate() {
@@ -180,8 +181,8 @@ fn oauth_refreshes_with_refresh_tokens_that_rotate() {
             let value = format!("Bearer {MINTED}-access-{}", nth + 1);
             assert_eq!(request.header("authorization"), [value]);
         }
-        scene.wire.assert_never(&[MINTED, OPENAI_SECRET]);
-        assert!(scene.wire.sessions().iter().any(|it| holds(&it.sent)));
+        tapped.wire.assert_never(&[MINTED, OPENAI_SECRET]);
+        assert!(tapped.wire.sessions().iter().any(|it| holds(&it.sent)));
     });
 }
 
@@ -202,14 +203,14 @@ answer = requests.get(info.endpoint + "/mine", headers={"authorization": f"Beare
 answer.raise_for_status()
 "#;
 
-/// hf_xet itself needs a storage that the lab does not have; the token is fetched by the library's
-/// own code, and sent as hf_xet sends it.
+/// hf_xet itself needs a storage that the lab does not have. The library's own code fetches the
+/// token, and the test sends it as hf_xet does.
 #[test]
 fn huggingface_gets_a_ticket_for_xet() {
     sandboxed(|| {
-        let scene = scene(Family::V4);
-        let file = scene.world.lab.write("client.py", XET_SCRIPT);
-        succeed(scene.agent(&python().display().to_string()).arg(file));
-        assert_redeemed(&scene, to("/mine"), &format!("Bearer {MINTED}-xet"));
+        let tapped = tapped(Family::V4);
+        let file = tapped.world.lab.write("client.py", XET_SCRIPT);
+        succeed(tapped.agent(&python().display().to_string()).arg(file));
+        assert_redeemed(&tapped, to("/mine"), &format!("Bearer {MINTED}-xet"));
     });
 }

@@ -1,4 +1,4 @@
-//! QUIC: a client of HTTP/3 is told at once that there is none, and goes on over TCP.
+//! QUIC: a client of HTTP/3 learns at once that there is none, and goes on over TCP.
 
 use lab::{
     client::{python, succeed},
@@ -7,11 +7,11 @@ use lab::{
     sandboxed,
 };
 
-use super::{Family, Scene, Swap};
+use super::{Family, Swap, Tapped};
 
-/// aioquic makes the first flight; the socket is connected, as browsers and curl do it, so that the
-/// kernel hands over what the gateway answers. Each attempt is timed by itself, from its first
-/// datagram to the refusal: neither the interpreter's start nor the flight's making is in it.
+/// aioquic makes the first flight. The socket is connected, as in browsers and curl, so that the
+/// kernel passes on the gateway's answer. Each attempt is timed by itself, from its first datagram
+/// to the refusal, without the start of the interpreter and the making of the flight.
 const QUIC_SCRIPT: &str = r#"
 import socket, sys, time
 from aioquic.quic.configuration import QuicConfiguration
@@ -43,17 +43,17 @@ print(*sorted(times))
 "#;
 
 fn falls_back(family: Family) {
-    let scene = Scene::new(family);
-    let file = scene.world.lab.write("quic.py", QUIC_SCRIPT);
+    let tapped = Tapped::new(family);
+    let file = tapped.world.lab.write("quic.py", QUIC_SCRIPT);
     let address = family.address(OPENAI).to_string();
     let python = python().display().to_string();
     let measure = || {
-        let times = succeed(scene.agent(&python).arg(&file).arg(&address));
+        let times = succeed(tapped.agent(&python).arg(&file).arg(&address));
         let times = times.split_whitespace().map(|time| time.parse::<f64>().expect("seconds"));
         times.collect::<Vec<_>>()
     };
-    // On a busy machine a client may be late to notice. Then all is measured again: in the run
-    // that counts none is late.
+    // On a busy machine a client may notice late. Then all of it is measured again; in the run that
+    // counts, none is late.
     let mut runs: Vec<Vec<f64>> = Vec::new();
     let none_is_late = |times: &Vec<f64>| times.len() == 5 && times.iter().all(|time| *time < 0.3);
     while runs.len() < 3 && !runs.last().is_some_and(none_is_late) {
@@ -62,8 +62,8 @@ fn falls_back(family: Family) {
     assert!(runs.last().is_some_and(none_is_late), "told after {runs:?} s");
     let script = "exec curl -sS --fail -H \"Authorization: Bearer $OPENAI_API_KEY\" \
                   https://api.openai.example/v1/models";
-    succeed(scene.agent("sh").args(["-c", script]));
-    scene.assert_swapped(&Swap::bearer(OPENAI, "OPENAI_API_KEY", OPENAI_SECRET), 1);
+    succeed(tapped.agent("sh").args(["-c", script]));
+    tapped.assert_swapped(&Swap::bearer(OPENAI, "OPENAI_API_KEY", OPENAI_SECRET), 1);
 }
 
 #[test]

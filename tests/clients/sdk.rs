@@ -1,6 +1,6 @@
 //! The `openai`, `anthropic`, `datadog-api-client`, `fal-client`, `googlemaps`,
-//! `python-telegram-bot`, `authlib` and `hvac` Python packages, as they come from the
-//! index: the key from the environment, plain and streamed answers; pip, node and npm.
+//! `python-telegram-bot`, `authlib` and `hvac` Python packages, unmodified from the index, with the
+//! key from the environment, plain and streamed answers; and pip, node and npm.
 
 use lab::{
     client::{python, succeed, tool},
@@ -10,7 +10,7 @@ use lab::{
 };
 use policy_builder::{Config, binding};
 
-use super::{Family, Scene, Swap};
+use super::{Family, Swap, Tapped};
 
 const OPENAI_SCRIPT: &str = r#"
 import openai
@@ -86,7 +86,7 @@ client.auth.userpass.login(username="agent", password="VAULT_PASSWORD")
 assert client.token == "lab-token", client.token
 "#;
 
-/// What each client prints of a refusal, in its own kind of error.
+/// Makes each client print a refusal, in its own kind of error.
 const REFUSED_SCRIPT: &str = r#"
 import os, openai, grpc, boto3, huggingface_hub, postgrest, supabase
 from botocore.exceptions import ClientError
@@ -141,32 +141,32 @@ except grpc.RpcError as error:
     refused("grpc", error.details(), "this credential is not a placeholder for this host")
 "#;
 
-fn run(scene: &Scene, script: &str) {
-    let file = scene.world.lab.write("client.py", script);
-    succeed(scene.agent(&python().display().to_string()).arg(file));
+fn run(tapped: &Tapped, script: &str) {
+    let file = tapped.world.lab.write("client.py", script);
+    succeed(tapped.agent(&python().display().to_string()).arg(file));
 }
 
 fn openai(family: Family) {
-    let scene = Scene::new(family);
-    run(&scene, OPENAI_SCRIPT);
-    scene.assert_swapped(&Swap::bearer(OPENAI, "OPENAI_API_KEY", OPENAI_SECRET), 3);
+    let tapped = Tapped::new(family);
+    run(&tapped, OPENAI_SCRIPT);
+    tapped.assert_swapped(&Swap::bearer(OPENAI, "OPENAI_API_KEY", OPENAI_SECRET), 3);
 }
 
 fn anthropic(family: Family) {
-    let scene = Scene::new(family);
-    run(&scene, ANTHROPIC_SCRIPT);
+    let tapped = Tapped::new(family);
+    run(&tapped, ANTHROPIC_SCRIPT);
     // This package sends its key as a bearer token; `X-Api-Key` is in curl's tests.
     let swap = Swap::bearer(ANTHROPIC, "ANTHROPIC_API_KEY", ANTHROPIC_SECRET);
-    scene.assert_swapped(&swap, 2);
+    tapped.assert_swapped(&swap, 2);
 }
 
 #[test]
 fn a_refusal_is_printed_by_the_clients_that_get_it() {
     sandboxed(|| {
-        let scene = Scene::new(Family::V4);
-        run(&scene, REFUSED_SCRIPT);
-        scene.world.origin.log().assert_no_request();
-        let asked = || Some(scene.world.requests()).filter(|requests| requests.len() == 5);
+        let tapped = Tapped::new(Family::V4);
+        run(&tapped, REFUSED_SCRIPT);
+        tapped.world.origin.log().assert_no_request();
+        let asked = || Some(tapped.world.requests()).filter(|requests| requests.len() == 5);
         for record in wait::until(wait::SOON, asked).expect("one request of each") {
             let expected = ["foreign_credential", "duplicate_credential"];
             assert!(expected.contains(&record["reason"].as_str().unwrap_or_default()), "{record}");
@@ -194,13 +194,13 @@ fn anthropic_works_over_ipv6() {
     sandboxed(|| anthropic(Family::V6));
 }
 
-/// The usual policy, with another placeholder for the first API's key, and another place.
+/// Returns the usual policy, with another placeholder for the first API's key, and another place.
 fn standing_for_openai(placeholder: &str, place: &str) -> Config {
     gateway::usual_config()
         .binding("OPENAI_API_KEY", |it| it.set("placeholder", placeholder).set("places", [place]))
 }
 
-/// Two keys, each in a field of its own.
+/// Datadog has two keys, each in a field of its own.
 #[test]
 fn datadog_sends_two_placeholders_and_both_are_swapped() {
     sandboxed(|| {
@@ -211,139 +211,139 @@ fn datadog_sends_two_placeholders_and_both_are_swapped() {
                 it.set("placeholder", "DD_API_KEY").set("places", ["header dd-api-key raw"])
             })
             .api("anthropic", |it| it.set("paths", ["/api/*"]).with(application));
-        let scene = Scene::with(Family::V4, &config);
-        run(&scene, DATADOG_SCRIPT);
-        let requests = scene.world.origin.log().wait_requests(1);
+        let tapped = Tapped::with(Family::V4, &config);
+        run(&tapped, DATADOG_SCRIPT);
+        let requests = tapped.world.origin.log().wait_requests(1);
         assert_eq!(requests.len(), 1, "{requests:?}");
         assert_eq!(requests[0].header("dd-api-key"), [ANTHROPIC_SECRET]);
         assert_eq!(requests[0].header("dd-application-key"), [GIT_SECRET]);
-        let (_, records) = scene.records(scene.wire.sessions().len(), 1);
+        let (_, records) = tapped.records(tapped.wire.sessions().len(), 1);
         assert_eq!(records[0]["placeholders"], serde_json::json!(["DD_API_KEY", "DD_APP_KEY"]));
-        scene.wire.assert_never(&[ANTHROPIC_SECRET, GIT_SECRET]);
-        scene.world.assert_secrets_untold();
+        tapped.wire.assert_never(&[ANTHROPIC_SECRET, GIT_SECRET]);
+        tapped.world.assert_secrets_untold();
     });
 }
 
-/// `Authorization: Key ...`.
+/// The field is `Authorization: Key ...`.
 #[test]
 fn fal_sends_a_scheme_word_of_its_own() {
     sandboxed(|| {
         let config = gateway::usual_config()
             .binding("OPENAI_API_KEY", |it| it.set("places", ["header authorization scheme Key"]));
-        let scene = Scene::with(Family::V6, &config);
-        run(&scene, FAL_SCRIPT);
+        let tapped = Tapped::with(Family::V6, &config);
+        run(&tapped, FAL_SCRIPT);
         let swap = Swap {
             value: format!("Key {OPENAI_SECRET}"),
             ..Swap::bearer(OPENAI, "OPENAI_API_KEY", OPENAI_SECRET)
         };
-        scene.assert_swapped(&swap, 1);
+        tapped.assert_swapped(&swap, 1);
     });
 }
 
-/// `?key=`, behind other names.
+/// The key is `?key=`, behind other names.
 #[test]
 fn google_maps_sends_its_key_in_the_query() {
     sandboxed(|| {
         let config = standing_for_openai("AIza-maps-placeholder", "query key");
-        let scene = Scene::with(Family::V6, &config);
-        run(&scene, MAPS_SCRIPT);
-        let (_, told) = scene.records(1, 1);
-        let received = &scene.world.origin.log().wait_requests(1)[0];
+        let tapped = Tapped::with(Family::V6, &config);
+        run(&tapped, MAPS_SCRIPT);
+        let (_, told) = tapped.records(1, 1);
+        let received = &tapped.world.origin.log().wait_requests(1)[0];
         let query =
             format!("address=Coat+%26+Hat+Street+1%3B+2nd+floor&language=en&key={OPENAI_SECRET}");
         assert_eq!(received.uri.query(), Some(&*query));
         assert_eq!(told[0]["placeholders"], serde_json::json!(["AIza-maps-placeholder"]));
         assert_eq!(told[0]["path"], "/v1/maps/api/geocode/json");
-        scene.wire.assert_never(&SECRETS);
-        scene.world.assert_secrets_untold();
+        tapped.wire.assert_never(&SECRETS);
+        tapped.world.assert_secrets_untold();
     });
 }
 
-/// `/botTOKEN/`.
+/// The path is `/botTOKEN/`.
 #[test]
 fn telegram_sends_its_token_in_the_path() {
     sandboxed(|| {
         let config = standing_for_openai("TELEGRAM_TOKEN", "path /v1/bot{}/").api("openai", |it| {
             it.less("paths", "/v1/*").more("paths", &["/v1/botTELEGRAM_TOKEN/*"])
         });
-        let scene = Scene::with(Family::V4, &config);
-        run(&scene, BOT_SCRIPT);
-        let (_, told) = scene.records(1, 1);
-        let received = &scene.world.origin.log().wait_requests(1)[0];
+        let tapped = Tapped::with(Family::V4, &config);
+        run(&tapped, BOT_SCRIPT);
+        let (_, told) = tapped.records(1, 1);
+        let received = &tapped.world.origin.log().wait_requests(1)[0];
         assert_eq!(received.uri.path(), format!("/v1/bot{OPENAI_SECRET}/getMe"));
         assert_eq!(told[0]["placeholders"], serde_json::json!(["TELEGRAM_TOKEN"]));
         assert_eq!(told[0]["path"], "/v1/botTELEGRAM_TOKEN/getMe");
-        scene.wire.assert_never(&SECRETS);
-        scene.world.assert_secrets_untold();
+        tapped.wire.assert_never(&SECRETS);
+        tapped.world.assert_secrets_untold();
     });
 }
 
-/// `client_secret` in a form (RFC 6749, section 2.3.1).
+/// The key is `client_secret` in a form (RFC 6749, section 2.3.1).
 #[test]
 fn authlib_sends_its_client_secret_in_a_form() {
     sandboxed(|| {
         let place = "form client_secret in POST /v1/oauth/token";
         let config = standing_for_openai("OAUTH_CLIENT_SECRET", place);
-        let scene = Scene::with(Family::V4, &config);
-        run(&scene, OAUTH_SCRIPT);
-        let received = &scene.world.origin.log().wait_requests(1)[0];
+        let tapped = Tapped::with(Family::V4, &config);
+        run(&tapped, OAUTH_SCRIPT);
+        let received = &tapped.world.origin.log().wait_requests(1)[0];
         let body = String::from_utf8_lossy(&received.body).into_owned();
         assert_eq!(body.matches(&format!("client_secret={OPENAI_SECRET}")).count(), 1, "{body}");
         assert!(body.contains("grant_type=client_credentials"), "{body}");
         assert_eq!(received.header("content-length"), [received.body.len().to_string()]);
-        swapped_in_a_body(&scene, "OAUTH_CLIENT_SECRET");
+        swapped_in_a_body(&tapped, "OAUTH_CLIENT_SECRET");
     });
 }
 
-/// A password in JSON.
+/// The key is a password in JSON.
 #[test]
 fn hvac_sends_its_password_in_json() {
     sandboxed(|| {
         let place = "json /password in POST /v1/auth/userpass/login/agent";
         let config = standing_for_openai("VAULT_PASSWORD", place);
-        let scene = Scene::with(Family::V6, &config);
-        run(&scene, LOGIN_SCRIPT);
-        let received = &scene.world.origin.log().wait_requests(1)[0];
+        let tapped = Tapped::with(Family::V6, &config);
+        run(&tapped, LOGIN_SCRIPT);
+        let received = &tapped.world.origin.log().wait_requests(1)[0];
         let body: serde_json::Value = serde_json::from_slice(&received.body).expect("JSON");
         assert_eq!(body, serde_json::json!({"password": OPENAI_SECRET}));
         assert_eq!(received.header("content-length"), [received.body.len().to_string()]);
-        swapped_in_a_body(&scene, "VAULT_PASSWORD");
+        swapped_in_a_body(&tapped, "VAULT_PASSWORD");
     });
 }
 
 #[track_caller]
-fn swapped_in_a_body(scene: &Scene, placeholder: &str) {
-    let (_, told) = scene.records(scene.wire.sessions().len(), 1);
+fn swapped_in_a_body(tapped: &Tapped, placeholder: &str) {
+    let (_, told) = tapped.records(tapped.wire.sessions().len(), 1);
     assert_eq!(told[0]["placeholders"], serde_json::json!([placeholder]));
-    scene.wire.assert_never(&SECRETS);
-    scene.world.assert_secrets_untold();
+    tapped.wire.assert_never(&SECRETS);
+    tapped.world.assert_secrets_untold();
 }
 
-/// npm asks for a scoped package with an encoded slash.
+/// npm requests a scoped package with an encoded slash.
 #[test]
 fn npm_reads_a_scoped_package() {
     sandboxed(|| {
         let config =
             gateway::usual_config().binding("GIT_TOKEN", |it| it.more("places", &[BEARER]));
-        let scene = Scene::with(Family::V4, &config);
-        let lab = &scene.world.lab;
+        let tapped = Tapped::with(Family::V4, &config);
+        let lab = &tapped.world.lab;
         let own = lab.write(
             ".npmrc",
             "registry=https://git.example/\n//git.example/:_authToken=${GIT_TOKEN}\n\
              update-notifier=false\nfetch-retries=0\n",
         );
-        let mut command = scene.agent(&tool("npm").display().to_string());
-        // A machine-wide `cafile` of npm's would take the place of NODE_EXTRA_CA_CERTS.
+        let mut command = tapped.agent(&tool("npm").display().to_string());
+        // A machine-wide `cafile` of npm's would replace NODE_EXTRA_CA_CERTS.
         command.env("NPM_CONFIG_CAFILE", lab.dir.join("agents.pem"));
         command.env("NPM_CONFIG_USERCONFIG", own).env("HOME", &lab.dir);
         command.env("NPM_CONFIG_CACHE", lab.dir.join("npm")).current_dir(&lab.dir);
         let seen = succeed(command.args(["view", "@lab/coat", "version"]));
         assert_eq!(seen.trim(), "1.0.0");
-        let requests = scene.world.origin.log().wait_requests(1);
+        let requests = tapped.world.origin.log().wait_requests(1);
         assert_eq!(requests[0].uri.path(), "/@lab%2fcoat", "{requests:?}");
         let swap = Swap::bearer(GIT, "GIT_TOKEN", GIT_SECRET);
         requests.iter().for_each(|request| swap.assert_in(request));
-        scene.world.assert_secrets_untold();
+        tapped.world.assert_secrets_untold();
     });
 }
 
@@ -351,31 +351,31 @@ fn npm_reads_a_scoped_package() {
 #[test]
 fn pip_reads_a_private_index() {
     sandboxed(|| {
-        let scene = Scene::new(Family::V6);
+        let tapped = Tapped::new(Family::V6);
         let python = python().display().to_string();
         let script = format!(
             "exec {python} -m pip --disable-pip-version-check --no-cache-dir index versions coat \
              --index-url https://agent:$GIT_TOKEN@git.example/simple"
         );
-        let seen = succeed(scene.agent("sh").args(["-c", &script]));
+        let seen = succeed(tapped.agent("sh").args(["-c", &script]));
         assert!(seen.contains("coat (1.0)"), "{seen}");
         let swap = Swap::basic(GIT, "GIT_TOKEN", GIT_SECRET, "agent");
-        let requests = scene.world.origin.log().requests();
+        let requests = tapped.world.origin.log().requests();
         let with: Vec<_> =
             requests.iter().filter(|it| !it.header("authorization").is_empty()).collect();
         assert!(!with.is_empty(), "{requests:?}");
         for request in with {
             swap.assert_in(request);
         }
-        scene.wire.assert_never(&[GIT_SECRET, &super::base64(&format!("agent:{GIT_SECRET}"))]);
-        scene.world.assert_secrets_untold();
+        tapped.wire.assert_never(&[GIT_SECRET, &super::base64(&format!("agent:{GIT_SECRET}"))]);
+        tapped.world.assert_secrets_untold();
     });
 }
 
 #[test]
 fn node_works() {
     sandboxed(|| {
-        let scene = Scene::new(Family::V4);
+        let tapped = Tapped::new(Family::V4);
         let script = r#"
             const url = "https://api.openai.example/v1/chat/completions";
             const headers = { authorization: `Bearer ${process.env.OPENAI_API_KEY}` };
@@ -383,11 +383,11 @@ fn node_works() {
             fetch(url, { method: "POST", headers, body }).then(async (answer) => {
                 for await (const part of answer.body) process.stdout.write(part);
             });"#;
-        let keys = format!("--tls-keylog={}", scene.wire.keys().display());
-        let mut command = scene.agent(&tool("node").display().to_string());
-        command.env("NODE_EXTRA_CA_CERTS", scene.world.lab.dir.join("agents.pem"));
+        let keys = format!("--tls-keylog={}", tapped.wire.keys().display());
+        let mut command = tapped.agent(&tool("node").display().to_string());
+        command.env("NODE_EXTRA_CA_CERTS", tapped.world.lab.dir.join("agents.pem"));
         let seen = succeed(command.args([&keys, "-e", script]));
         assert!(seen.contains("[DONE]"), "{seen}");
-        scene.assert_swapped(&Swap::bearer(OPENAI, "OPENAI_API_KEY", OPENAI_SECRET), 1);
+        tapped.assert_swapped(&Swap::bearer(OPENAI, "OPENAI_API_KEY", OPENAI_SECRET), 1);
     });
 }

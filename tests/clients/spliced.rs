@@ -1,5 +1,5 @@
-//! A host that is let through: the agent sees the host's own certificate, and what each side
-//! receives is what the other sent, byte for byte.
+//! A host that is spliced: the agent sees the host's own certificate, and each side receives the
+//! other's bytes unchanged.
 
 use lab::{
     client::{H2, Hello, Tls},
@@ -8,34 +8,34 @@ use lab::{
     sandboxed,
 };
 
-use super::{Family, Scene};
+use super::{Family, Tapped};
 
-/// Believes the lab's public root, and not the gateway's.
-fn public(scene: &Scene, hello: Hello) -> Hello {
-    hello.trusting(scene.world.lab.public.pem())
+/// Makes a hello trust the lab's public root, and not the gateway's.
+fn public(tapped: &Tapped, hello: Hello) -> Hello {
+    hello.trusting(tapped.world.lab.public.pem())
 }
 
 fn http_1(family: Family) {
-    let scene = Scene::new(family);
+    let tapped = Tapped::new(family);
     let request = "PUT /echo HTTP/1.1\r\nhOsT: pypi.example\r\nX-Odd:   spaced\t\r\n\
         aUTHORIZATION: Bearer OPENAI_API_KEY\r\nContent-Length: 8\r\n\r\nbo\r\n\r\ndy";
-    let hello = public(&scene, Hello::h1(PYPI.name));
+    let hello = public(&tapped, Hello::h1(PYPI.name));
     let mut tls = Tls::open(AGENT, family.https(PYPI), &hello).expect("its own certificate");
     let leaf = tls.leaf().expect("a certificate");
     let answer = tls.ask(request).expect("an answer");
     assert_eq!(answer.status, 200);
     drop(tls);
-    let log = scene.world.origin.log();
+    let log = tapped.world.origin.log();
     log.wait_all_closed();
     let connection = &log.connections()[0];
     assert_eq!(connection.bytes, request.as_bytes(), "no byte is touched");
     assert_eq!(connection.sni.as_deref(), Some(PYPI.name));
-    told(&scene, &leaf);
+    told(&tapped, &leaf);
 }
 
 fn http_2(family: Family) {
-    let scene = Scene::new(family);
-    let hello = public(&scene, Hello::h2(PYPI.name));
+    let tapped = Tapped::new(family);
+    let hello = public(&tapped, Hello::h2(PYPI.name));
     let mut h2 = H2::open(AGENT, family.https(PYPI), &hello).expect("its own certificate");
     for path in ["/echo", "/trailers"] {
         let request = http::Request::post(format!("https://pypi.example{path}"))
@@ -47,7 +47,7 @@ fn http_2(family: Family) {
         assert_eq!(answer.trailers.contains_key("x-checksum"), path == "/trailers");
     }
     drop(h2);
-    let requests = scene.world.origin.log().wait_requests(2);
+    let requests = tapped.world.origin.log().wait_requests(2);
     for request in requests {
         assert_eq!(
             request.header("authorization"),
@@ -56,22 +56,23 @@ fn http_2(family: Family) {
         );
         assert_eq!(request.body, "body");
     }
-    let (connections, _) = scene.records(1, 0);
+    let (connections, _) = tapped.records(1, 0);
     assert_eq!(connections[0]["alpn"], serde_json::json!(["h2"]));
-    scene.world.assert_secrets_stay();
+    tapped.world.assert_secrets_stay();
 }
 
-/// One record, of a connection that was let through; whose leaf it was; no key anywhere.
-fn told(scene: &Scene, leaf: &[u8]) {
-    let (connections, _) = scene.records(1, 0);
+/// Checks that there is one record, of a spliced connection, that the leaf was the host's, and that
+/// no key is anywhere.
+fn told(tapped: &Tapped, leaf: &[u8]) {
+    let (connections, _) = tapped.records(1, 0);
     let record = &connections[0];
     assert_eq!(record["decision"], "splice", "{record}");
     assert_eq!(record["rule"], "pypi", "{record}");
     assert!(!record.has("reason"), "{record}");
-    scene.assert_family(record, PYPI);
+    tapped.assert_family(record, PYPI);
     let issuer = b"Lab public root";
     assert!(leaf.windows(issuer.len()).any(|at| at == issuer), "not the host's own certificate");
-    scene.world.assert_secrets_stay();
+    tapped.world.assert_secrets_stay();
 }
 
 #[test]
@@ -94,32 +95,33 @@ fn http_2_over_ipv6_is_untouched() {
     sandboxed(|| http_2(Family::V6));
 }
 
-/// What the wire carries is counted to the byte: the sum of the packets' payloads, and no key.
+/// The bytes on the wire are counted exactly: the sum of the packets' payloads. No key is among
+/// them.
 #[test]
 fn an_unmodified_client_passes_and_the_audit_counts_it() {
     sandboxed(|| {
-        let scene = Scene::new(Family::V4);
+        let tapped = Tapped::new(Family::V4);
         for version in ["--http1.1", "--http2"] {
             let url = "https://pypi.example/pattern?bytes=300000";
-            scene.curl(&[version, "-o", "/run/lab/got", url]);
+            tapped.curl(&[version, "-o", "/run/lab/got", url]);
             let got = std::fs::read("/run/lab/got").expect("curl wrote it");
             assert!(got == lab::origin::pattern(300_000), "{version}: {} bytes", got.len());
         }
-        let (connections, _) = scene.records(2, 0);
+        let (connections, _) = tapped.records(2, 0);
         for record in connections {
             let bytes = record["bytes_to_agent"].as_u64().unwrap_or(0);
             // TLS adds a handshake and 22 bytes a record.
             assert!((300_000..310_000).contains(&bytes), "{record}");
         }
-        scene.wire.assert_never(&SECRETS);
+        tapped.wire.assert_never(&SECRETS);
     });
 }
 
-/// The control of every other test here: what an agent does send, a tap finds.
+/// This is the control of every other test here: a tap finds what an agent does send.
 #[test]
 fn a_tap_finds_a_value_in_every_clients_form() {
     sandboxed(|| {
-        let scene = Scene::new(Family::V4);
+        let tapped = Tapped::new(Family::V4);
         let forms = [
             ("--http1.1", "--header", "Authorization: Bearer "),
             ("--http2", "--header", "Authorization: Bearer "),
@@ -131,8 +133,8 @@ fn a_tap_finds_a_value_in_every_clients_form() {
         for (index, (version, option, before)) in forms.iter().enumerate() {
             let value = format!("a-value-{index}-of-the-agents-own");
             let argument = format!("{before}{value}");
-            scene.curl(&[version, option, &argument, "https://pypi.example/echo"]);
-            let sessions = scene.wire.sessions();
+            tapped.curl(&[version, option, &argument, "https://pypi.example/echo"]);
+            let sessions = tapped.wire.sessions();
             assert_eq!(sessions.len(), index + 1);
             let found = sessions.iter().filter(|session| session.sends(&value)).count();
             assert_eq!(found, 1, "{version} {option}");

@@ -1,13 +1,14 @@
-//! The cases of the Autobahn test suite, run by kosoku. As a client it fuzzes the `websockets` of
-//! Python behind the gateway, as a server that of an agent; each with the gateway between and
-//! without it.
+//! The cases of the Autobahn test suite, run by kosoku. As a client it fuzzes Python's `websockets`
+//! behind the gateway, as a server that of an agent; each with the gateway in between and without
+//! it.
 //!
-//! It speaks in clear text, so a relay stands on its side that adds TLS and, in a handshake, what
-//! the API is named and its placeholder. The same relay stands there without the gateway.
+//! kosoku speaks in clear text, so a relay on its side adds TLS and, in a handshake, the API's name
+//! and its placeholder. The same relay is there without the gateway.
 
 use std::process::{Child, Command};
 
 use lab::{
+    World,
     client::python,
     gateway::{BEARER, OPENAI_SECRET, PUBLIC_CA, usual_config},
     net::{AGENT, INTERNET, Ns, OTHER},
@@ -17,22 +18,21 @@ use lab::{
 use policy_builder::{Config, api, binding};
 
 use super::{Meant, Outcomes, compare, suite, whole};
-use crate::attack::Scene;
 
-/// Cases of a minute; the rest is of `make test-conformance`.
+/// The cases that take a minute in all; `make test-conformance` runs the rest.
 const PART: &str = "1.*,2.*,3.*,4.1.*,4.2.*,5.*,6.2.*,6.4.*,7.1.*,7.3.*,9.1.1";
 const WHOLE: &str = "1.*,2.*,3.*,4.*,5.*,6.*,7.*,9.*,10.*";
 
-/// Those about compression, which the gateway declines before a size is of any matter: of each way
-/// the smallest.
+/// The cases about compression, which the gateway declines before any size matters: the smallest of
+/// each way.
 const COMPRESSED: &str = ",12.*.1,13.*.1";
 
-/// How many cases run at once, and how often those are run again, one by one, that did not come
-/// off: an answer has a second to come, which a busy machine may miss.
+/// How many cases run at once, and how often failed cases are run again, one by one: an answer has
+/// a second to arrive, which a busy machine may miss.
 const MANY: &str = "10";
 const AGAIN: usize = 2;
 
-/// Outcomes from the best: of messages, and of the end.
+/// Outcomes from the best to the worst: of messages, and of the end.
 const BEST: [&str; 8] = [
     "OK / OK",
     "NON-STRICT / OK",
@@ -44,7 +44,7 @@ const BEST: [&str; 8] = [
     "OK / FAILED",
 ];
 
-/// What the gateway declines: a compressed frame would have to be decoded to be masked.
+/// The cases that the gateway declines: a compressed frame would have to be decoded to be masked.
 const SERVER_MEANT: [Meant; 2] = [declined("12.*"), declined("13.*")];
 
 const fn declined(case: &'static str) -> Meant {
@@ -52,8 +52,8 @@ const fn declined(case: &'static str) -> Meant {
     Meant { case, without: "OK / OK", through: "UNIMPLEMENTED / OK", why }
 }
 
-/// What a client behind the gateway has otherwise. Python's `websockets` takes a close frame within
-/// a message for an error of the server's, which the suite does not.
+/// The case that differs for a client behind the gateway. Python's `websockets` takes a close frame
+/// within a message for an error of the server's, which the suite does not.
 const CLIENT_MEANT: [Meant; 1] = [Meant {
     case: "7.1.5",
     without: "FAILED / WRONG CODE",
@@ -61,7 +61,7 @@ const CLIENT_MEANT: [Meant; 1] = [Meant {
     why: "a fragment that waits to be masked is not sent ahead of the close frame behind it",
 }];
 
-/// The port at the API's address that is not one of the lab's own servers.
+/// A port at the API's address that is none of the lab's own servers'.
 const PORT: u16 = 9443;
 
 fn script(ns: Ns, python: &std::path::Path, arguments: &[&str]) -> Command {
@@ -70,10 +70,10 @@ fn script(ns: Ns, python: &std::path::Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// A program that runs until the test ends, once it says so.
+/// Starts a program that runs until the test ends, and waits until it is ready.
 #[track_caller]
-fn start(mut command: Command, scene: &Scene, name: &str) -> Child {
-    let log = scene.lab.dir.join(name);
+fn start(mut command: Command, world: &World, name: &str) -> Child {
+    let log = world.lab.dir.join(name);
     let file = std::fs::File::create(&log).expect("a file");
     let again = file.try_clone().expect("a file");
     let child = command.stdout(file).stderr(again).spawn().expect("it starts");
@@ -91,15 +91,15 @@ fn config() -> Config {
     usual_config().gateway("ports", [443, 80, PORT]).with(measured)
 }
 
-fn scene() -> Scene {
-    let scene = Scene::with(&config());
-    let identity = scene.lab.public.issue(OTHER.name);
-    scene.lab.write("measured.pem", identity.certificate_pem());
-    scene.lab.write("measured.key", identity.key_pem());
-    scene
+fn world() -> World {
+    let world = World::with(&config());
+    let identity = world.lab.public.issue(OTHER.name);
+    world.lab.write("measured.pem", identity.certificate_pem());
+    world.lab.write("measured.key", identity.key_pem());
+    world
 }
 
-/// The best outcome of each case in a few tries.
+/// Returns the best outcome of each case in a few attempts.
 #[track_caller]
 fn outcomes(more: &str, mut run: impl FnMut(&str, &str) -> String) -> Outcomes {
     let cases = if whole() { WHOLE } else { PART };
@@ -121,7 +121,7 @@ fn outcomes(more: &str, mut run: impl FnMut(&str, &str) -> String) -> Outcomes {
     all
 }
 
-/// Nearly all are as they should be.
+/// Asserts that nearly all outcomes are good.
 #[track_caller]
 fn assert_good(all: &Outcomes) {
     let good = all.values().filter(|it| rank(it) < 4).count();
@@ -142,12 +142,12 @@ fn read(said: &str) -> Outcomes {
 #[ignore = "it takes minutes: cargo test --test properties -- --ignored autobahn"]
 fn a_server_behaves_the_same_behind_the_gateway() {
     sandboxed_for(super::LIMIT, || {
-        let scene = scene();
-        let dir = scene.lab.dir.display().to_string();
+        let world = world();
+        let dir = world.lab.dir.display().to_string();
         let at = format!("{}:{PORT}", OTHER.v4());
         // It ends with the sandbox.
         #[expect(clippy::zombie_processes, reason = "the sandbox ends, and with it all in there")]
-        let _server = start(script(INTERNET, &python(), &["echo", &at, &dir]), &scene, "echo");
+        let _server = start(script(INTERNET, &python(), &["echo", &at, &dir]), &world, "echo");
         let run = |from: Ns, key: &str| {
             outcomes(COMPRESSED, |many, cases| {
                 let to = format!("{}:{PORT}", OTHER.name);
@@ -158,35 +158,35 @@ fn a_server_behaves_the_same_behind_the_gateway() {
         let without = run(INTERNET, OPENAI_SECRET);
         let through = run(AGENT, "MEASURED_API_KEY");
         assert_good(&without);
-        let requests = scene.gateway.audit.records();
+        let requests = world.gateway.audit.records();
         let requests = requests.iter().filter(|it| it.is("request")).count();
         assert!(requests >= through.len(), "it went somewhere else");
         compare(&without, &through, &SERVER_MEANT);
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
 #[test]
 fn a_client_behaves_the_same_behind_the_gateway() {
     sandboxed_for(super::LIMIT, || {
-        let scene = scene();
-        let dir = scene.lab.dir.display().to_string();
+        let world = world();
+        let dir = world.lab.dir.display().to_string();
         let at = format!("{}:{PORT}", OTHER.v4());
         let run = |from: Ns, key: &str| {
             outcomes("", |many, cases| {
                 let arguments = ["fuzz-client", &at, &dir, cases];
                 let fuzzer = script(INTERNET, &suite("python/bin/python"), &arguments);
-                let mut fuzzer = start(fuzzer, &scene, "fuzzer");
+                let mut fuzzer = start(fuzzer, &world, "fuzzer");
                 let arguments = ["client", &format!("{}:{PORT}", OTHER.name), &dir, key, many];
                 super::output(&mut script(from, &python(), &arguments));
                 fuzzer.wait().expect("it ends");
-                std::fs::read_to_string(scene.lab.dir.join("fuzzer")).expect("its output")
+                std::fs::read_to_string(world.lab.dir.join("fuzzer")).expect("its output")
             })
         };
         let without = run(INTERNET, OPENAI_SECRET);
         let through = run(AGENT, "MEASURED_API_KEY");
         assert_good(&without);
         compare(&without, &through, &CLIENT_MEANT);
-        scene.ends_well();
+        world.ends_well();
     });
 }

@@ -1,6 +1,6 @@
 //! Requests that servers are known to read in two ways. Each is tried as the first on a connection
-//! and behind a good one, and has a marked request behind it, all in one write. Whatever becomes
-//! of it, the marked request never arrives but as itself: with an answer and a record of its own.
+//! and behind a good one, with a marked request behind it, all in one write. Whatever becomes of
+//! the case, the marked request arrives only as itself: with an answer and a record of its own.
 //!
 //! Texts stand for bytes one by one: `\u{ff}` is the byte 0xff.
 
@@ -14,6 +14,8 @@ use std::{
 };
 
 use lab::{
+    World,
+    attack::{Before, local},
     client::Tls,
     gateway::OPENAI_SECRET,
     net::{AGENT, OPENAI},
@@ -22,19 +24,18 @@ use lab::{
 use serde_json::Value;
 
 use self::cases::{Case, Fate};
-use crate::attack::{Before, Scene, local};
 
 /// The request before a case, and the one behind it.
 const FIRST: &str = "/v1/first";
 const MARKED: &str = "/v1/marked";
 
-/// How long nothing comes of a request that is not whole.
+/// Time for which an incomplete request must get no answer.
 const SILENCE: Duration = Duration::from_millis(200);
 
-/// How long a group of cases may take on a busy machine.
+/// Longest time of a group of cases on a busy machine.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// What an answer is one to.
+/// The request that an answer belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Answer {
     First,
@@ -44,7 +45,7 @@ enum Answer {
 }
 
 impl Fate {
-    /// The answers that the agent gets, in order.
+    /// Returns the answers that the agent gets, in order.
     fn answers(self) -> Vec<Answer> {
         let refusal = |status, reason: &str| Answer::Refusal(status, reason.to_owned());
         match self {
@@ -58,7 +59,7 @@ impl Fate {
         }
     }
 
-    /// The reason of a record of what has no answer.
+    /// Returns the reason in the record of a request without an answer.
     fn unanswered(self) -> Option<&'static str> {
         (self == Self::Waits).then_some("http_malformed")
     }
@@ -72,8 +73,8 @@ fn request(path: &str, fields: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Everything that comes until the gateway ends the connection, or, where it waits, for a while
-/// behind what is sure to come.
+/// Reads until the gateway ends the connection, or, where it waits, for a while after the expected
+/// answers.
 fn hear(tls: &mut Tls, fate: Fate, behind: bool) -> Vec<u8> {
     let mut heard = vec![];
     if fate == Fate::Waits {
@@ -89,7 +90,7 @@ fn hear(tls: &mut Tls, fate: Fate, behind: bool) -> Vec<u8> {
     heard
 }
 
-/// The answers in `bytes`; interim ones are none.
+/// Returns the answers in `bytes`, without interim ones.
 #[track_caller]
 fn answers(what: &str, mut bytes: &[u8]) -> Vec<Answer> {
     let mut answers = vec![];
@@ -121,17 +122,17 @@ fn answers(what: &str, mut bytes: &[u8]) -> Vec<Answer> {
     answers
 }
 
-/// The requests that arrived since `before`, by a reader that takes nothing but what it would
-/// write.
+/// Returns the requests that arrived since `before`, read by a reader that accepts only the forms
+/// that it would write.
 #[track_caller]
-fn arrived(scene: &Scene, what: &str, before: Before, fate: Fate) -> Vec<Answer> {
-    scene.origin.log().wait_all_closed();
+fn arrived(world: &World, what: &str, before: Before, fate: Fate) -> Vec<Answer> {
+    world.origin.log().wait_all_closed();
     let mut arrived = vec![];
-    for connection in scene.connections_since(before) {
+    for connection in world.connections_since(before) {
         let requests = strict::requests(what, &connection.bytes);
         assert_eq!(requests.len(), connection.requests.len(), "{what}: {connection:#?}");
         let marked = requests.iter().filter(|it| it.target == MARKED).count();
-        // Where it is waited for as a body, it is one.
+        // Where its bytes are awaited as a body, they are one.
         let expected = if fate == Fate::Waits { connection.count(MARKED) } else { marked };
         assert_eq!(connection.count(MARKED), expected, "{what}: {connection:#?}");
         for request in requests {
@@ -147,12 +148,12 @@ fn arrived(scene: &Scene, what: &str, before: Before, fate: Fate) -> Vec<Answer>
 }
 
 #[track_caller]
-fn try_one(scene: &Scene, case: &Case, behind: bool) {
+fn try_one(world: &World, case: &Case, behind: bool) {
     let what = format!("{:?}, {}", case.what, if behind { "behind another" } else { "alone" });
     let first = if behind { request(FIRST, "") } else { vec![] };
     let marked = request(MARKED, "Connection: close\r\n");
-    let before = scene.before();
-    let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
+    let before = world.before();
+    let mut tls = world.must_h1(AGENT, OPENAI.port(443), OPENAI.name);
     let me = local(&tls);
     tls.send([&first[..], &case.bytes, &marked].concat()).expect("sent");
     let heard = hear(&mut tls, case.fate, behind);
@@ -166,23 +167,23 @@ fn try_one(scene: &Scene, case: &Case, behind: bool) {
         .iter()
         .map(|answer| match answer {
             Answer::Refusal(_, reason) => Some(&**reason),
-            // The API says back what it received.
+            // The API returns the bytes that it received.
             _ => Some("response_masked"),
         })
         .collect();
     reasons.extend(case.fate.unanswered().map(Some));
-    scene.recorded(&what, me, &reasons);
+    world.recorded(&what, me, &reasons);
     expected.retain(|answer| !matches!(answer, Answer::Refusal(..)));
-    assert_eq!(arrived(scene, &what, before, case.fate), expected, "{what}");
+    assert_eq!(arrived(world, &what, before, case.fate), expected, "{what}");
 }
 
-/// Tries each, and says of all that go wrong.
+/// Tries each, and reports all that fail.
 fn try_all(cases: Vec<Case>) {
-    let scene = Scene::usual();
+    let world = World::usual();
     let mut wrong = vec![];
     for case in &cases {
         for behind in [false, true] {
-            let one = AssertUnwindSafe(|| try_one(&scene, case, behind));
+            let one = AssertUnwindSafe(|| try_one(&world, case, behind));
             if let Err(panic) = catch_unwind(one) {
                 let said = panic.downcast_ref::<String>().cloned().unwrap_or_default();
                 wrong.push(said);
@@ -190,7 +191,7 @@ fn try_all(cases: Vec<Case>) {
         }
     }
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n----\n"));
-    scene.ends_well();
+    world.ends_well();
 }
 
 #[test]

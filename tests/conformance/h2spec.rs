@@ -1,9 +1,10 @@
-//! h2spec, which sends a server what RFC 9113 and RFC 7541 forbid and looks at what it says: to an
-//! API's own server, and to the gateway in front of it.
+//! h2spec, which sends a server requests that RFC 9113 and RFC 7541 forbid and checks its answers:
+//! an API's own server, and the gateway in front of it.
 
 use std::process::Command;
 
 use lab::{
+    World,
     gateway::{BEARER, PUBLIC_CA, usual_config},
     net::{AGENT, INTERNET, Ns, OTHER},
     sandbox::sandboxed_for,
@@ -11,9 +12,8 @@ use lab::{
 use policy_builder::{Table, api, binding};
 
 use super::{Meant, Outcomes, compare, suite};
-use crate::attack::Scene;
 
-/// h2spec sends no credential.
+/// Returns an API without a credential, because h2spec sends none.
 fn measured() -> Table {
     api("measured", &[OTHER.name])
         .set("methods", ["GET", "HEAD", "OPTIONS", "POST"])
@@ -23,26 +23,26 @@ fn measured() -> Table {
         .with(binding("research", "MEASURED_API_KEY", &[BEARER], "file:openai"))
 }
 
-/// There is none.
+/// No case is meant to differ.
 const MEANT: [Meant; 0] = [];
 
-/// h2spec knows this many, with those that it calls strict.
+/// The number of h2spec's cases, including those that it calls strict.
 const CASES: usize = 146;
 
-/// Each case by its section and number, and its outcome.
-fn run(scene: &Scene, from: Ns) -> Outcomes {
-    let report = scene.lab.dir.join("h2spec.xml");
+/// Returns the outcome of each case, by its section and number.
+fn run(world: &World, from: Ns) -> Outcomes {
+    let report = world.lab.dir.join("h2spec.xml");
     let _ = std::fs::remove_file(&report);
     let mut h2spec: Command = from.command(suite("h2spec"));
     h2spec.args(["--tls", "--host", OTHER.name, "--port", "443", "--path", "/v1/measured"]);
     h2spec.args(["--strict", "--timeout", "8", "--junit-report"]).arg(&report);
-    h2spec.env("SSL_CERT_FILE", scene.lab.dir.join("agents.pem"));
+    h2spec.env("SSL_CERT_FILE", world.lab.dir.join("agents.pem"));
     let said = super::output(&mut h2spec);
     let xml = std::fs::read_to_string(&report).unwrap_or_else(|_| panic!("no report: {said}"));
     outcomes(&xml)
 }
 
-/// Reads the report: JUnit's XML, of which an outcome is the element within a case.
+/// Reads the report: JUnit's XML, in which an outcome is the element within a case.
 fn outcomes(xml: &str) -> Outcomes {
     let mut outcomes = Outcomes::new();
     for case in xml.split("<testcase ").skip(1) {
@@ -64,13 +64,13 @@ fn outcomes(xml: &str) -> Outcomes {
 #[test]
 fn the_gateway_passes_what_the_server_behind_it_passes() {
     sandboxed_for(super::LIMIT, || {
-        let scene = Scene::with(&usual_config().with(measured()));
-        let without = run(&scene, INTERNET);
-        let before = scene.before();
-        let through = run(&scene, AGENT);
-        assert!(!scene.connections_since(before).is_empty(), "it went somewhere else");
+        let world = World::with(&usual_config().with(measured()));
+        let without = run(&world, INTERNET);
+        let before = world.before();
+        let through = run(&world, AGENT);
+        assert!(!world.connections_since(before).is_empty(), "it went somewhere else");
         assert!(without.len() >= CASES, "{} cases", without.len());
         compare(&without, &through, &MEANT);
-        scene.ends_well();
+        world.ends_well();
     });
 }

@@ -1,4 +1,4 @@
-//! Names that lead inside, names that lead nowhere, and agents that dial the gateway itself: the
+//! Names that lead inside, names that do not resolve, and agents that dial the gateway itself: the
 //! gateway connects to no address that policy did not mean.
 
 use std::{
@@ -8,9 +8,9 @@ use std::{
 };
 
 use lab::{
-    Lab,
+    Lab, World,
     client::{Hello, Tls},
-    dns::{Answer, Dns},
+    dns::Answer,
     gateway::{Gateway, usual_config, with_absent_vault},
     net::{
         AGENT, AGENT2, ANTHROPIC, CDN, GATEWAY, GATEWAY_V4, GATEWAY_V6, GIT, HOSTS, Host, INTERNET,
@@ -21,9 +21,9 @@ use lab::{
 };
 use policy_builder::Config;
 
-use crate::faults::{CHAT, Trap, ask, assert_refused, connections, descriptors, hello, open};
+use crate::faults::{CHAT, Trap, assert_refused, connections, descriptors};
 
-/// Every way to say "inside", the gateway's own addresses, and the resolver that it asks.
+/// Every form of an address inside, the gateway's own addresses, and the resolver that it asks.
 const INSIDE: [&str; 23] = [
     "127.0.0.1",
     "127.8.9.1",
@@ -50,9 +50,9 @@ const INSIDE: [&str; 23] = [
     "2001:db8:f::2",
 ];
 
-/// Where something inside listens, that would notice.
+/// Returns listeners inside, which would notice a connection.
 fn traps() -> [Trap; 2] {
-    // Where the routes of the lab lead when nothing stops them.
+    // These are the addresses to which the lab's routes lead when nothing stops them.
     for line in [
         "ip addr add 10.9.9.9/32 dev lo",
         "ip addr add 172.16.0.9/32 dev lo",
@@ -76,7 +76,7 @@ fn traps() -> [Trap; 2] {
         "[64:ff9b::a9fe:a9fe]:443",
     ];
     let outside = outside.map(|address| address.parse().expect("an address"));
-    // The wildcard takes every address of the gateway's own, in both families.
+    // The wildcard covers all of the gateway's own addresses, in both families.
     let here = ["[::]:443"].map(|address| address.parse().expect("an address"));
     let own = ["127.0.0.1:443", "[::1]:443", "192.0.2.1:443", "203.0.113.2:443"];
     let own = own.map(|address| address.parse().expect("an address"));
@@ -89,31 +89,28 @@ fn traps() -> [Trap; 2] {
 #[test]
 fn a_name_that_resolves_inside_is_never_dialled() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let dns = Dns::start();
-        let gateway = Gateway::usual(&lab);
+        let world = World::usual();
         let traps = traps();
         for (number, inside) in INSIDE.into_iter().enumerate() {
             let address: IpAddr = inside.parse().expect("an address");
-            dns.set(OPENAI.name, &[address]);
-            dns.set(PYPI.name, &[address]);
-            let answer = ask(&lab, &gateway, CHAT);
+            world.dns.set(OPENAI.name, &[address]);
+            world.dns.set(PYPI.name, &[address]);
+            let answer = world.ask(CHAT);
             assert_eq!(answer.reason().as_deref(), Some("private_address"), "{inside}");
             assert_eq!(answer.status, 502, "{inside}");
-            open(&lab, AGENT, PYPI).map(drop).expect_err("nothing to splice to");
-            for record in &connections(&gateway, 2 * number + 2)[2 * number..] {
+            world.open(AGENT, PYPI).map(drop).expect_err("nothing to splice to");
+            for record in &connections(&world.gateway, 2 * number + 2)[2 * number..] {
                 assert_eq!(record["reason"], "private_address", "{inside}: {record}");
                 assert!(!record.has("upstream"), "{inside}: {record}");
             }
         }
         traps.iter().for_each(Trap::assert_untouched);
-        origin.log().assert_untouched();
+        world.origin.log().assert_untouched();
     });
 }
 
-/// Each name's turns: a public answer after each of those that lead inside, one of which has a
-/// public address beside it.
+/// Returns the answers about each name, in turns: a public address after each of those inside, one
+/// of which has a public address beside it.
 fn turns(host: Host) -> Answer {
     let public = vec![IpAddr::from(host.v4()), host.v6().into()];
     let vault = VAULT.to_string();
@@ -127,12 +124,10 @@ fn turns(host: Host) -> Answer {
 #[test]
 fn a_name_that_changes_its_mind_never_leads_inside() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let dns = Dns::start();
-        // One agent asks for all five, faster than its rate of connections would let it.
-        let config = with_a_vault(&lab).limit("agent_new_connections", 100_000);
-        let gateway = Gateway::start(&lab, &config);
+        let builder = World::builder();
+        // One agent asks for all five, faster than its usual rate of connections allows.
+        let config = with_a_vault(&builder.lab).limit("agent_new_connections", 100_000);
+        let world = builder.start(&config);
         let traps = traps();
         let head = |host: Host, credential: &str| {
             let path = if credential.is_empty() { "/a" } else { "/v1/models" };
@@ -145,15 +140,15 @@ fn a_name_that_changes_its_mind_never_leads_inside() {
             (PYPI, head(PYPI, ""), false),
             (CDN, head(CDN, ""), false),
         ];
-        agents.iter().for_each(|(host, ..)| dns.script(host.name, turns(*host)));
+        agents.iter().for_each(|(host, ..)| world.dns.script(host.name, turns(*host)));
         let each = 100;
         let begun = Instant::now();
         let good: usize = thread::scope(|scope| {
-            let lab = &lab;
+            let world = &world;
             let agents = agents.iter().map(|(host, request, intercepted)| {
                 let open = move |number: usize| {
                     let to = [host.port(443), host.port6(443)][number % 2];
-                    Tls::open(AGENT, to, &hello(lab, *host))
+                    world.h1_from(AGENT, to, host.name)
                 };
                 let ask = move |number| match open(number).and_then(|mut tls| tls.ask(request)) {
                     Ok(answer) if answer.status == 200 => true,
@@ -161,7 +156,7 @@ fn a_name_that_changes_its_mind_never_leads_inside() {
                         assert_refused(&answer, 502, "private_address");
                         false
                     }
-                    // A spliced connection has nobody who could answer.
+                    // A spliced connection has no peer that could answer.
                     Err(error) => {
                         assert!(!intercepted, "{host:?}: {error}");
                         false
@@ -176,12 +171,12 @@ fn a_name_that_changes_its_mind_never_leads_inside() {
         println!("{good} of {all} in {:?}", begun.elapsed());
         assert!(good > all / 4 && good < all * 3 / 4, "{good} answered of {all}");
         traps.iter().for_each(Trap::assert_untouched);
-        origin.log().wait_all_closed();
-        assert_eq!(origin.log().requests().len(), good);
+        world.origin.log().wait_all_closed();
+        assert_eq!(world.origin.log().requests().len(), good);
         let public = agents.map(|(host, ..)| [host.v4().to_string(), host.v6().to_string()]);
         // Over IPv4 and over IPv6.
         let (mut private, mut dialled) = ([0; 2], [0; 2]);
-        for record in connections(&gateway, all) {
+        for record in connections(&world.gateway, all) {
             let family = usize::from(record["dialled"].as_str().is_some_and(|it| it.contains('[')));
             match record["upstream"].as_str() {
                 Some(upstream) => {
@@ -200,7 +195,7 @@ fn a_name_that_changes_its_mind_never_leads_inside() {
     });
 }
 
-/// The usual policy beside a Vault that is known by its name and does not answer.
+/// Returns the usual policy beside a Vault that is known by its name and does not answer.
 fn with_a_vault(lab: &Lab) -> Config {
     let everybody = HOSTS.map(|host| (host.name, vec![host.v4().into(), host.v6().into()]));
     let vault = ("vault.example", vec![VAULT.into()]);
@@ -214,32 +209,29 @@ fn with_a_vault(lab: &Lab) -> Config {
 #[test]
 fn an_unresolvable_name_is_answered_in_time() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let dns = Dns::start();
-        let gateway = Gateway::usual(&lab);
+        let world = World::usual();
         let nothing = [
             ("no address", Answer::Addresses(Vec::new())),
             ("fails", Answer::Fails),
             ("silent", Answer::Silent),
         ];
         for (number, (name, answer)) in nothing.into_iter().enumerate() {
-            dns.script(OPENAI.name, answer);
+            world.dns.script(OPENAI.name, answer);
             let begun = Instant::now();
             // The agent's side of the lab gives up after ten seconds.
-            let answer = ask(&lab, &gateway, CHAT);
+            let answer = world.ask(CHAT);
             println!("{name}: {:?}", begun.elapsed());
             assert_refused(&answer, 502, "resolve_failed");
-            let record = &connections(&gateway, number + 1)[number];
+            let record = &connections(&world.gateway, number + 1)[number];
             assert_eq!(record["reason"], "resolve_failed", "{name}: {record}");
         }
-        // Listed by a suffix, so the gateway asks, and there is no such name.
+        // The name is listed by a suffix, so the gateway asks, and it does not exist.
         let hello = Hello::h1("nothing.cdn.example");
         let refused = Tls::open(AGENT, PYPI.port(443), &hello).map(drop).expect_err("NXDOMAIN");
         println!("{refused}");
-        let record = gateway.audit.wait_for(|record| record["sni"] == "nothing.cdn.example");
+        let record = world.gateway.audit.wait_for(|record| record["sni"] == "nothing.cdn.example");
         assert_eq!(record["reason"], "resolve_failed", "{record}");
-        origin.log().assert_untouched();
+        world.origin.log().assert_untouched();
     });
 }
 
@@ -248,10 +240,11 @@ fn without_a_resolver_nothing_is_dialled() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
-        // Nobody listens on port 53 there: Dns is not started.
-        let gateway = Gateway::start(&lab, &usual_config());
+        // Nobody listens on port 53 there, because Dns is not started.
+        let _gateway = Gateway::start(&lab, &usual_config());
         let begun = Instant::now();
-        assert_refused(&ask(&lab, &gateway, CHAT), 502, "resolve_failed");
+        let mut tls = Tls::open(AGENT, OPENAI.port(443), &Hello::h1(OPENAI.name)).expect("TLS");
+        assert_refused(&tls.ask(CHAT).expect("an answer"), 502, "resolve_failed");
         assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
         origin.log().assert_untouched();
     });
@@ -260,14 +253,11 @@ fn without_a_resolver_nothing_is_dialled() {
 #[test]
 fn dialling_the_gateway_or_another_agent_leads_nowhere() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let gateway = Gateway::usual(&lab);
+        let world = World::usual();
         let neighbour = Trap::set(AGENT2, &[SocketAddr::from(([0, 0, 0, 0], 443))]);
         let traps = traps();
-        assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
-        let open_before = settled(&gateway);
+        assert_eq!(world.ask(CHAT).status, 200);
+        let open_before = settled(&world.gateway);
 
         let wan = Ipv4Addr::new(203, 0, 113, 2);
         let closed = [
@@ -290,23 +280,25 @@ fn dialling_the_gateway_or_another_agent_leads_nowhere() {
                 scope.spawn(move || AGENT.connect(to).map(drop).expect_err(&to.to_string()));
             }
         });
-        // The neighbour's address is captured like any other: the name decides, or nothing does.
+        // The neighbour's address is captured like any other, and only the name decides.
         let to = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 140), 443));
-        let mut tls = Tls::open(AGENT, to, &hello(&lab, OPENAI)).expect("carried by its name");
+        let mut tls = Tls::open(AGENT, to, &world.hello(OPENAI.name)).expect("carried by its name");
         assert_eq!(tls.ask(CHAT).expect("an answer").status, 200);
         drop(tls);
         let nameless = Hello { sni: None, ..Hello::h1("unused") };
         Tls::open(AGENT, to, &nameless).map(drop).expect_err("no name, no way");
-        gateway.audit.wait_reason("sni_missing");
+        world.gateway.audit.wait_reason("sni_missing");
 
         neighbour.assert_untouched();
         traps.iter().for_each(Trap::assert_untouched);
-        assert_eq!(origin.log().wait_requests(2).len(), 2);
-        wait::expect("every descriptor is given back", || descriptors(&gateway) <= open_before);
+        assert_eq!(world.origin.log().wait_requests(2).len(), 2);
+        wait::expect("every descriptor is given back", || {
+            descriptors(&world.gateway) <= open_before
+        });
     });
 }
 
-/// The descriptors of a gateway whose connections have ended.
+/// Returns the number of descriptors of a gateway whose connections have ended.
 fn settled(gateway: &Gateway) -> usize {
     let idle = || gateway.sockets().iter().all(|state| state == "LISTEN" || state == "TIME-WAIT");
     wait::expect("no connection is open", idle);

@@ -1,5 +1,6 @@
-//! An API that misbehaves, or an attacker who makes it echo: one request has one answer, nothing
-//! in it moves the agent elsewhere or hands it a credential, and no form of it holds the secret.
+//! An API that misbehaves, or an attacker who makes it echo: one request has one answer, nothing in
+//! the answer leads the agent elsewhere or gives it a credential, and no form of it holds the
+//! secret.
 
 use std::{
     io::{Read as _, Write as _},
@@ -8,6 +9,8 @@ use std::{
 };
 
 use lab::{
+    World,
+    attack::{Before, local},
     audit::Record,
     client::{Response, Tls},
     gateway::{BEARER, OPENAI_SECRET, PUBLIC_CA, usual_config},
@@ -19,12 +22,10 @@ use rustls::{
     ServerConfig, ServerConnection, StreamOwned, server::ResolvesServerCert, sign::CertifiedKey,
 };
 
-use crate::attack::{Before, Scene, local};
-
 const NAME: &str = "raw.example";
 const ADDRESS: &str = "198.51.100.77";
 
-/// One more API, of whose origin every byte is this test's.
+/// Returns one more API, of whose origin every byte is this test's.
 fn raw_api() -> Table {
     api("raw", &[NAME]).set("upstream_ca", PUBLIC_CA).with(binding(
         "research",
@@ -43,12 +44,12 @@ impl ResolvesServerCert for One {
     }
 }
 
-/// A gateway, and an origin that says `scripts[n]` to a request for `/n`.
-fn scene(scripts: Vec<Vec<u8>>) -> Scene {
-    let scene = Scene::with(&usual_config().with(raw_api()));
+/// Returns a gateway, and an origin that sends `scripts[n]` in answer to a request for `/n`.
+fn world(scripts: Vec<Vec<u8>>) -> World {
+    let world = World::with(&usual_config().with(raw_api()));
     INTERNET.shell(&format!("ip addr add {ADDRESS}/32 dev lo"));
-    scene.dns.set(NAME, &[ADDRESS.parse().expect("an address")]);
-    let certificate = Arc::new(One(scene.lab.public.issue(NAME).certified()));
+    world.dns.set(NAME, &[ADDRESS.parse().expect("an address")]);
+    let certificate = Arc::new(One(world.lab.public.issue(NAME).certified()));
     let config = ServerConfig::builder().with_no_client_auth().with_cert_resolver(certificate);
     let config = Arc::new(config);
     let listener = INTERNET.enter(|| TcpListener::bind((ADDRESS, 443)).expect("a port"));
@@ -68,7 +69,7 @@ fn scene(scripts: Vec<Vec<u8>>) -> Scene {
             }
         }
     });
-    scene
+    world
 }
 
 fn asked(tls: &mut StreamOwned<ServerConnection, std::net::TcpStream>) -> Option<usize> {
@@ -87,20 +88,20 @@ fn request(at: usize) -> String {
     format!("GET /{at} HTTP/1.1\r\nHost: {NAME}\r\nAuthorization: Bearer RAW_API_KEY\r\n\r\n")
 }
 
-fn open(scene: &Scene) -> Tls {
-    scene.h1(AGENT, format!("{ADDRESS}:443").parse().expect("an address"), NAME)
+fn open(world: &World) -> Tls {
+    world.must_h1(AGENT, format!("{ADDRESS}:443").parse().expect("an address"), NAME)
 }
 
-/// What the agent reads, every byte, on a connection of its own.
-fn raw(scene: &Scene, at: usize) -> (String, Record) {
-    let before: Before = scene.before();
-    let mut tls = open(scene);
+/// Returns every byte that the agent reads on a connection of its own, and the record.
+fn raw(world: &World, at: usize) -> (String, Record) {
+    let before: Before = world.before();
+    let mut tls = open(world);
     let me = local(&tls);
     tls.send(request(at).replacen("\r\n", "\r\nConnection: close\r\n", 1)).expect("sent");
     let text = String::from_utf8_lossy(&tls.read_to_end()).into_owned();
     drop(tls);
-    let (_, requests) = scene.records(&format!("script {at}"), me, 1);
-    scene.nobody_was_dialled("elsewhere", before);
+    let (_, requests) = world.records(&format!("script {at}"), me, 1);
+    world.nobody_was_dialled("elsewhere", before);
     assert!(!text.contains(OPENAI_SECRET), "script {at}: the secret reached the agent: {text}");
     (text, requests[0].clone())
 }
@@ -113,7 +114,7 @@ fn script(text: &str) -> Vec<u8> {
 fn interim_answers_are_dropped_and_unasked_upgrades_refused() {
     sandboxed(|| {
         let ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-        let scene = scene(vec![
+        let world = world(vec![
             script(&format!(
                 "HTTP/1.1 103 Early Hints\r\nLink: <https://attacker.example/{{secret}}>\r\nSet-Cookie: a=b\r\n\r\n{ok}"
             )),
@@ -125,34 +126,34 @@ fn interim_answers_are_dropped_and_unasked_upgrades_refused() {
             ),
         ]);
         for at in 0..2 {
-            let (text, record) = raw(&scene, at);
+            let (text, record) = raw(&world, at);
             assert!(text.starts_with("HTTP/1.1 200"), "{text}");
             assert!(!text.contains("103") && !text.contains("attacker"), "{text}");
             assert_eq!(record["upstream_status"], 200);
         }
-        let (text, record) = raw(&scene, 2);
+        let (text, record) = raw(&world, 2);
         assert!(text.contains("\"reason\":\"upstream_unreachable\""), "{text}");
         assert_eq!(record["reason"], "upstream_unreachable");
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
 #[test]
 fn fields_that_mint_credentials_or_move_the_agent_are_removed() {
     sandboxed(|| {
-        let scene = scene(vec![script(
+        let world = world(vec![script(
             "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nSet-Cookie: session={secret}; Path=/\r\n\
              set-cookie: plain=1\r\nAlt-Svc: h3=\":443\"\r\nAccept-Ranges: bytes\r\n\
              Digest: sha-256=x\r\nContent-Digest: sha-256=:x:\r\nRepr-Digest: sha-256=:x:\r\n\
              Proxy-Authenticate: Basic\r\nX-Kept: yes\r\n\r\nok",
         )]);
-        let (text, _) = raw(&scene, 0);
+        let (text, _) = raw(&world, 0);
         let lower = text.to_ascii_lowercase();
         for field in ["set-cookie", "alt-svc", "accept-ranges", "digest", "proxy-authenticate"] {
             assert!(!lower.contains(field), "{field} arrived: {text}");
         }
         assert!(lower.contains("x-kept: yes"), "{text}");
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
@@ -161,7 +162,7 @@ fn a_redirect_passes_without_the_secret_and_unfollowed() {
     sandboxed(|| {
         let statuses =
             ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"];
-        let scene = scene(
+        let world = world(
             statuses
                 .iter()
                 .map(|status| {
@@ -172,21 +173,21 @@ fn a_redirect_passes_without_the_secret_and_unfollowed() {
                 .collect(),
         );
         for (at, status) in statuses.iter().enumerate() {
-            let (text, _) = raw(&scene, at);
+            let (text, _) = raw(&world, at);
             assert!(text.starts_with(&format!("HTTP/1.1 {}", &status[..3])), "{text}");
             assert!(text.contains("location: https://attacker.example/?key=****"), "{text}");
         }
         let attacker = [ATTACKER.port(443), ATTACKER.port6(443)];
-        assert!(scene.origin.log().connections().iter().all(|it| !attacker.contains(&it.local)));
-        assert!(!scene.dns.was_asked(ATTACKER.name));
-        scene.ends_well();
+        assert!(world.origin.log().connections().iter().all(|it| !attacker.contains(&it.local)));
+        assert!(!world.dns.was_asked(ATTACKER.name));
+        world.ends_well();
     });
 }
 
 #[test]
 fn the_secret_is_masked_wherever_an_answer_can_hold_it() {
     sandboxed(|| {
-        let scene = scene(vec![
+        let world = world(vec![
             script("HTTP/1.1 200 {secret}\r\nContent-Length: 2\r\n\r\nok"),
             script("HTTP/1.1 200 OK\r\nX-{secret}: a\r\nContent-Length: 2\r\n\r\nok"),
             script(
@@ -203,19 +204,19 @@ fn the_secret_is_masked_wherever_an_answer_can_hold_it() {
             script("HTTP/1.1 500 Oops\r\nContent-Length: 30\r\n\r\n{secret}"),
         ]);
         for at in 0..8 {
-            // That the secret is in none of it, `raw` asserts.
-            let (text, record) = raw(&scene, at);
+            // `raw` asserts that the secret is in none of it.
+            let (text, record) = raw(&world, at);
             assert!(text.starts_with("HTTP/1.1 "), "{at}: {text}");
             assert_eq!(record["decision"], "intercept", "{at}: {record}");
         }
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
 #[test]
 fn an_answer_that_cannot_be_read_is_refused() {
     sandboxed(|| {
-        let scene = scene(vec![
+        let world = world(vec![
             script("HTTP/1.1 200 OK\r\nContent-Encoding: compress\r\nContent-Length: 2\r\n\r\nok"),
             script("HTTP/1.1 200 OK\r\nContent-Encoding: gzip, br\r\nContent-Length: 2\r\n\r\nok"),
             script(
@@ -238,7 +239,7 @@ fn an_answer_that_cannot_be_read_is_refused() {
             script(&format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "y".repeat(600_000))),
         ]);
         for at in 0..14 {
-            let (text, record) = raw(&scene, at);
+            let (text, record) = raw(&world, at);
             let reason = record["reason"].as_str().unwrap_or("none").to_owned();
             assert!(text.starts_with("HTTP/1.1 502"), "{at}: {text}");
             assert_eq!(
@@ -248,7 +249,7 @@ fn an_answer_that_cannot_be_read_is_refused() {
             );
             assert!(text.contains(&reason), "{at}: {text}");
         }
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
@@ -257,7 +258,7 @@ fn an_answer_too_many_never_answers_the_next_request() {
     sandboxed(|| {
         let poison = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison";
         let good = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\nX: keep\r\n\r\ngood";
-        let scene = scene(vec![
+        let world = world(vec![
             script(&format!("{good}{poison}")),
             script(&format!(
                 "HTTP/1.1 304 Not Modified\r\nX: keep\r\nContent-Length: 45\r\n\r\n{poison}"
@@ -269,14 +270,14 @@ fn an_answer_too_many_never_answers_the_next_request() {
             script(good),
         ]);
         for at in 0..4 {
-            let mut tls = open(&scene);
-            // The first answer's own fate does not matter here.
+            let mut tls = open(&world);
+            // The outcome of the first answer does not matter here.
             let _ = tls.ask(request(at));
             std::thread::sleep(std::time::Duration::from_millis(100));
             let second = tls.ask(request(4));
             let text = second.as_ref().map(Response::text).unwrap_or_default();
             assert!(!text.contains("poison"), "script {at}: the next request got {text}");
         }
-        scene.ends_well();
+        world.ends_well();
     });
 }

@@ -1,28 +1,28 @@
-//! One connection is for one name and port: what was dialled upstream, what the certificate
-//! says, and what every request on it names. The address that the agent chose counts for nothing.
+//! One connection is for one name and port: the upstream that was dialled, the certificate, and
+//! every request on it name the same. The address that the agent chose does not matter.
 
 use lab::{
+    World,
+    attack::{
+        Ask, local,
+        raw_h2::{Outcome, RawH2},
+    },
     client::{Hello, Tls},
     gateway::{OPENAI_SECRET, usual_config},
     net::{AGENT, AGENT2, ANTHROPIC, ATTACKER, CDN, GATEWAY_V4, GATEWAY_V6, OPENAI, OTHER, PYPI},
     sandboxed,
 };
 
-use crate::attack::{
-    Ask, Scene, local,
-    raw_h2::{Outcome, RawH2},
-};
-
 const MISMATCH: (u16, &str) = (421, "host_mismatch");
 const MALFORMED: (u16, &str) = (400, "http_malformed");
 
-/// RFC 9113, section 7.
+/// An error code of HTTP/2 (RFC 9113, section 7).
 const PROTOCOL_ERROR: u32 = 1;
 
 #[test]
 fn a_host_that_is_not_the_server_name_is_refused() {
     sandboxed(|| {
-        let scene = Scene::usual();
+        let world = World::usual();
         for authority in [
             "attacker.example",
             "api.anthropic.example",
@@ -38,9 +38,9 @@ fn a_host_that_is_not_the_server_name_is_refused() {
             "attacker.example:443",
         ] {
             let ask = Ask::to(OPENAI).good().authority(authority);
-            scene.refuses(authority, (AGENT, OPENAI), &ask, MISMATCH);
+            world.refuses(authority, (AGENT, OPENAI), &ask, MISMATCH);
         }
-        // What HTTP/2's own library would not say.
+        // Forms that an HTTP/2 library would not send.
         for authority in [
             "api.openai.example, attacker.example",
             "attacker.example api.openai.example",
@@ -57,30 +57,30 @@ fn a_host_that_is_not_the_server_name_is_refused() {
             "",
         ] {
             let ask = Ask::to(OPENAI).good().authority(authority);
-            scene.refuses_bytes(authority, (AGENT, OPENAI), ask.h1(), MISMATCH);
+            world.refuses_bytes(authority, (AGENT, OPENAI), ask.h1(), MISMATCH);
         }
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
 #[test]
 fn equal_spellings_of_a_host_go_out_as_one() {
     sandboxed(|| {
-        let scene = Scene::usual();
+        let world = World::usual();
         for authority in ["API.OpenAI.example", "api.openai.example:443", "api.openai.example."] {
             let ask = Ask::to(OPENAI).good().authority(authority);
-            for seen in scene.forwards(authority, (AGENT, OPENAI), &ask) {
+            for seen in world.forwards(authority, (AGENT, OPENAI), &ask) {
                 assert_eq!(seen.authority(), OPENAI.name);
             }
         }
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
 #[test]
 fn host_must_be_there_once() {
     sandboxed(|| {
-        let scene = Scene::usual();
+        let world = World::usual();
         let head = |fields: &str| {
             format!(
                 "GET /v1/attack HTTP/1.1\r\n{fields}Authorization: Bearer OPENAI_API_KEY\r\n\r\n"
@@ -96,18 +96,18 @@ fn host_must_be_there_once() {
             " Host: api.openai.example\r\n",
             "Host: api.openai.example\r\n attacker.example\r\n",
         ] {
-            scene.refuses_bytes(fields, (AGENT, OPENAI), head(fields), MALFORMED);
+            world.refuses_bytes(fields, (AGENT, OPENAI), head(fields), MALFORMED);
         }
         let old = head("").replace("HTTP/1.1", "HTTP/1.0");
-        scene.refuses_bytes("HTTP/1.0 without Host", (AGENT, OPENAI), old, MALFORMED);
-        scene.ends_well();
+        world.refuses_bytes("HTTP/1.0 without Host", (AGENT, OPENAI), old, MALFORMED);
+        world.ends_well();
     });
 }
 
 #[test]
 fn a_target_with_an_authority_of_its_own_is_refused() {
     sandboxed(|| {
-        let scene = Scene::usual();
+        let world = World::usual();
         for (target, expected) in [
             ("https://attacker.example/v1/attack", MISMATCH),
             ("https://api.openai.example/v1/attack", MISMATCH),
@@ -119,16 +119,16 @@ fn a_target_with_an_authority_of_its_own_is_refused() {
             ("*", MALFORMED),
         ] {
             let ask = Ask::to(OPENAI).good().path(target);
-            scene.refuses_bytes(target, (AGENT, OPENAI), ask.h1(), expected);
+            world.refuses_bytes(target, (AGENT, OPENAI), ask.h1(), expected);
         }
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
 #[test]
 fn a_field_that_speaks_of_another_host_is_refused() {
     sandboxed(|| {
-        let scene = Scene::usual();
+        let world = World::usual();
         for (name, value) in [
             ("x-forwarded-host", "attacker.example"),
             ("x_forwarded_host", "attacker.example"),
@@ -137,74 +137,74 @@ fn a_field_that_speaks_of_another_host_is_refused() {
             ("x-original-host", "attacker.example"),
         ] {
             let ask = Ask::to(OPENAI).good().field(name, value);
-            scene.refuses(&format!("{name}: {value}"), (AGENT, OPENAI), &ask, MISMATCH);
+            world.refuses(&format!("{name}: {value}"), (AGENT, OPENAI), &ask, MISMATCH);
         }
         let ask = Ask::to(OPENAI)
             .good()
             .field("x-forwarded-host", OPENAI.name)
             .field("x-forwarded-proto", "http");
-        for seen in scene.forwards("forwarded", (AGENT, OPENAI), &ask) {
+        for seen in world.forwards("forwarded", (AGENT, OPENAI), &ask) {
             assert_eq!(seen.authority(), OPENAI.name);
             for added in ["via", "x-forwarded-for", "x-real-ip"] {
                 assert!(seen.header(added).is_empty(), "{added} was added");
             }
         }
-        for connection in scene.origin.log().connections() {
+        for connection in world.origin.log().connections() {
             assert!([OPENAI.port(443), OPENAI.port6(443)].contains(&connection.local));
         }
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
 #[test]
 fn a_second_authority_on_one_h2_connection_is_refused() {
     sandboxed(|| {
-        let scene = Scene::usual();
-        let mut h2 = scene.h2(AGENT, OPENAI.port(443), OPENAI.name);
+        let world = World::usual();
+        let mut h2 = world.must_h2(AGENT, OPENAI.port(443), OPENAI.name);
         let me = h2.local_addr();
         let good = Ask::to(OPENAI).good().path("/status/200");
         let bad = good.clone().authority("attacker.example").path("/v1/second-authority");
         assert_eq!(h2.ask(good.h2(), "").expect("an answer").status, 200);
         for _ in 0..2 {
             let answer = h2.ask(bad.h2(), "").expect("an answer");
-            scene.is_refusal("second authority", &answer, MISMATCH);
+            world.is_refusal("second authority", &answer, MISMATCH);
         }
         let other = good.clone().authority(ANTHROPIC.name);
-        scene.is_refusal("another API", &h2.ask(other.h2(), "").expect("an answer"), MISMATCH);
+        world.is_refusal("another API", &h2.ask(other.h2(), "").expect("an answer"), MISMATCH);
         assert_eq!(h2.ask(good.h2(), "").expect("an answer").status, 200);
         drop(h2);
         let words =
             [None, Some("host_mismatch"), Some("host_mismatch"), Some("host_mismatch"), None];
-        scene.recorded("second authority", me, &words);
-        scene.origin.log().wait_requests(2);
-        assert!(!scene.origin.log().holds("second-authority"));
-        scene.ends_well();
+        world.recorded("second authority", me, &words);
+        world.origin.log().wait_requests(2);
+        assert!(!world.origin.log().holds("second-authority"));
+        world.ends_well();
     });
 }
 
 #[test]
 fn a_second_host_on_one_h1_connection_is_refused() {
     sandboxed(|| {
-        let scene = Scene::usual();
-        let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
+        let world = World::usual();
+        let mut tls = world.must_h1(AGENT, OPENAI.port(443), OPENAI.name);
         let me = local(&tls);
         let good = Ask::to(OPENAI).good().path("/status/200");
         let bad = good.clone().authority("attacker.example").path("/v1/second-host");
         assert_eq!(tls.ask(good.h1()).expect("an answer").status, 200);
-        scene.is_refusal("second host", &tls.ask(bad.h1()).expect("an answer"), MISMATCH);
+        world.is_refusal("second host", &tls.ask(bad.h1()).expect("an answer"), MISMATCH);
         assert_eq!(tls.ask(good.h1()).expect("an answer").status, 200);
         drop(tls);
-        scene.recorded("second host", me, &[None, Some("host_mismatch"), None]);
-        scene.origin.log().wait_requests(2);
-        assert!(!scene.origin.log().holds("second-host"));
-        scene.ends_well();
+        world.recorded("second host", me, &[None, Some("host_mismatch"), None]);
+        world.origin.log().wait_requests(2);
+        assert!(!world.origin.log().holds("second-host"));
+        world.ends_well();
     });
 }
 
 #[test]
 fn authority_scheme_and_host_of_an_h2_request_agree() {
     sandboxed(|| {
-        let scene = Scene::usual();
+        let world = World::usual();
         let key = ("authorization", "Bearer OPENAI_API_KEY");
         let pseudo = |scheme, authority, path| {
             vec![
@@ -281,80 +281,80 @@ fn authority_scheme_and_host_of_an_h2_request_agree() {
             ),
         ];
         for (what, fields) in attacks {
-            let before = scene.before();
-            let hello = scene.hello2(OPENAI.name);
+            let before = world.before();
+            let hello = world.hello2(OPENAI.name);
             let mut h2 = RawH2::open(AGENT, OPENAI.port(443), &hello).expect("a connection");
             h2.request(1, &fields).expect("sent");
             let outcome = h2.outcome(1);
             let me = h2.me;
             drop(h2);
             match outcome.reason() {
-                // What is no HTTP/2 request at all (RFC 9113, section 8.1.1) ends its stream.
+                // An invalid HTTP/2 request (RFC 9113, section 8.1.1) ends its stream.
                 None => {
                     let error = [
                         Outcome::Reset(PROTOCOL_ERROR),
                         Outcome::ConnectionEnded(Some(PROTOCOL_ERROR)),
                     ];
                     assert!(error.contains(&outcome), "{what}: {outcome:?}");
-                    scene.recorded(what, me, &[Some("http_malformed")]);
+                    world.recorded(what, me, &[Some("http_malformed")]);
                 }
                 Some(reason) => {
                     assert!(
                         ["host_mismatch", "http_malformed"].contains(&&*reason),
                         "{what}: {reason}"
                     );
-                    scene.recorded(what, me, &[Some(&reason)]);
+                    world.recorded(what, me, &[Some(&reason)]);
                 }
             }
-            scene.nothing_arrived(what, before);
+            world.nothing_arrived(what, before);
         }
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
 #[test]
 fn the_address_that_an_agent_dials_counts_for_nothing() {
     sandboxed(|| {
-        let scene = Scene::usual();
+        let world = World::usual();
         let ask = Ask::to(OPENAI).good().path("/v1/to-the-attacker");
         for (count, to) in
             [ATTACKER.port(443), ATTACKER.port6(443), OTHER.port(443)].into_iter().enumerate()
         {
-            let mut tls = scene.h1(AGENT, to, OPENAI.name);
+            let mut tls = world.must_h1(AGENT, to, OPENAI.name);
             assert_eq!(tls.ask(ask.h1()).expect("an answer").status, 200, "{to}");
-            let seen = &scene.origin.log().wait_requests(count + 1)[count];
+            let seen = &world.origin.log().wait_requests(count + 1)[count];
             assert_eq!(seen.header("authorization"), [format!("Bearer {OPENAI_SECRET}")]);
         }
-        for connection in scene.origin.log().connections() {
+        for connection in world.origin.log().connections() {
             assert_eq!(connection.local.port(), 443);
             let real = [OPENAI.v4().to_string(), OPENAI.v6().to_string()];
             assert!(real.contains(&connection.local.ip().to_string()), "{}", connection.local);
             assert_eq!(connection.sni.as_deref(), Some(OPENAI.name));
         }
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
 #[test]
 fn a_spliced_name_is_dialled_where_it_lives() {
     sandboxed(|| {
-        // Without this word the gateway refuses it: tests/dns.
+        // Without this setting the gateway refuses it: tests/dns.
         let config = usual_config().splice("pypi", |it| it.set("dialled", "any"));
-        let scene = Scene::with(&config);
+        let world = World::with(&config);
         for (name, real, to) in [
             (PYPI.name, PYPI, ATTACKER.port(443)),
             (PYPI.name, PYPI, ATTACKER.port6(443)),
             (CDN.name, CDN, ATTACKER.port(443)),
         ] {
-            let before = scene.before();
-            let mut tls = scene.h1(AGENT, to, name);
+            let before = world.before();
+            let mut tls = world.must_h1(AGENT, to, name);
             let me = local(&tls);
             let answer = tls.ask(format!("GET /v1/spliced HTTP/1.1\r\nHost: {name}\r\nAuthorization: Bearer OPENAI_API_KEY\r\n\r\n"));
             assert_eq!(answer.expect("an answer").status, 200);
             drop(tls);
-            let record = scene.recorded("spliced", me, &[]);
+            let record = world.recorded("spliced", me, &[]);
             assert_eq!(record["decision"], "splice");
-            for connection in scene.connections_since(before) {
+            for connection in world.connections_since(before) {
                 assert!(
                     [real.port(443), real.port6(443)].contains(&connection.local),
                     "{}",
@@ -368,14 +368,14 @@ fn a_spliced_name_is_dialled_where_it_lives() {
                 );
             }
         }
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
 #[test]
 fn unlisted_names_and_ports_are_refused_before_a_dial() {
     sandboxed(|| {
-        let scene = Scene::usual();
+        let world = World::usual();
         for (from, name, to) in [
             (AGENT, ATTACKER.name, ATTACKER.port(443)),
             (AGENT, ATTACKER.name, ATTACKER.port6(443)),
@@ -388,55 +388,55 @@ fn unlisted_names_and_ports_are_refused_before_a_dial() {
             (AGENT2, ANTHROPIC.name, ANTHROPIC.port(443)),
             (AGENT2, PYPI.name, PYPI.port6(443)),
         ] {
-            let before = scene.before();
-            let asked = scene.dns.asked().len();
+            let before = world.before();
+            let asked = world.dns.asked().len();
             let stream = from.connect(to).expect("the gateway accepts");
             let me = stream.local_addr().expect("a socket");
-            let alert = crate::attack::say(stream, &lab::client::client_hello(&Hello::h1(name)));
+            let alert = lab::attack::say(stream, &lab::client::client_hello(&Hello::h1(name)));
             assert_eq!(alert, [0x15, 3, 3, 0, 2, 2, 112], "{name} at {to}");
-            let record = scene.connection_refused(name, me, "sni_denied");
+            let record = world.connection_refused(name, me, "sni_denied");
             assert_eq!(record["sni"], name);
-            scene.nobody_was_dialled(name, before);
-            assert_eq!(scene.dns.asked().len(), asked, "{name}: a refused name was resolved");
+            world.nobody_was_dialled(name, before);
+            assert_eq!(world.dns.asked().len(), asked, "{name}: a refused name was resolved");
         }
         for to in [OPENAI.port(8443), OPENAI.port6(8443), ATTACKER.port(8443)] {
-            Tls::open(AGENT, to, &scene.hello(OPENAI.name))
+            Tls::open(AGENT, to, &world.hello(OPENAI.name))
                 .err()
                 .expect("not captured, not passed");
         }
-        scene.origin.log().assert_untouched();
-        scene.ends_well();
+        world.origin.log().assert_untouched();
+        world.ends_well();
     });
 }
 
 #[test]
 fn a_tls_only_name_is_refused_on_other_ports() {
     sandboxed(|| {
-        let scene = Scene::usual();
-        // Port 80 is captured; TLS on it for a host that is listed for 443.
+        let world = World::usual();
+        // Port 80 is captured; this is TLS on it for a host that is listed for 443.
         for to in [OPENAI.port(80), PYPI.port6(80), ATTACKER.port(80)] {
-            let before = scene.before();
+            let before = world.before();
             let stream = AGENT.connect(to).expect("the gateway accepts");
             let me = stream.local_addr().expect("a socket");
-            crate::attack::say(stream, &lab::client::client_hello(&Hello::h1(OPENAI.name)));
-            scene.connection_refused("TLS on port 80", me, "sni_denied");
-            scene.nobody_was_dialled("TLS on port 80", before);
+            lab::attack::say(stream, &lab::client::client_hello(&Hello::h1(OPENAI.name)));
+            world.connection_refused("TLS on port 80", me, "sni_denied");
+            world.nobody_was_dialled("TLS on port 80", before);
         }
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
 #[test]
 fn the_gateway_itself_is_no_destination() {
     sandboxed(|| {
-        let scene = Scene::usual();
-        let hello = lab::client::client_hello(&scene.hello(OPENAI.name));
+        let world = World::usual();
+        let hello = lab::client::client_hello(&world.hello(OPENAI.name));
         let attack = &|to: std::net::SocketAddr| {
             let Ok(stream) = AGENT.connect(to) else { return };
-            let answer = crate::attack::say(stream, &hello);
+            let answer = lab::attack::say(stream, &hello);
             assert!(answer.is_empty(), "{to} answered {answer:?}");
         };
-        // Most of these wait for an answer that never comes, so all at once.
+        // Most of these wait for an answer that never comes, so they run at once.
         std::thread::scope(|scope| {
             for address in [std::net::IpAddr::from(GATEWAY_V4), GATEWAY_V6.into()] {
                 for port in [443, 80, 15001, 22] {
@@ -444,7 +444,7 @@ fn the_gateway_itself_is_no_destination() {
                 }
             }
         });
-        scene.origin.log().assert_untouched();
-        scene.ends_well();
+        world.origin.log().assert_untouched();
+        world.ends_well();
     });
 }

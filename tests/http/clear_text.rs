@@ -1,16 +1,16 @@
-//! On a port without TLS nothing is swapped, and a placeholder in a credential field is a mistake
-//! that its owner should hear about, whatever host it was for.
+//! On a port without TLS no placeholder is replaced, and a placeholder in a credential field is a
+//! mistake that its owner should learn of, whatever host it was for.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{
+    World,
+    attack::say,
     client::read_response,
     gateway::{SECRETS, usual_config},
     net::{AGENT, AGENT2, ATTACKER, OPENAI, OTHER, PYPI},
     sandboxed,
 };
 use policy_builder::Config;
-
-use crate::attack::{Scene, say};
 
 fn policy_with_port_80() -> Config {
     usual_config().splice("pypi", |it| it.set("ports", [443, 80]))
@@ -19,7 +19,7 @@ fn policy_with_port_80() -> Config {
 #[test]
 fn a_placeholder_in_the_clear_is_refused_for_any_host() {
     sandboxed(|| {
-        let scene = Scene::with(&policy_with_port_80());
+        let world = World::with(&policy_with_port_80());
         let basic = format!("Basic {}", STANDARD.encode("agent:GIT_TOKEN"));
         for to in [OPENAI, PYPI, OTHER, ATTACKER] {
             for (name, value) in [
@@ -32,7 +32,7 @@ fn a_placeholder_in_the_clear_is_refused_for_any_host() {
                 ("Private-Token", "GIT_TOKEN"),
             ] {
                 let what = format!("{name}: {value} to {}", to.name);
-                let before = scene.before();
+                let before = world.before();
                 for dialled in [to.port(80), ATTACKER.port6(80)] {
                     let mut stream = AGENT.connect(dialled).expect("the gateway accepts");
                     let me = stream.local_addr().expect("a socket");
@@ -42,21 +42,21 @@ fn a_placeholder_in_the_clear_is_refused_for_any_host() {
                     );
                     std::io::Write::write_all(&mut stream, head.as_bytes()).expect("sent");
                     let answer = read_response(&mut stream).expect("an answer");
-                    scene.is_refusal(&what, &answer, (403, "plaintext_placeholder"));
+                    world.is_refusal(&what, &answer, (403, "plaintext_placeholder"));
                     drop(stream);
-                    scene.connection_refused(&what, me, "plaintext_placeholder");
+                    world.connection_refused(&what, me, "plaintext_placeholder");
                 }
-                scene.nobody_was_dialled(&what, before);
+                world.nobody_was_dialled(&what, before);
             }
         }
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
 #[test]
 fn plain_http_goes_nowhere_unless_policy_names_host_and_port() {
     sandboxed(|| {
-        let scene = Scene::with(&policy_with_port_80());
+        let world = World::with(&policy_with_port_80());
         for (what, from, to, head, reason) in [
             (
                 "a listed API",
@@ -152,15 +152,15 @@ fn plain_http_goes_nowhere_unless_policy_names_host_and_port() {
                 "not_tls",
             ),
         ] {
-            let before = scene.before();
+            let before = world.before();
             let stream = from.connect(to).expect("the gateway accepts");
             let me = stream.local_addr().expect("a socket");
             stream.shutdown(std::net::Shutdown::Read).ok();
             say(stream, head.as_bytes());
-            scene.connection_refused(what, me, reason);
-            scene.nobody_was_dialled(what, before);
+            world.connection_refused(what, me, reason);
+            world.nobody_was_dialled(what, before);
         }
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
@@ -168,23 +168,23 @@ fn plain_http_goes_nowhere_unless_policy_names_host_and_port() {
 fn text_on_a_spliced_plain_connection_stays_text() {
     sandboxed(|| {
         let any = policy_with_port_80().splice("pypi", |it| it.set("dialled", "any"));
-        let scene = Scene::with(&any);
+        let world = World::with(&any);
         let mut stream = AGENT.connect(ATTACKER.port(80)).expect("the gateway accepts");
         let first = "GET /status/200 HTTP/1.1\r\nHost: pypi.example\r\n\r\n";
         let second = "GET /v1/x HTTP/1.1\r\nHost: pypi.example\r\nAuthorization: Bearer OPENAI_API_KEY\r\n\r\n";
         std::io::Write::write_all(&mut stream, [first, second].concat().as_bytes()).expect("sent");
         read_response(&mut stream).expect("an answer");
-        let requests = scene.origin.log().wait_requests(2);
+        let requests = world.origin.log().wait_requests(2);
         assert_eq!(requests[1].header("authorization"), ["Bearer OPENAI_API_KEY"]);
-        let connections = scene.origin.log().connections();
+        let connections = world.origin.log().connections();
         assert!(
             [PYPI.port(80), PYPI.port6(80)].contains(&connections[0].local),
             "not the attacker's"
         );
         for secret in SECRETS {
-            assert!(!scene.origin.log().holds(secret));
+            assert!(!world.origin.log().holds(secret));
         }
         drop(stream);
-        scene.ends_well();
+        world.ends_well();
     });
 }

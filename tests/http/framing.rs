@@ -1,20 +1,20 @@
-//! Where a message ends has one answer. What two parsers could read as two different requests
-//! reaches nobody: an origin that reads another boundary would take the rest for a request with
-//! the secret in it.
+//! The end of a message is unambiguous. A request that two parsers could read as two different ones
+//! reaches nobody: an origin that reads another end would take the rest for a request with the
+//! secret in it.
 
 use lab::{
+    World,
+    attack::{Ask, local},
     gateway::{OPENAI_SECRET, usual_config},
     net::{AGENT, OPENAI},
     sandboxed,
 };
 
-use crate::attack::{Ask, Scene, local};
-
 const MALFORMED: (u16, &str) = (400, "http_malformed");
 const LIMIT: (u16, &str) = (431, "header_limit");
 const TRAILER: (u16, &str) = (400, "trailer_denied");
 
-/// A head with these fields besides a good credential.
+/// Returns a head with these fields besides a good credential.
 fn head(fields: &str) -> String {
     format!(
         "POST /v1/attack HTTP/1.1\r\nHost: api.openai.example\r\n\
@@ -25,7 +25,7 @@ fn head(fields: &str) -> String {
 #[test]
 fn a_message_with_two_lengths_is_refused() {
     sandboxed(|| {
-        let scene = Scene::usual();
+        let world = World::usual();
         for (fields, body) in [
             ("Content-Length: 6\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\nX"),
             ("Transfer-Encoding: chunked\r\nContent-Length: 6\r\n", "0\r\n\r\nX"),
@@ -42,16 +42,16 @@ fn a_message_with_two_lengths_is_refused() {
             ("Content-Length:\r\n", ""),
             ("Content-Length: 18446744073709551617\r\n", "X"),
         ] {
-            scene.refuses_bytes(fields, (AGENT, OPENAI), head(fields) + body, MALFORMED);
+            world.refuses_bytes(fields, (AGENT, OPENAI), head(fields) + body, MALFORMED);
         }
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
 #[test]
 fn a_transfer_coding_that_is_not_plainly_chunked_is_refused() {
     sandboxed(|| {
-        let scene = Scene::usual();
+        let world = World::usual();
         for coding in [
             "Transfer-Encoding: xchunked\r\n",
             "Transfer-Encoding: chunkedx\r\n",
@@ -74,7 +74,7 @@ fn a_transfer_coding_that_is_not_plainly_chunked_is_refused() {
             "Transfer-Encoding:\r\n",
         ] {
             let bytes = head(coding) + "0\r\n\r\n";
-            scene.refuses_bytes(
+            world.refuses_bytes(
                 &coding.escape_debug().to_string(),
                 (AGENT, OPENAI),
                 bytes,
@@ -83,34 +83,34 @@ fn a_transfer_coding_that_is_not_plainly_chunked_is_refused() {
         }
         let old =
             head("Transfer-Encoding: chunked\r\n").replace("HTTP/1.1", "HTTP/1.0") + "0\r\n\r\n";
-        scene.refuses_bytes("chunked in HTTP/1.0", (AGENT, OPENAI), old, MALFORMED);
-        scene.ends_well();
+        world.refuses_bytes("chunked in HTTP/1.0", (AGENT, OPENAI), old, MALFORMED);
+        world.ends_well();
     });
 }
 
 #[test]
 fn a_field_resembling_a_length_does_not_pass_as_one() {
     sandboxed(|| {
-        let scene = Scene::usual();
-        // An origin that folds `_` would see a second length: it must not differ from ours.
+        let world = World::usual();
+        // An origin that folds `_` would see a second length, which must not differ from ours.
         let ask = Ask::to(OPENAI)
             .good()
             .field("content_length", "0")
             .field("transfer_encoding", "chunked")
             .body("0\r\n\r\nGET /smuggled HTTP/1.1\r\n\r\n");
-        scene.refuses("underscores", (AGENT, OPENAI), &ask, MALFORMED);
+        world.refuses("underscores", (AGENT, OPENAI), &ask, MALFORMED);
         for name in ["Content.Length", "Transfer.Encoding", "Content~Length"] {
             let ask = Ask::to(OPENAI).good().field(name, "0");
-            scene.refuses(name, (AGENT, OPENAI), &ask, MALFORMED);
+            world.refuses(name, (AGENT, OPENAI), &ask, MALFORMED);
         }
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
 #[test]
 fn a_line_that_does_not_end_in_crlf_is_refused() {
     sandboxed(|| {
-        let scene = Scene::usual();
+        let world = World::usual();
         let good = head("Content-Length: 0\r\n");
         for (what, bytes) in [
             ("bare LF everywhere", good.replace("\r\n", "\n")),
@@ -138,16 +138,16 @@ fn a_line_that_does_not_end_in_crlf_is_refused() {
             ("lower-case version", good.replacen("HTTP/1.1", "http/1.1", 1)),
             ("not HTTP", "SSH-2.0-OpenSSH_9.2\r\n\r\n".to_owned()),
         ] {
-            scene.refuses_bytes(what, (AGENT, OPENAI), bytes, MALFORMED);
+            world.refuses_bytes(what, (AGENT, OPENAI), bytes, MALFORMED);
         }
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
 #[test]
 fn an_ambiguous_chunked_body_never_completes_at_the_origin() {
     sandboxed(|| {
-        let scene = Scene::usual();
+        let world = World::usual();
         for chunks in [
             "5 \r\nhello\r\n0\r\n\r\n",
             "0x5\r\nhello\r\n0\r\n\r\n",
@@ -165,8 +165,8 @@ fn an_ambiguous_chunked_body_never_completes_at_the_origin() {
             "5\r\nhello\r\n0\r\n X: y\r\n\r\n",
         ] {
             let what = chunks.escape_debug().to_string();
-            let before = scene.before();
-            let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
+            let before = world.before();
+            let mut tls = world.must_h1(AGENT, OPENAI.port(443), OPENAI.name);
             let me = local(&tls);
             let smuggled = "GET /v1/smuggled HTTP/1.1\r\nHost: api.openai.example\r\n\
                 Authorization: Bearer OPENAI_API_KEY\r\n\r\n";
@@ -174,29 +174,29 @@ fn an_ambiguous_chunked_body_never_completes_at_the_origin() {
             let answer = String::from_utf8_lossy(&tls.read_to_end()).into_owned();
             assert!(!answer.starts_with("HTTP/1.1 2"), "{what}: {answer}");
             drop(tls);
-            scene.recorded(&what, me, &[Some("http_malformed")]);
-            for connection in scene.connections_since(before) {
+            world.recorded(&what, me, &[Some("http_malformed")]);
+            for connection in world.connections_since(before) {
                 assert!(connection.requests.is_empty(), "{what}: {connection:#?}");
                 assert_eq!(connection.count("/v1/smuggled"), 0, "{what}");
                 assert!(connection.count(OPENAI_SECRET) <= 1, "{what}");
             }
         }
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
 #[test]
 fn a_credential_in_the_trailers_is_refused() {
     sandboxed(|| {
-        let scene = Scene::usual();
+        let world = World::usual();
         for trailer in [
             "Authorization: Bearer OPENAI_API_KEY",
             "X-Api-Key: sk-attacker",
             "x_api_key: z",
             "Proxy-Authorization: z",
         ] {
-            let before = scene.before();
-            let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
+            let before = world.before();
+            let mut tls = world.must_h1(AGENT, OPENAI.port(443), OPENAI.name);
             let me = local(&tls);
             let body = format!("5\r\nhello\r\n0\r\n{trailer}\r\n\r\n");
             let fields =
@@ -205,36 +205,36 @@ fn a_credential_in_the_trailers_is_refused() {
             let answer = String::from_utf8_lossy(&tls.read_to_end()).into_owned();
             assert!(!answer.starts_with("HTTP/1.1 2"), "{trailer}: {answer}");
             drop(tls);
-            scene.recorded(trailer, me, &[Some(TRAILER.1)]);
-            for connection in scene.connections_since(before) {
+            world.recorded(trailer, me, &[Some(TRAILER.1)]);
+            for connection in world.connections_since(before) {
                 assert!(connection.requests.is_empty(), "{trailer}: {connection:#?}");
                 assert_eq!(connection.count("sk-attacker"), 0);
             }
         }
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
 #[test]
 fn an_ordinary_trailer_arrives() {
     sandboxed(|| {
-        let scene = Scene::usual();
-        let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
+        let world = World::usual();
+        let mut tls = world.must_h1(AGENT, OPENAI.port(443), OPENAI.name);
         let fields = "Transfer-Encoding: chunked\r\nTrailer: x-sum\r\n";
         let answer = tls.ask(head(fields) + "5\r\nhello\r\n0\r\nX-Sum: OPENAI_API_KEY\r\n\r\n");
         assert_eq!(answer.expect("an answer").status, 200);
-        let seen = &scene.origin.log().wait_requests(1)[0];
+        let seen = &world.origin.log().wait_requests(1)[0];
         assert_eq!(seen.body, "hello");
-        assert!(!scene.origin.log().connections()[0].requests[0].headers.contains_key("x-sum"));
+        assert!(!world.origin.log().connections()[0].requests[0].headers.contains_key("x-sum"));
         drop(tls);
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
 #[test]
 fn pipelined_requests_are_judged_and_answered_one_by_one() {
     sandboxed(|| {
-        let scene = Scene::usual();
+        let world = World::usual();
         let good = |path: &str| Ask::to(OPENAI).good().path(path).h1();
         let none = Ask::to(OPENAI).path("/v1/second").h1();
         let broken = good("/v1/second").replacen("\r\nHost", "\nHost", 1);
@@ -256,8 +256,8 @@ fn pipelined_requests_are_judged_and_answered_one_by_one() {
                 "placeholder_missing",
             ),
         ] {
-            let before = scene.before();
-            let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
+            let before = world.before();
+            let mut tls = world.must_h1(AGENT, OPENAI.port(443), OPENAI.name);
             let me = local(&tls);
             tls.send(first + &second).expect("sent");
             let mut answers = Vec::new();
@@ -277,75 +277,75 @@ fn pipelined_requests_are_judged_and_answered_one_by_one() {
                 "{what}: {text}"
             );
             drop(tls);
-            scene.recorded(what, me, &[None, Some(reason)]);
-            let new = scene.connections_since(before);
+            world.recorded(what, me, &[None, Some(reason)]);
+            let new = world.connections_since(before);
             assert_eq!(new.iter().map(|it| it.requests.len()).sum::<usize>(), 1, "{what}");
             assert_eq!(new.iter().map(|it| it.count("/v1/second")).sum::<usize>(), 0, "{what}");
         }
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
 #[test]
 fn a_body_is_never_read_as_a_request() {
     sandboxed(|| {
-        let scene = Scene::usual();
+        let world = World::usual();
         let inner = Ask::to(OPENAI).good().path("/v1/inner").h1();
         let fields = format!("Content-Length: {}\r\n", inner.len());
-        let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
+        let mut tls = world.must_h1(AGENT, OPENAI.port(443), OPENAI.name);
         assert_eq!(tls.ask(head(&fields) + &inner).expect("an answer").status, 200);
         let none = head(&fields).replace("Authorization: Bearer OPENAI_API_KEY\r\n", "");
         let answer = tls.ask(none + &inner).expect("an answer");
-        scene.is_refusal("body of a refused request", &answer, (403, "placeholder_missing"));
+        world.is_refusal("body of a refused request", &answer, (403, "placeholder_missing"));
         let rest = String::from_utf8_lossy(&tls.read_to_end()).into_owned();
         assert!(!rest.contains("HTTP/1.1 200"), "the refused body was served: {rest}");
         drop(tls);
-        let seen = &scene.origin.log().wait_requests(1)[0];
+        let seen = &world.origin.log().wait_requests(1)[0];
         assert_eq!(seen.body, inner.as_bytes());
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
 #[test]
 fn a_head_beyond_the_bounds_is_refused() {
     sandboxed(|| {
-        let scene = Scene::usual();
+        let world = World::usual();
         let long = head(&format!("X: {}\r\n", "a".repeat(70_000)));
-        scene.refuses_bytes("a long value", (AGENT, OPENAI), long, LIMIT);
+        world.refuses_bytes("a long value", (AGENT, OPENAI), long, LIMIT);
         let long = Ask::to(OPENAI).good().path(&format!("/v1/{}", "a".repeat(70_000)));
-        scene.refuses_bytes("a long target", (AGENT, OPENAI), long.h1(), LIMIT);
+        world.refuses_bytes("a long target", (AGENT, OPENAI), long.h1(), LIMIT);
         let many = head(&"X: y\r\n".repeat(101));
-        scene.refuses_bytes("many fields", (AGENT, OPENAI), many, LIMIT);
+        world.refuses_bytes("many fields", (AGENT, OPENAI), many, LIMIT);
         let many =
             (0..101).fold(Ask::to(OPENAI).good(), |ask, at| ask.field(&format!("x-{at}"), "y"));
-        scene.refuses("many fields", (AGENT, OPENAI), &many, LIMIT);
-        scene.ends_well();
+        world.refuses("many fields", (AGENT, OPENAI), &many, LIMIT);
+        world.ends_well();
     });
 }
 
 #[test]
 fn heads_within_raised_bounds_are_refused_in_our_words() {
     sandboxed(|| {
-        // Bounds as wide as they can be, and a number of fields beyond the usual one.
+        // The bounds are as wide as they can be, and the number of fields is beyond the usual one.
         let raised = usual_config().limit("head_bytes", "128KiB").limit("head_fields", 300);
-        let scene = Scene::with(&raised);
+        let world = World::with(&raised);
         for length in ["18446744073709551615", "18446744073709551614", "9223372036854775808"] {
             let bytes = head(&format!("Content-Length: {length}\r\n"));
-            scene.refuses_bytes(length, (AGENT, OPENAI), bytes, MALFORMED);
+            world.refuses_bytes(length, (AGENT, OPENAI), bytes, MALFORMED);
         }
         let name = head(&format!("{}: y\r\n", "x".repeat(65_536)));
-        scene.refuses_bytes("a long name", (AGENT, OPENAI), name, LIMIT);
+        world.refuses_bytes("a long name", (AGENT, OPENAI), name, LIMIT);
         let target = Ask::to(OPENAI).good().path(&format!("/{}", "a".repeat(65_534))).h1();
-        scene.refuses_bytes("a long target", (AGENT, OPENAI), target, LIMIT);
+        world.refuses_bytes("a long target", (AGENT, OPENAI), target, LIMIT);
         let fields = |count: usize| {
             (0..count).fold(Ask::to(OPENAI).good(), |ask, at| ask.field(&format!("x-{at}"), "y"))
         };
-        // Host, the credential and the length are fields too.
-        scene.forwards("many fields", (AGENT, OPENAI), &fields(297));
-        scene.refuses("more fields", (AGENT, OPENAI), &fields(301), LIMIT);
+        // Host, the credential and the length count as fields too.
+        world.forwards("many fields", (AGENT, OPENAI), &fields(297));
+        world.refuses("more fields", (AGENT, OPENAI), &fields(301), LIMIT);
         let long = Ask::to(OPENAI).good().field("x-long", "a".repeat(140_000));
-        scene.refuses("more bytes", (AGENT, OPENAI), &long, LIMIT);
-        scene.ends_well();
+        world.refuses("more bytes", (AGENT, OPENAI), &long, LIMIT);
+        world.ends_well();
     });
 }
 
@@ -353,9 +353,9 @@ fn heads_within_raised_bounds_are_refused_in_our_words() {
 fn a_head_that_trickles_is_refused_at_its_deadline() {
     sandboxed(|| {
         let config = usual_config().limit("head_time", "1s");
-        let scene = Scene::with(&config);
-        let before = scene.before();
-        let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
+        let world = World::with(&config);
+        let before = world.before();
+        let mut tls = world.must_h1(AGENT, OPENAI.port(443), OPENAI.name);
         let me = local(&tls);
         let begun = std::time::Instant::now();
         for byte in head("").bytes().take(60) {
@@ -365,44 +365,44 @@ fn a_head_that_trickles_is_refused_at_its_deadline() {
             std::thread::sleep(std::time::Duration::from_millis(30));
         }
         let answer = tls.response().expect("an answer");
-        scene.is_refusal("slow", &answer, (408, "http_timeout"));
+        world.is_refusal("slow", &answer, (408, "http_timeout"));
         drop(tls);
-        scene.recorded("slow", me, &[Some("http_timeout")]);
-        scene.nothing_arrived("slow", before);
-        scene.ends_well();
+        world.recorded("slow", me, &[Some("http_timeout")]);
+        world.nothing_arrived("slow", before);
+        world.ends_well();
     });
 }
 
 #[test]
 fn a_head_that_ends_early_reaches_nobody() {
     sandboxed(|| {
-        let scene = Scene::usual();
+        let world = World::usual();
         let whole = head("Content-Length: 0\r\n");
-        let before = scene.before();
+        let before = world.before();
         for end in [1, whole.len() / 2, whole.len() - 3, whole.len() - 1] {
-            let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
+            let mut tls = world.must_h1(AGENT, OPENAI.port(443), OPENAI.name);
             let me = local(&tls);
             tls.send(&whole.as_bytes()[..end]).expect("sent");
             drop(tls);
-            scene.recorded("cut", me, &[]);
+            world.recorded("cut", me, &[]);
         }
-        scene.nothing_arrived("cut", before);
-        scene.ends_well();
+        world.nothing_arrived("cut", before);
+        world.ends_well();
     });
 }
 
 #[test]
 fn an_old_request_goes_out_as_http_1_1() {
     sandboxed(|| {
-        let scene = Scene::usual();
+        let world = World::usual();
         let old =
             head("Content-Length: 5\r\nConnection: close\r\n").replace("HTTP/1.1", "HTTP/1.0");
-        let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
+        let mut tls = world.must_h1(AGENT, OPENAI.port(443), OPENAI.name);
         tls.send(old + "hello" + &head("")).expect("sent");
         let answer = String::from_utf8_lossy(&tls.read_to_end()).into_owned();
         assert_eq!(answer.matches("HTTP/1.").count(), 1, "{answer}");
-        let seen = &scene.origin.log().wait_requests(1)[0];
+        let seen = &world.origin.log().wait_requests(1)[0];
         assert_eq!((seen.version, &seen.body[..]), (http::Version::HTTP_11, &b"hello"[..]));
-        scene.ends_well();
+        world.ends_well();
     });
 }

@@ -1,9 +1,9 @@
-//! Every placeholder, and one credential that is none, at every host, in every kind of place, by
-//! either group, in HTTP/1.1, in HTTP/2 and in the handshake of a WebSocket: the secret arrives in
-//! the cells in which the configuration says so, and in no other.
+//! Every placeholder, and one foreign credential, at every host, in every kind of place, by either
+//! group, in HTTP/1.1, in HTTP/2 and in the handshake of a WebSocket: the secret arrives in the
+//! cells in which the configuration says so, and in no others.
 //!
-//! [`expected`] says again what the table of answers says, from the same [`BINDINGS`] that the
-//! configuration is written from, and without the code of the gateway.
+//! [`expected`] computes the table of answers a second time, from the same [`BINDINGS`] that the
+//! configuration is written from, and without the gateway's code.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,6 +13,8 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{
+    World,
+    attack::Ask,
     client::{H2, Response, Tls},
     gateway::{
         ANTHROPIC_SECRET, GIT_SECRET, OPENAI_SECRET, OPS_SECRET, PUBLIC_CA, SECRETS, usual_config,
@@ -23,10 +25,7 @@ use lab::{
 };
 use policy_builder::{Config, binding};
 
-use crate::{
-    attack::{Ask, Scene},
-    http::places::forms,
-};
+use crate::http::places::forms;
 
 /// An API of the configuration.
 struct Api {
@@ -104,7 +103,7 @@ const BINDINGS: [Binding; 6] = [
 const GROUPS: [(&str, Ns); 2] = [("research", AGENT), ("operations", AGENT2)];
 const OWN_KEY: &str = "sk-the-attackers-own-key";
 
-/// How it is asked.
+/// The protocol of the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Protocol {
     H1,
@@ -113,7 +112,7 @@ enum Protocol {
     WebSocket,
 }
 
-/// What is asked for, beside what the place says.
+/// The method and path of the request: listed ones, or another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Variant {
     Listed,
@@ -132,12 +131,12 @@ struct Cell {
     by: Protocol,
 }
 
-/// What has to come of a cell.
+/// The expected outcome of a cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Secret(&'static str),
     Refused(u16, &'static str),
-    /// The group has no use of the host.
+    /// The group may not use the host.
     NoHandshake,
 }
 
@@ -161,7 +160,7 @@ fn config() -> Config {
     apis.fold(usual_config().without("api").without("splice"), Config::with)
 }
 
-/// All there are: the places are those of all bindings, each tried with all else.
+/// Returns all cells: the places are those of all bindings, each tried with everything else.
 fn cells() -> Vec<Cell> {
     let places: BTreeSet<_> =
         BINDINGS.iter().flat_map(|binding| binding.places.iter().copied()).collect();
@@ -175,7 +174,7 @@ fn cells() -> Vec<Cell> {
                         let variant = Variant::Listed;
                         let cell = Cell { group, host, placeholder, place, variant, by };
                         cells.push(cell);
-                        // Of others it is the credential that is refused, whatever is asked for.
+                        // In other cells the credential is refused, whatever is asked for.
                         if matches!(expected(&cell), Outcome::Secret(_)) {
                             let others = [Variant::OtherMethod, Variant::OtherPath];
                             cells.extend(others.map(|variant| Cell { variant, ..cell }));
@@ -189,14 +188,14 @@ fn cells() -> Vec<Cell> {
 }
 
 impl Protocol {
-    /// Whether there is such a place.
+    /// Returns whether there is such a place.
     fn has(self, place: &str) -> bool {
         let in_body = place.starts_with("json ") || place.starts_with("form ");
         self != Self::WebSocket || !in_body
     }
 }
 
-/// The table of answers.
+/// Returns the expected outcome by the table of answers.
 fn expected(cell: &Cell) -> Outcome {
     let here = || BINDINGS.iter().filter(|binding| binding.api == cell.host);
     let own = || here().filter(|binding| binding.group == cell.group.0);
@@ -233,7 +232,7 @@ fn expected(cell: &Cell) -> Outcome {
     }
 }
 
-/// Whether what stands there is a credential at that host.
+/// Returns whether the text in the place is a credential at that host.
 fn counts(cell: &Cell) -> bool {
     let bound = BINDINGS
         .iter()
@@ -242,7 +241,7 @@ fn counts(cell: &Cell) -> bool {
         Some("cookie") => bound || !api(cell.host).keeps_cookies,
         // The place is in its path, whatever the method.
         Some("path") => bound && cell.variant != Variant::OtherPath,
-        // It is of one method and one path.
+        // The place belongs to one method and one path.
         Some("json" | "form") => bound && cell.variant == Variant::Listed,
         _ => true,
     }
@@ -287,7 +286,7 @@ fn request(nth: usize, cell: &Cell) -> Ask {
     }
 }
 
-/// What makes a handshake of a request (RFC 6455, section 4.1).
+/// The fields that make a request a handshake (RFC 6455, section 4.1).
 const HANDSHAKE: [(&str, &str); 4] = [
     ("connection", "Upgrade"),
     ("upgrade", "websocket"),
@@ -302,13 +301,13 @@ enum Kept {
 }
 
 impl Kept {
-    fn open(scene: &Scene, cell: &Cell) -> io::Result<Self> {
+    fn open(world: &World, cell: &Cell) -> io::Result<Self> {
         let Cell { group: (_, from), host, .. } = *cell;
         Ok(match cell.by {
             Protocol::H1 | Protocol::WebSocket => {
-                Self::H1(Tls::open(from, host.port(443), &scene.hello(host.name))?.into())
+                Self::H1(Tls::open(from, host.port(443), &world.hello(host.name))?.into())
             }
-            Protocol::H2 => Self::H2(H2::open(from, host.port6(443), &scene.hello2(host.name))?),
+            Protocol::H2 => Self::H2(H2::open(from, host.port6(443), &world.hello2(host.name))?),
         })
     }
 
@@ -320,14 +319,14 @@ impl Kept {
     }
 }
 
-/// Asks on the connection of the cells before, or on a new one where that has ended.
-fn answer(scene: &Scene, kept: &mut Option<Kept>, cell: &Cell, ask: &Ask) -> io::Result<Response> {
+/// Asks on the connection of the earlier cells, or on a new one if that has ended.
+fn answer(world: &World, kept: &mut Option<Kept>, cell: &Cell, ask: &Ask) -> io::Result<Response> {
     if let Some(connection) = kept
         && let Ok(answer) = connection.ask(ask)
     {
         return Ok(answer);
     }
-    kept.insert(Kept::open(scene, cell)?).ask(ask)
+    kept.insert(Kept::open(world, cell)?).ask(ask)
 }
 
 fn everything(request: &Received) -> String {
@@ -341,7 +340,7 @@ fn everything(request: &Received) -> String {
     all + &String::from_utf8_lossy(&request.body)
 }
 
-/// The secret is there once, and neither another one nor a placeholder is.
+/// Checks that the secret is there once, and neither another secret nor a placeholder.
 #[track_caller]
 fn holds_once(cell: &Cell, secret: &str, request: &Received) {
     let all = everything(request);
@@ -354,7 +353,7 @@ fn holds_once(cell: &Cell, secret: &str, request: &Received) {
 #[test]
 fn the_secret_arrives_in_the_configured_cells_alone() {
     sandboxed(|| {
-        let scene = Scene::with(&config());
+        let world = World::with(&config());
         let cells = cells();
         let mut kept = None;
         let mut last = None;
@@ -364,7 +363,7 @@ fn the_secret_arrives_in_the_configured_cells_alone() {
             if last.replace(connection) != Some(connection) {
                 kept = None;
             }
-            let answered = answer(&scene, &mut kept, cell, &request(nth, cell));
+            let answered = answer(&world, &mut kept, cell, &request(nth, cell));
             match (expected(cell), answered) {
                 (Outcome::Secret(secret), Ok(answer)) => {
                     assert_eq!(answer.reason(), None, "{cell:?}: {}", answer.text());
@@ -376,7 +375,7 @@ fn the_secret_arrives_in_the_configured_cells_alone() {
                     *words.entry("response_masked".into()).or_default() += 1;
                 }
                 (Outcome::Refused(status, reason), Ok(answer)) => {
-                    scene.is_refusal(&format!("{cell:?}"), &answer, (status, reason));
+                    world.is_refusal(&format!("{cell:?}"), &answer, (status, reason));
                     *words.entry(reason.into()).or_default() += 1;
                 }
                 (Outcome::NoHandshake, Err(error)) => {
@@ -394,7 +393,7 @@ fn the_secret_arrives_in_the_configured_cells_alone() {
                 _ => None,
             })
             .collect();
-        let received = scene.origin.log().wait_requests(wanted.len());
+        let received = world.origin.log().wait_requests(wanted.len());
         let mut seen = BTreeSet::new();
         for request in &received {
             let nth: usize = request.header("x-cell")[0].parse().expect("the number of a cell");
@@ -406,7 +405,7 @@ fn the_secret_arrives_in_the_configured_cells_alone() {
         assert!(wanted.len() >= 2 * BINDINGS.iter().map(|it| it.places.len()).sum::<usize>());
         let told = || {
             let mut told: BTreeMap<String, usize> = BTreeMap::new();
-            for record in scene.gateway.audit.records() {
+            for record in world.gateway.audit.records() {
                 if record.is("request") {
                     let word = record["reason"].as_str().unwrap_or("none").to_owned();
                     *told.entry(word).or_default() += 1;
@@ -416,6 +415,6 @@ fn the_secret_arrives_in_the_configured_cells_alone() {
         };
         wait::until(wait::SOON, || (told() == words).then_some(()));
         assert_eq!(told(), words, "one record for each request");
-        scene.ends_well();
+        world.ends_well();
     });
 }

@@ -1,9 +1,11 @@
-//! A credential that an API mints becomes a ticket: the agent never sees it, and the one host that
-//! wants it gets it back, in its place, while the ticket is good.
+//! A credential that an API mints becomes a ticket: the agent never sees the credential, and the
+//! one host that wants it gets it back, in its place, while the ticket is good.
 
 use std::time::Duration;
 
 use lab::{
+    World,
+    attack::Ask,
     client::Response,
     gateway::usual_config,
     net::{AGENT, AGENT2, ANTHROPIC, Host, OPENAI},
@@ -13,15 +15,13 @@ use lab::{
 use policy_builder::{Config, mint};
 use serde_json::Value;
 
-use crate::attack::{Ask, Scene};
-
-/// What the lab's API mints.
+/// The credential that the lab's API mints.
 const MINTED: &str = "minted-7c1e5a90d2b84f63-and-more";
 
 const ENDED: (u16, &str) = (401, "ticket_ended");
 const UNREADABLE: (u16, &str) = (502, "response_unscannable");
 
-/// OpenAI's host mints, and Anthropic's wants it.
+/// Returns a policy in which OpenAI's host mints, and Anthropic's wants the credential.
 fn config(life: &str) -> Config {
     let answers = [
         "json /token in /v1/scripted/*",
@@ -33,8 +33,8 @@ fn config(life: &str) -> Config {
     usual_config().api("openai", |it| it.with(session))
 }
 
-fn scene() -> Scene {
-    Scene::with(&config("1h"))
+fn world() -> World {
+    World::with(&config("1h"))
 }
 
 fn script(body: impl Into<Vec<u8>>) -> Script {
@@ -47,25 +47,25 @@ fn with_field(mut script: Script, name: &str, value: &str) -> Script {
     script
 }
 
-/// No form of the credential is in an answer.
+/// Checks that no form of the credential is in an answer.
 #[track_caller]
 fn is_untold(what: &str, answer: &Response) {
     let text = format!("{:?} {}", answer.headers, answer.text());
     assert!(forms(MINTED).iter().all(|form| !text.contains(form)), "{what}: {text}");
 }
 
-/// The answers to a request for this script, in HTTP/1.1 and in HTTP/2.
+/// Returns the answers to a request for this script, in HTTP/1.1 and in HTTP/2.
 #[track_caller]
-fn asked(scene: &Scene, script: Script) -> [Response; 2] {
-    let ask = Ask::to(OPENAI).good().path(&scene.origin.script(script));
-    let one = scene.h1(AGENT, OPENAI.port(443), OPENAI.name).ask(ask.h1()).expect("an answer");
-    let mut h2 = scene.h2(AGENT, OPENAI.port6(443), OPENAI.name);
+fn asked(world: &World, script: Script) -> [Response; 2] {
+    let ask = Ask::to(OPENAI).good().path(&world.origin.script(script));
+    let one = world.must_h1(AGENT, OPENAI.port(443), OPENAI.name).ask(ask.h1()).expect("an answer");
+    let mut h2 = world.must_h2(AGENT, OPENAI.port6(443), OPENAI.name);
     let answers = [one, h2.ask(ask.h2(), "").expect("an answer")];
     answers.iter().for_each(|answer| is_untold("an answer that mints", answer));
     answers
 }
 
-/// How often a text stands in a request: in its target, its fields and its body.
+/// Returns how often a text stands in a request: in its target, its fields and its body.
 pub(crate) fn times(request: &Received, text: &str) -> usize {
     let target = request.uri.to_string().into_bytes();
     let fields = request.headers.values().map(|value| value.as_bytes().to_vec());
@@ -73,20 +73,20 @@ pub(crate) fn times(request: &Received, text: &str) -> usize {
     all.map(|part| part.windows(text.len()).filter(|it| *it == text.as_bytes()).count()).sum()
 }
 
-/// The answer in HTTP/1.1 alone.
+/// Returns the answer in HTTP/1.1 alone.
 #[track_caller]
-fn asked_once(scene: &Scene, script: Script) -> Response {
-    let ask = Ask::to(OPENAI).good().path(&scene.origin.script(script));
-    let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
+fn asked_once(world: &World, script: Script) -> Response {
+    let ask = Ask::to(OPENAI).good().path(&world.origin.script(script));
+    let mut tls = world.must_h1(AGENT, OPENAI.port(443), OPENAI.name);
     let answer = tls.ask(ask.h1()).expect("an answer");
     is_untold("an answer that mints", &answer);
     answer
 }
 
-/// A ticket, out of the usual answer.
+/// Returns a ticket from the usual answer.
 #[track_caller]
-fn ticket(scene: &Scene) -> String {
-    let [answer, _] = asked(scene, script(format!(r#"{{"token":"{MINTED}"}}"#)));
+fn ticket(world: &World) -> String {
+    let [answer, _] = asked(world, script(format!(r#"{{"token":"{MINTED}"}}"#)));
     token(&answer)
 }
 
@@ -105,9 +105,9 @@ fn there(ticket: &str) -> Ask {
 #[test]
 fn a_minted_credential_becomes_a_ticket_and_is_swapped_back() {
     sandboxed(|| {
-        let scene = scene();
+        let world = world();
         let text = format!(r#"{{"token":"{MINTED}","again":"{MINTED}","other":1}}"#);
-        let answers = asked(&scene, with_field(script(text), "etag", "\"of-the-whole\""));
+        let answers = asked(&world, with_field(script(text), "etag", "\"of-the-whole\""));
         for answer in &answers {
             let length = answer.headers["content-length"].to_str().unwrap();
             assert_eq!(length, answer.body.len().to_string());
@@ -118,45 +118,45 @@ fn a_minted_credential_becomes_a_ticket_and_is_swapped_back() {
         let [one, other] = [&answers[0], &answers[1]].map(token);
         assert_ne!(one, other, "two tickets for one credential do not tell that it is one");
         for ticket in [&one, &other] {
-            for received in scene.forwards("redeemed", (AGENT, ANTHROPIC), &there(ticket)) {
+            for received in world.forwards("redeemed", (AGENT, ANTHROPIC), &there(ticket)) {
                 assert_eq!(received.header("x-session"), [MINTED]);
                 assert_eq!(times(&received, MINTED), 1, "{received:?}");
             }
         }
         let auth = Ask::to(ANTHROPIC).field("authorization", format!("RemoteAuth {one}"));
-        for received in scene.forwards("the other place", (AGENT, ANTHROPIC), &auth) {
+        for received in world.forwards("the other place", (AGENT, ANTHROPIC), &auth) {
             assert_eq!(received.header("authorization"), [format!("RemoteAuth {MINTED}")]);
         }
-        let config = scene.lab.dir.join("cloakroom.toml");
+        let config = world.config();
         let status = lab::gateway::program().args(["status", "--json"]).arg(config).output();
         let status: Value = serde_json::from_slice(&status.expect("it runs").stdout).expect("JSON");
         assert_eq!(status["groups"][0]["tickets"], 2, "{status}");
-        let audit = scene.gateway.audit.text();
+        let audit = world.gateway.audit.text();
         assert_eq!(audit.matches(r#""minted":["ticket:session"]"#).count(), 2, "{audit}");
         assert!(
             audit.contains("ticket:session") && !audit.contains(MINTED) && !audit.contains(&one)
         );
-        assert!(!scene.gateway.stderr().contains(MINTED));
-        scene.ends_well();
+        assert!(!world.gateway.stderr().contains(MINTED));
+        world.ends_well();
     });
 }
 
 #[test]
 fn minted_credentials_are_masked_at_every_host_of_the_group() {
     sandboxed(|| {
-        let scene = scene();
-        let ticket = ticket(&scene);
+        let world = world();
+        let ticket = ticket(&world);
         let mirror = there(&ticket).path("/v1/mirror");
-        let answer = scene.h1(AGENT, ANTHROPIC.port(443), ANTHROPIC.name).ask(mirror.h1());
+        let answer = world.must_h1(AGENT, ANTHROPIC.port(443), ANTHROPIC.name).ask(mirror.h1());
         let answer = answer.expect("an answer");
         assert!(answer.text().contains("x-session: ****"), "{}", answer.text());
         is_untold("an echo", &answer);
         for form in forms(MINTED) {
             let echo = Script { kind: "text/plain", ..script(form.clone()) };
-            let path = scene.origin.script(echo);
-            // Below a path that mints nothing.
+            let path = world.origin.script(echo);
+            // A path that mints nothing.
             let ask = Ask::to(ANTHROPIC).field("x-api-key", "ANTHROPIC_API_KEY").path(&path);
-            let mut tls = scene.h1(AGENT, ANTHROPIC.port(443), ANTHROPIC.name);
+            let mut tls = world.must_h1(AGENT, ANTHROPIC.port(443), ANTHROPIC.name);
             is_untold(&form, &tls.ask(ask.h1()).expect("an answer"));
         }
     });
@@ -165,8 +165,8 @@ fn minted_credentials_are_masked_at_every_host_of_the_group() {
 #[test]
 fn a_ticket_is_for_its_places_host_and_group() {
     sandboxed(|| {
-        let scene = scene();
-        let ticket = ticket(&scene);
+        let world = world();
+        let ticket = ticket(&world);
         let bearer =
             |host: Host, text: &str| Ask::to(host).field("authorization", format!("Bearer {text}"));
         let mut altered = ticket.clone();
@@ -183,35 +183,34 @@ fn a_ticket_is_for_its_places_host_and_group() {
             ("one in a text", AGENT, ANTHROPIC, there(&format!("{ticket}x")), foreign),
             ("what it stands for", AGENT, ANTHROPIC, there(MINTED), foreign),
         ] {
-            scene.refuses(what, (from, host), &ask, expected);
+            world.refuses(what, (from, host), &ask, expected);
         }
         let twice = there(&ticket).field("x-api-key", "mine");
-        scene.refuses("beside another", (AGENT, ANTHROPIC), &twice, (400, "duplicate_credential"));
-        scene.forwards("still good", (AGENT, ANTHROPIC), &there(&ticket));
-        scene.ends_well();
+        world.refuses("beside another", (AGENT, ANTHROPIC), &twice, (400, "duplicate_credential"));
+        world.forwards("still good", (AGENT, ANTHROPIC), &there(&ticket));
+        world.ends_well();
     });
 }
 
 #[test]
 fn a_ticket_ends_with_its_life_and_with_the_gateway() {
     sandboxed(|| {
-        let mut scene = Scene::with(&config("8s"));
-        let first = ticket(&scene);
-        scene.forwards("in time", (AGENT, ANTHROPIC), &there(&first));
+        let mut world = World::with(&config("8s"));
+        let first = ticket(&world);
+        world.forwards("in time", (AGENT, ANTHROPIC), &there(&first));
         std::thread::sleep(Duration::from_millis(8_100));
-        scene.refuses("too late", (AGENT, ANTHROPIC), &there(&first), ENDED);
-        let second = ticket(&scene);
-        scene.gateway.terminate(Duration::from_secs(20));
-        let config = scene.lab.dir.join("cloakroom.toml");
-        scene.gateway = lab::gateway::Gateway::run(&scene.lab, &config).expect("it starts again");
-        scene.refuses("after a restart", (AGENT, ANTHROPIC), &there(&second), ENDED);
+        world.refuses("too late", (AGENT, ANTHROPIC), &there(&first), ENDED);
+        let second = ticket(&world);
+        world.gateway.terminate(Duration::from_secs(20));
+        world.restart();
+        world.refuses("after a restart", (AGENT, ANTHROPIC), &there(&second), ENDED);
     });
 }
 
 #[test]
 fn an_unreadable_answer_is_refused_and_never_passed() {
     sandboxed(|| {
-        let scene = scene();
+        let world = world();
         let whole = format!(r#"{{"token":"{MINTED}"}}"#);
         let utf16: Vec<u8> = whole.encode_utf16().flat_map(u16::to_be_bytes).collect();
         let large = format!(r#"{{"token":"{MINTED}","pad":"{}"}}"#, "x".repeat(300 << 10));
@@ -236,8 +235,8 @@ fn an_unreadable_answer_is_refused_and_never_passed() {
             ("an unknown coding", with_field(script(whole.clone()), "content-encoding", "x-lab")),
             ("a part", Script { status: Some(206), ..script(whole.clone()) }),
         ] {
-            for answer in asked(&scene, script) {
-                scene.is_refusal(what, &answer, UNREADABLE);
+            for answer in asked(&world, script) {
+                world.is_refusal(what, &answer, UNREADABLE);
             }
         }
     });
@@ -246,7 +245,7 @@ fn an_unreadable_answer_is_refused_and_never_passed() {
 #[test]
 fn every_spelling_of_what_is_minted_is_taken() {
     sandboxed(|| {
-        let scene = scene();
+        let world = world();
         let whole = format!(r#"{{"token":"{MINTED}"}}"#);
         let bytes =
             whole.bytes().map(|byte| Step { bytes: vec![byte].into(), pause: Duration::ZERO });
@@ -260,21 +259,21 @@ fn every_spelling_of_what_is_minted_is_taken() {
             ("in another case", script(format!(r#"{{"Token":"{MINTED}","token":"{MINTED}"}}"#))),
             ("an error", Script { status: Some(403), ..script(whole.clone()) }),
         ] {
-            for answer in asked(&scene, script) {
+            for answer in asked(&world, script) {
                 assert_eq!(answer.reason(), None, "{what}: {}", answer.text());
                 token(&answer);
             }
         }
         let [field, _] =
-            asked(&scene, with_field(script("{}"), "x-session", &format!("Bearer {MINTED}")));
+            asked(&world, with_field(script("{}"), "x-session", &format!("Bearer {MINTED}")));
         let shown = field.headers["x-session"].to_str().unwrap();
         assert!(shown.starts_with("Bearer ticket_"), "{shown}");
         let denied = Script { status: Some(401), ..script(r#"{"message":"who are you?"}"#) };
-        for answer in asked(&scene, denied) {
+        for answer in asked(&world, denied) {
             assert_eq!((answer.status.as_u16(), answer.text().contains("who")), (401, true));
         }
         let page = format!("<html>{MINTED}</html>");
-        for answer in asked(&scene, Script { status: Some(500), ..script(page) }) {
+        for answer in asked(&world, Script { status: Some(500), ..script(page) }) {
             assert_eq!((answer.status.as_u16(), answer.body.len()), (500, 0));
         }
     });
@@ -283,32 +282,32 @@ fn every_spelling_of_what_is_minted_is_taken() {
 #[test]
 fn a_request_resembling_one_that_mints_is_refused() {
     sandboxed(|| {
-        let scene = scene();
-        let path = scene.origin.script(script(format!(r#"{{"token":"{MINTED}"}}"#)));
+        let world = world();
+        let path = world.origin.script(script(format!(r#"{{"token":"{MINTED}"}}"#)));
         let ambiguous = (400, "path_ambiguous");
         for other in ["/v1/Scripted/0", "/v1//scripted/0", "/v1/%73cripted/0", "/v1/scripted;x/0"] {
             let ask = Ask::to(OPENAI).good().path(other);
-            scene.refuses(other, (AGENT, OPENAI), &ask, ambiguous);
+            world.refuses(other, (AGENT, OPENAI), &ask, ambiguous);
         }
         for field in ["X-Original-URL", "X-Rewrite-URL"] {
             let ask = Ask::to(OPENAI).good().path("/v1/models").field(field, &*path);
-            scene.refuses(field, (AGENT, OPENAI), &ask, ambiguous);
+            world.refuses(field, (AGENT, OPENAI), &ask, ambiguous);
         }
         let ask = Ask::to(OPENAI).good().path(&path).field("range", "bytes=10-");
         let ask = ask.field("if-none-match", "\"x\"").method("GET");
-        for received in scene.forwards("a part", (AGENT, OPENAI), &ask) {
+        for received in world.forwards("a part", (AGENT, OPENAI), &ask) {
             assert!(
                 received.header("range").is_empty() && received.header("if-none-match").is_empty()
             );
         }
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
 #[test]
 fn an_agent_has_no_tickets_without_number() {
     sandboxed(|| {
-        let scene = scene();
+        let world = world();
         let objects = |from: usize, count: usize| {
             let one = |number: usize| {
                 format!(r#"{{"header":{{"Authorization":"RemoteAuth {MINTED}-{number:06}"}}}}"#)
@@ -317,12 +316,12 @@ fn an_agent_has_no_tickets_without_number() {
             script(format!(r#"{{"objects":[{}]}}"#, all.join(",")))
         };
         for _ in 0..2 {
-            assert_eq!(asked_once(&scene, objects(0, 200)).reason(), None, "the same 200");
+            assert_eq!(asked_once(&world, objects(0, 200)).reason(), None, "the same 200");
         }
-        let answer = asked_once(&scene, objects(1_000, 100));
-        scene.is_refusal("beyond the bound", &answer, (429, "ticket_limit"));
-        let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
-        let path = scene.origin.script(script("{}"));
+        let answer = asked_once(&world, objects(1_000, 100));
+        world.is_refusal("beyond the bound", &answer, (429, "ticket_limit"));
+        let mut tls = world.must_h1(AGENT, OPENAI.port(443), OPENAI.name);
+        let path = world.origin.script(script("{}"));
         let ask = Ask::to(OPENAI).good().path(&path).h1();
         let refused = (0..200).find_map(|_| tls.ask(&ask).expect("an answer").reason());
         assert_eq!(refused.as_deref(), Some("rate_limit"));

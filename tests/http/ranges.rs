@@ -1,10 +1,15 @@
-//! Parts of an answer: cut out of the whole after it was masked, so that nobody reads a key in
-//! halves.
+//! Parts of an answer: they are cut out of the whole after it was masked, so that nobody reads a
+//! key in halves.
 
 use http::Request;
-use lab::{client::Response, gateway::OPENAI_SECRET, net::OPENAI, sandboxed};
-
-use crate::world::{TICKET, World, get_path};
+use lab::{
+    World,
+    client::Response,
+    gateway::OPENAI_SECRET,
+    net::OPENAI,
+    sandboxed,
+    world::{TICKET, get_path},
+};
 
 const PATH: &str = "/v1/coded?echo=1";
 
@@ -42,7 +47,7 @@ fn a_part_equals_that_part_of_the_masked_whole() {
                 assert_eq!(part.headers["content-range"], said, "{first}");
                 assert_eq!(part.headers["content-length"], (length - first).to_string());
             }
-            // Two halves of the key are none together.
+            // Two halves of the key are no key together.
             let half = |range: String| {
                 let fields = [
                     ("range", &*range),

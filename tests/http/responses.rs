@@ -1,14 +1,14 @@
-//! Responses: without the key, without delay, and as it was sent otherwise.
+//! Responses: without the key, without delay, and otherwise as they were sent.
 
 use lab::{
+    World,
     gateway::{OPENAI_SECRET, SECRETS},
     net::{AGENT, OPENAI},
     sandboxed,
+    world::{TICKET, get, get_path},
 };
 
-use crate::world::{TICKET, World, get, get_path};
-
-/// Everything that the agent decrypts, as text.
+/// Returns everything that the agent decrypts, as text.
 fn raw(world: &World, request: &str) -> String {
     let mut tls = world.h1(OPENAI).expect("a connection");
     tls.send(request.replacen("\r\n", "\r\nConnection: close\r\n", 1)).expect("sent");

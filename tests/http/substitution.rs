@@ -1,14 +1,14 @@
 //! A placeholder in the right place arrives as the key, once, and the agent never sees the key.
 
 use lab::{
+    World,
     client::succeed,
     gateway::{self, OPENAI_SECRET, OPS_SECRET, SECRETS, usual_config},
     net::{AGENT2, OPENAI},
     sandboxed,
+    world::{TICKET, get},
 };
 use serde_json::Value;
-
-use crate::world::{TICKET, World, get};
 
 #[test]
 fn a_group_gets_its_own_key_and_never_another_groups() {

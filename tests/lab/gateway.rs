@@ -1,4 +1,4 @@
-//! The program under test, run as an operator would: guard first, then certificates, then the
+//! The program under test, run in an operator's order: the guard, then the certificates, then the
 //! daemon.
 
 use std::{
@@ -36,36 +36,45 @@ pub struct Gateway {
     /// Its audit records.
     pub audit: Audit,
     log: PathBuf,
+    options: Options,
+}
+
+/// How the daemon is started.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The level of its log.
+    pub level: &'static str,
+    /// Environment variables beside the usual ones.
+    pub variables: Vec<(String, String)>,
+    /// The kernel forwards all the time, from before the daemon's first instruction: in its own
+    /// mount namespace other files cover the switches, and say that they are off. [`forwards`]
+    /// tells whether the kernel forwards.
+    pub forwarding: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { level: "info", variables: Vec::new(), forwarding: false }
+    }
 }
 
 /// A gateway that did not become ready.
 #[derive(Debug)]
 pub struct Failed {
-    /// How it ended; `None` when it was still running and had to be killed.
+    /// Its exit status; `None` when it was still running and had to be killed.
     pub status: Option<ExitStatus>,
-    /// What it wrote to standard error.
+    /// Its standard error.
     pub stderr: String,
 }
 
 impl Gateway {
-    /// Starts the gateway with the lab's usual policy and file of secrets.
-    ///
-    /// # Panics
-    /// When it does not become ready.
-    #[track_caller]
-    pub fn usual(lab: &Lab) -> Self {
-        Self::start(lab, &usual_config())
-    }
-
     /// Starts the gateway with this configuration.
     ///
     /// # Panics
-    /// When it does not become ready, with what it said.
+    /// When it does not become ready. The panic shows its output.
     #[track_caller]
     pub fn start(lab: &Lab, config: &dyn Display) -> Self {
-        Self::try_start(lab, config).unwrap_or_else(|failed| {
-            panic!("the gateway did not become ready ({:?}):\n{}", failed.status, failed.stderr)
-        })
+        Self::try_start(lab, config).unwrap_or_else(|failed| failed.panic())
     }
 
     /// Starts the gateway with this configuration, which may not work.
@@ -76,10 +85,21 @@ impl Gateway {
     /// # Panics
     /// When the guard or the certificates cannot be made.
     pub fn try_start(lab: &Lab, config: &dyn Display) -> Result<Self, Failed> {
+        Self::run(lab, &Self::prepare(lab, config)?)
+    }
+
+    /// Makes the guard, the files and the certificates, and gives the configuration's path.
+    ///
+    /// # Errors
+    /// When the program refuses to make the certificates.
+    ///
+    /// # Panics
+    /// When the guard or the files cannot be made.
+    pub fn prepare(lab: &Lab, config: &dyn Display) -> Result<PathBuf, Failed> {
         guard();
         let config = install(lab, config);
         certificates(lab, &config)?;
-        Self::run(lab, &config)
+        Ok(config)
     }
 
     /// Starts the daemon only: the guard, the files and the certificates are there already.
@@ -90,79 +110,48 @@ impl Gateway {
     /// # Panics
     /// When the program is missing.
     pub fn run(lab: &Lab, config: &PathBuf) -> Result<Self, Failed> {
-        Self::run_logging(lab, config, "info")
+        Self::run_with(lab, config, &Options::default())
     }
 
-    /// [`Gateway::run`] with another level of its log.
+    /// [`Gateway::run`] in another way than the usual.
     ///
     /// # Errors
     /// As [`Gateway::try_start`].
     ///
     /// # Panics
     /// When the program is missing.
-    pub fn run_logging(lab: &Lab, config: &PathBuf, level: &str) -> Result<Self, Failed> {
-        Self::run_among(lab, config, level, &[])
-    }
-
-    /// [`Gateway::run_logging`] with these further environment variables.
-    ///
-    /// # Errors
-    /// As [`Gateway::try_start`].
-    ///
-    /// # Panics
-    /// When the program is missing.
-    pub fn run_among(
-        lab: &Lab,
-        config: &PathBuf,
-        level: &str,
-        variables: &[(&str, &str)],
-    ) -> Result<Self, Failed> {
-        let mut program = program();
-        program.envs(variables.iter().copied());
-        let gateway = Self::begin(lab, config, level, program)?;
+    pub fn run_with(lab: &Lab, config: &PathBuf, options: &Options) -> Result<Self, Failed> {
+        let mut program = if options.forwarding { forwarding(lab) } else { program() };
+        program.envs(options.variables.iter().map(|(name, value)| (name, value)));
+        let gateway = Self::begin(lab, config, program, options)?;
         forward();
         Ok(gateway)
     }
 
-    /// [`Gateway::run`] where the kernel forwards all the while, from before the daemon's first
-    /// instruction: in its own mount namespace other files lie over the switches, and say that they
-    /// are off. Ask [`forwards`] whether that is so.
-    ///
-    /// # Errors
-    /// As [`Gateway::try_start`].
-    ///
-    /// # Panics
-    /// When the program is missing.
-    pub fn run_forwarding(lab: &Lab, config: &PathBuf) -> Result<Self, Failed> {
-        forward();
-        let off = lab.write("off", "0\n");
-        let mount =
-            |name: &String| format!("mount --bind '{}' /proc/sys/net/{name} && ", off.display());
-        let mounts: String = switches().iter().map(mount).collect();
-        let mut program = GATEWAY.command("sh");
-        program.args(["-c", &format!("{mounts} exec \"$0\" \"$@\"")]).arg(tools::cloakroom());
-        Self::begin(lab, config, "info", program)
+    /// How it was started.
+    pub fn options(&self) -> &Options {
+        &self.options
     }
 
     /// Starts this program and waits until it is ready.
     fn begin(
         lab: &Lab,
         config: &PathBuf,
-        level: &str,
         mut program: Command,
+        options: &Options,
     ) -> Result<Self, Failed> {
         let (ready, log) = (lab.dir.join("ready"), lab.dir.join("gateway.log"));
         let _ = fs::remove_file(&ready);
         let stderr = fs::File::create(&log).expect("the lab's folder is writable");
         let process = program
-            .args(["run", "--log", level, "--ready-file"])
+            .args(["run", "--log", options.level, "--ready-file"])
             .arg(&ready)
             .arg(config)
             .stderr(stderr)
             .spawn()
             .expect("the gateway starts");
         let audit = Audit::of(lab.dir.join("audit.jsonl"));
-        let mut gateway = Self { process, audit, log };
+        let mut gateway = Self { process, audit, log, options: options.clone() };
         let end = wait::until(wait::SOON, || match gateway.process.try_wait() {
             Ok(Some(status)) => Some(Err(status)),
             _ => ready.exists().then_some(Ok(())),
@@ -177,12 +166,12 @@ impl Gateway {
         }
     }
 
-    /// What it wrote to standard error so far.
+    /// Returns its standard error so far.
     pub fn stderr(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Its process id, for looking at `/proc`.
+    /// Returns its process id, for reading `/proc`.
     pub fn pid(&self) -> u32 {
         self.process.id()
     }
@@ -196,7 +185,7 @@ impl Gateway {
         self.process.wait().expect("the gateway ends");
     }
 
-    /// Sends a signal whose default is to end with a core dump, and says how it ended.
+    /// Sends a signal whose default is to end with a core dump, and returns the exit status.
     ///
     /// # Panics
     /// When it has not ended soon.
@@ -207,7 +196,7 @@ impl Gateway {
         ended.unwrap_or_else(|| panic!("still running after {signal:?}"))
     }
 
-    /// Asks it to end, and says how it did.
+    /// Asks it to end, and returns the exit status.
     ///
     /// # Panics
     /// When it has not ended within `limit`.
@@ -223,22 +212,22 @@ impl Gateway {
         tools::signal(&self.process, Signal::HUP);
     }
 
-    /// Keeps it from doing anything, until [`Gateway::thaw`].
+    /// Stops all of its threads, until [`Gateway::thaw`].
     pub fn freeze(&self) {
         tools::signal(&self.process, Signal::STOP);
     }
 
-    /// Undoes [`Gateway::freeze`].
+    /// Lets it go on after [`Gateway::freeze`].
     pub fn thaw(&self) {
         tools::signal(&self.process, Signal::CONT);
     }
 
-    /// Whether it still runs.
+    /// Returns whether it still runs.
     pub fn is_alive(&mut self) -> bool {
         matches!(self.process.try_wait(), Ok(None))
     }
 
-    /// The states of its TCP sockets, as `ss` names them: to show that none is left behind.
+    /// Returns the states of its TCP sockets, as `ss` names them: to show that none is left behind.
     pub fn sockets(&self) -> Vec<String> {
         let listed = GATEWAY.shell("ss -Htan");
         listed
@@ -246,17 +235,54 @@ impl Gateway {
             .filter_map(|line| line.split_whitespace().next().map(str::to_owned))
             .collect()
     }
+
+    /// No secret is in the audit or in its log.
+    ///
+    /// # Panics
+    /// When one is.
+    #[track_caller]
+    pub fn assert_secrets_untold(&self) {
+        let (audit, log) = (self.audit.text(), self.stderr());
+        for secret in SECRETS {
+            assert!(!audit.contains(secret), "a secret is in the audit: {audit}");
+            assert!(!log.contains(secret), "a secret is in the log: {log}");
+        }
+    }
+}
+
+/// What holds at the end of each gateway, whatever the test is about: it told no secret, did not
+/// panic, and met no error of its own.
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        self.assert_secrets_untold();
+        let written = self.audit.text() + &self.stderr();
+        for word in ["internal_error", "panicked"] {
+            assert!(!written.contains(word), "{word}:\n{written}");
+        }
+    }
 }
 
 impl Failed {
-    /// The exit code, if it ended by itself.
+    /// Fails the test, with what the program said.
+    ///
+    /// # Panics
+    /// Always.
+    #[track_caller]
+    pub fn panic(self) -> ! {
+        panic!("the gateway did not become ready ({:?}):\n{}", self.status, self.stderr)
+    }
+
+    /// Returns the exit code, if it ended by itself.
     pub fn code(&self) -> Option<i32> {
         self.status.and_then(|status| status.code().or(status.signal().map(|signal| -signal)))
     }
 }
 
-/// Loads the static guard that closes the gateway before any daemon runs, and tells it where the
-/// agents are, as first boot does.
+/// Loads the static guard, which closes the gateway before any daemon runs, with the agents'
+/// interfaces, as the first boot does.
 ///
 /// # Panics
 /// When nft refuses it.
@@ -268,13 +294,13 @@ pub fn guard() {
     );
 }
 
-/// Makes the gateway's kernel forward, which the daemon forbids when it starts: where packet rules
-/// are what is tested, nothing else may hide a hole in them.
+/// Makes the gateway's kernel forward, which the daemon turns off when it starts: in tests of the
+/// packet rules, nothing else may hide a hole in them.
 pub fn forward() {
     GATEWAY.enter(|| switches().iter().for_each(|name| sysctl(name, "1")));
 }
 
-/// Whether the gateway's kernel forwards, between all of its interfaces.
+/// Returns whether the gateway's kernel forwards, between all of its interfaces.
 pub fn forwards() -> bool {
     let on = |name: &String| {
         let value = fs::read_to_string(format!("/proc/sys/net/{name}"));
@@ -283,8 +309,8 @@ pub fn forwards() -> bool {
     GATEWAY.enter(|| switches().iter().all(on))
 }
 
-/// The settings that decide about forwarding. IPv4 has a switch of its own on each interface, which
-/// the daemon turns off; what sets all of them comes first.
+/// Returns the settings that decide about forwarding. IPv4 has a switch of its own on each
+/// interface, which the daemon turns off; the switch that sets all of them comes first.
 fn switches() -> Vec<String> {
     let interfaces = ["agents0", "agents1", "wan0"].into_iter().flat_map(|interface| {
         ["ipv4", "ipv6"].map(|family| format!("{family}/conf/{interface}/forwarding"))
@@ -299,13 +325,13 @@ pub fn install(lab: &Lab, config: &dyn Display) -> PathBuf {
     install_as(lab, "cloakroom.toml", config)
 }
 
-/// The same, under another name in the lab's folder.
+/// Does the same under another name in the lab's folder.
 pub fn install_as(lab: &Lab, name: &str, config: &dyn Display) -> PathBuf {
     lab.write(name, config.to_string().replace("{dir}", &lab.dir.display().to_string()))
 }
 
-/// Makes the root, the issuing CAs, and `agents.pem`: what agents trust, which is the gateway's
-/// root beside the public one.
+/// Makes the root, the issuing CAs, and `agents.pem`, which agents trust: the gateway's root and
+/// the public one.
 fn certificates(lab: &Lab, config: &PathBuf) -> Result<(), Failed> {
     let folder = lab.dir.join("root");
     if !folder.exists() {
@@ -318,9 +344,21 @@ fn certificates(lab: &Lab, config: &PathBuf) -> Result<(), Failed> {
     Ok(())
 }
 
-/// The program inside the gateway's namespace.
+/// Returns a command that runs the program inside the gateway's namespace.
 pub fn program() -> Command {
     GATEWAY.command(tools::cloakroom())
+}
+
+/// The same where the kernel forwards and other files say that it does not.
+fn forwarding(lab: &Lab) -> Command {
+    forward();
+    let off = lab.write("off", "0\n");
+    let mount =
+        |name: &String| format!("mount --bind '{}' /proc/sys/net/{name} && ", off.display());
+    let mounts: String = switches().iter().map(mount).collect();
+    let mut program = GATEWAY.command("sh");
+    program.args(["-c", &format!("{mounts} exec \"$0\" \"$@\"")]).arg(tools::cloakroom());
+    program
 }
 
 fn checked(command: &mut Command) -> Result<Output, Failed> {
@@ -332,7 +370,7 @@ fn checked(command: &mut Command) -> Result<Output, Failed> {
     Err(Failed { status: Some(output.status), stderr })
 }
 
-/// The lab's usual policy: two groups, three APIs, one host let through.
+/// Returns the lab's usual policy: two groups, three APIs, one host that is spliced.
 pub fn usual_config() -> Config {
     let research = binding("research", "OPENAI_API_KEY", &[BEARER], "file:openai");
     let operations = binding("operations", "OPS_OPENAI_KEY", &[BEARER], "file:ops");
@@ -360,7 +398,7 @@ pub fn usual_config() -> Config {
         .with(splice("pypi", &["research"], &["pypi.example", "*.cdn.example"]).set("ports", [443]))
 }
 
-/// The usual policy with every secret from Vault.
+/// Returns the usual policy with every secret from Vault.
 pub fn from_vault(usual: Config) -> Config {
     let bindings = [
         ("OPENAI_API_KEY", "openai"),
@@ -374,14 +412,14 @@ pub fn from_vault(usual: Config) -> Config {
     })
 }
 
-/// A configuration for a machine of its own: every folder is the default one, and files are beside
-/// the configuration.
+/// Returns a configuration for a machine of its own: every folder is the default one, and files are
+/// beside the configuration.
 pub fn with_default_folders(config: Config) -> Config {
     let folders = ["audit", "ca_dir", "state_dir", "control"];
     folders.into_iter().fold(config, Config::without_gateway).moved("{dir}/", "")
 }
 
-/// A Vault that is not there, beside a configuration's other sources of secrets.
+/// Adds a Vault that is absent to a configuration's other sources of secrets.
 pub fn with_absent_vault(config: Config) -> Config {
     let login = Table::section("approle").set("role_id", "lab");
     config
@@ -390,7 +428,7 @@ pub fn with_absent_vault(config: Config) -> Config {
         .login(login.set("secret_id_file", "{dir}/secret-id"))
 }
 
-/// An API of the lab whose agents may read and post at these paths.
+/// Returns an API of the lab whose agents may read and post at these paths.
 fn usual_api(name: &str, host: Host, paths: &[&str]) -> Table {
     let api = api(name, &[host.name]).set("methods", ["GET", "POST"]).set("paths", paths);
     api.set("upstream_ca", PUBLIC_CA)
@@ -398,9 +436,9 @@ fn usual_api(name: &str, host: Host, paths: &[&str]) -> Table {
 
 /// The usual place of a key.
 pub const BEARER: &str = "header authorization bearer";
-/// The CA that the lab's origins have their certificates of.
+/// The CA that issued the certificates of the lab's origins.
 pub const PUBLIC_CA: &str = "{dir}/public-ca.pem";
-/// What agents may ask of the first API.
+/// The paths of the first API that agents may use.
 const OPENAI_PATHS: [&str; 10] = [
     "/v1/*",
     "/reflect",

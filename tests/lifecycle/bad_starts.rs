@@ -1,10 +1,9 @@
-//! A start that cannot be right: one clear line, a non-zero exit, and the guard stays closed.
+//! A start with a wrong setting: one clear line, a non-zero exit, and the guard stays closed.
 
 use std::{collections::BTreeSet, process::Output, time::Duration};
 
 use lab::{
-    Lab,
-    dns::Dns,
+    Lab, World,
     gateway::{self, Failed, Gateway, usual_config},
     net::GATEWAY,
     origin::Origin,
@@ -14,7 +13,7 @@ use lab::{
 use policy_builder::Config;
 use serde_json::Value;
 
-use crate::faults::{CHAT, Trap, ask, assert_closed, assert_one_line};
+use crate::faults::{CHAT, Trap, assert_closed, assert_one_line};
 
 fn refused(lab: &Lab, config: &Config) -> Failed {
     Gateway::try_start(lab, config).err().expect("the gateway did not start")
@@ -23,104 +22,103 @@ fn refused(lab: &Lab, config: &Config) -> Failed {
 #[test]
 fn what_the_machine_lacks_is_one_line_behind_the_guard() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
+        let builder = World::builder();
         let usual = usual_config();
 
         let missing = usual.clone().group("operations", |it| it.set("interface", "agents7"));
-        assert_one_line(&refused(&lab, &missing), &["agents7", "does not exist"]);
-        assert_closed(&origin);
+        assert_one_line(&refused(&builder.lab, &missing), &["agents7", "does not exist"]);
+        assert_closed(&builder.origin);
 
-        // Whoever sits on the proxy port, in either family and on one interface or all.
+        // Another program has the proxy port, in either family and on one interface or all.
         for address in ["0.0.0.0:15001", "192.0.2.1:15001", "[::]:15001"] {
             let other = Trap::set(GATEWAY, &[address.parse().expect("an address")]);
-            assert_one_line(&refused(&lab, &usual), &["port 15001", "in use"]);
-            assert_closed(&origin);
+            assert_one_line(&refused(&builder.lab, &usual), &["port 15001", "in use"]);
+            assert_closed(&builder.origin);
             drop(other);
         }
 
         GATEWAY.shell("ip link set lo down");
-        assert_one_line(&refused(&lab, &usual), &["lo is down"]);
+        assert_one_line(&refused(&builder.lab, &usual), &["lo is down"]);
         GATEWAY.shell("ip link set lo up");
-        assert_closed(&origin);
+        assert_closed(&builder.origin);
 
-        std::fs::rename(lab.dir.join("issuing"), lab.dir.join("elsewhere")).expect("a folder");
-        let failed = Gateway::run(&lab, &lab.dir.join("cloakroom.toml")).err().expect("no CA");
+        std::fs::rename(builder.lab.dir.join("issuing"), builder.lab.dir.join("elsewhere"))
+            .expect("a folder");
+        let failed = Gateway::run(&builder.lab, &builder.lab.dir.join("cloakroom.toml"))
+            .err()
+            .expect("no CA");
         assert_one_line(&failed, &["issuing"]);
-        assert_closed(&origin);
-        std::fs::rename(lab.dir.join("elsewhere"), lab.dir.join("issuing")).expect("a folder");
+        assert_closed(&builder.origin);
+        std::fs::rename(builder.lab.dir.join("elsewhere"), builder.lab.dir.join("issuing"))
+            .expect("a folder");
 
-        lab.write("nowhere", "a file stands where a folder has to be made");
+        builder.lab.write("nowhere", "a file stands where a folder has to be made");
         let nowhere = usual.clone().gateway("audit", "{dir}/nowhere/audit.jsonl");
-        assert_one_line(&refused(&lab, &nowhere), &["audit"]);
-        assert_closed(&origin);
+        assert_one_line(&refused(&builder.lab, &nowhere), &["audit"]);
+        assert_closed(&builder.origin);
 
-        // And all of it put right again.
-        let gateway = Gateway::start(&lab, &usual);
-        assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
-        let second = Gateway::run(&lab, &lab.dir.join("cloakroom.toml")).err().expect("a second");
+        // After all of it is corrected, the gateway starts.
+        let world = builder.start(&usual);
+        assert_eq!(world.ask(CHAT).status, 200);
+        let second = Gateway::run(&world.lab, &world.config()).err().expect("a second");
         assert_one_line(&second, &["control.sock", "another daemon uses it"]);
         let elsewhere = usual.gateway("control", "{dir}/control/second.sock");
-        let second = gateway::install_as(&lab, "second.toml", &elsewhere);
-        let second = Gateway::run(&lab, &second).err().expect("a second");
+        let second = gateway::install_as(&world.lab, "second.toml", &elsewhere);
+        let second = Gateway::run(&world.lab, &second).err().expect("a second");
         assert_one_line(&second, &["another cloakroom"]);
-        assert_eq!(ask(&lab, &gateway, CHAT).status, 200, "the first one is not disturbed");
+        assert_eq!(world.ask(CHAT).status, 200, "the first one is not disturbed");
     });
 }
 
 #[test]
 fn without_the_guard_or_the_capability_nothing_starts() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        gateway::guard();
-        Gateway::start(&lab, &usual_config()).kill();
+        let mut world = World::usual();
+        world.gateway.kill();
         GATEWAY.shell("nft delete table inet cloakroom");
 
         // IP_TRANSPARENT, routes and rules all need it; without it no listener is transparent.
-        let output = run_with(&lab, "setpriv --bounding-set=-net_admin --inh-caps=-net_admin");
+        let output =
+            run_with(&world.lab, "setpriv --bounding-set=-net_admin --inh-caps=-net_admin");
         assert_one_line(&failed(&output), &["CAP_NET_ADMIN"]);
-        assert!(!lab.dir.join("ready").exists(), "it said it was ready");
+        assert!(!world.lab.dir.join("ready").exists(), "it said it was ready");
         let tables = GATEWAY.shell("nft list tables");
         assert!(!tables.contains("inet cloakroom\n"), "{tables}");
-        assert_closed(&origin);
+        assert_closed(&world.origin);
 
         GATEWAY.shell("nft flush set inet cloakroom_base agent_interfaces");
-        let output = run_with(&lab, "");
+        let output = run_with(&world.lab, "");
         let named = "\"agents0\", \"agents1\": run `cloakroom guard --load`";
         assert_one_line(&failed(&output), &["services", named]);
-        assert!(!lab.dir.join("ready").exists(), "it said it was ready");
+        assert!(!world.lab.dir.join("ready").exists(), "it said it was ready");
 
         GATEWAY.shell("nft delete table inet cloakroom_base");
-        let output = run_with(&lab, "");
+        let output = run_with(&world.lab, "");
         assert_one_line(&failed(&output), &["cloakroom_base", "cloakroom guard --load"]);
-        assert!(!lab.dir.join("ready").exists(), "it said it was ready");
+        assert!(!world.lab.dir.join("ready").exists(), "it said it was ready");
     });
 }
 
 #[test]
 fn a_start_that_fails_leaves_no_token_in_vault() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let _origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let vault = Vault::start(&lab);
+        let builder = World::builder();
+        let vault = Vault::start(&builder.lab);
         let config = vault.config();
-        Gateway::start(&lab, &config).terminate(Duration::from_secs(20));
+        Gateway::start(&builder.lab, &config).terminate(Duration::from_secs(20));
         let tokens = || BTreeSet::from_iter(vault.accessors());
         let logins = || vault.audit().iter().filter(|it| is_login(it)).count();
         let (before, logged_in) = (tokens(), logins());
 
-        // Before the gateway asks Vault for anything.
+        // This comes before the gateway asks Vault for anything.
         let other = Trap::set(GATEWAY, &["0.0.0.0:15001".parse().expect("an address")]);
-        assert_one_line(&refused(&lab, &config), &["port 15001", "in use"]);
+        assert_one_line(&refused(&builder.lab, &config), &["port 15001", "in use"]);
         assert_eq!(tokens(), before);
         assert_eq!(logins(), logged_in, "it logged in before it knew that it can start");
         drop(other);
 
-        // The last step of a start, when it has its tokens and the values.
-        let output = run_until(&lab, "", "nowhere/ready");
+        // The last step of a start, when the daemon has its tokens and the values.
+        let output = run_until(&builder.lab, "", "nowhere/ready");
         assert_one_line(&failed(&output), &["nowhere/ready"]);
         assert!(logins() > logged_in, "it never logged in");
         assert_eq!(tokens(), before);
@@ -136,7 +134,7 @@ fn run_with(lab: &Lab, with: &str) -> Output {
     run_until(lab, with, "ready")
 }
 
-/// The same, with another file that says that it is ready.
+/// Does the same with another ready file.
 fn run_until(lab: &Lab, with: &str, ready: &str) -> Output {
     let _ = std::fs::remove_file(lab.dir.join(ready));
     let line = format!(

@@ -1,4 +1,4 @@
-//! The control socket: those who may give the gateway orders, and nobody else.
+//! The control socket: only certain users may give the gateway orders.
 
 use std::{
     fs,
@@ -12,23 +12,23 @@ use std::{
 };
 
 use lab::{
+    World,
     gateway::{self, Gateway, SECRETS},
     net::{GATEWAY, OPENAI},
     sandboxed, tools, wait,
+    world::{TICKET, get},
 };
 use policy_builder::Table;
 use serde_json::Value;
 
-use crate::world::{TICKET, World, get};
-
-/// `cloakroom` with these arguments, for the gateway of this world.
+/// Returns `cloakroom` with these arguments, for the gateway of this world.
 pub(crate) fn order(world: &World, arguments: &[&str]) -> Command {
     let mut command = gateway::program();
     command.args(arguments).arg("--control").arg(socket(world));
     command
 }
 
-/// What `cloakroom` says to these arguments; it must end with this exit status.
+/// Returns the output of `cloakroom` with these arguments; it must end with this exit status.
 #[track_caller]
 pub(crate) fn tell(world: &World, arguments: &[&str], exit: i32) -> String {
     let Output { status, stdout, stderr } =
@@ -38,13 +38,13 @@ pub(crate) fn tell(world: &World, arguments: &[&str], exit: i32) -> String {
     said
 }
 
-/// What `cloakroom status` says.
+/// Returns the output of `cloakroom status`.
 #[track_caller]
 pub(crate) fn status(world: &World) -> Value {
     serde_json::from_str(&tell(world, &["status", "--json"], 0)).expect("it is JSON")
 }
 
-/// Its causes of this kind, in a sentence each.
+/// Returns its causes of this kind, in a sentence each.
 #[track_caller]
 pub(crate) fn causes(world: &World, word: &str) -> Vec<String> {
     let status = status(world);
@@ -90,7 +90,7 @@ fn status_tells_how_the_gateway_is_and_no_value() {
             assert!(!said.contains(secret) && !words.contains(secret), "{said}");
         }
 
-        // Values that no request can ever have are told as soon as they are there.
+        // Values that no request can ever have are reported as soon as they are there.
         let all = gateway::SECRETS;
         let unfit = format!(
             "openai = {}\nanthropic = short-one\ngit = {}\nops = {}\n",
@@ -149,7 +149,7 @@ fn a_reload_names_mistakes_and_takes_new_values() {
     });
 }
 
-/// Where the daemon listens is in its configuration, whatever else is wrong there.
+/// The configuration names the daemon's socket, whatever else is wrong in it.
 #[test]
 fn somebody_elses_file_of_secrets_is_named_and_not_read() {
     sandboxed(|| {
@@ -174,7 +174,7 @@ fn somebody_elses_file_of_secrets_is_named_and_not_read() {
 fn the_daemon_is_found_by_its_configuration() {
     sandboxed(|| {
         let world = World::usual();
-        let config = world.lab.dir.join("cloakroom.toml");
+        let config = world.config();
         let told = |order: &[&str]| {
             let output = gateway::program().args(order).arg(&config).output().expect("it starts");
             let said = [output.stdout, output.stderr].concat();
@@ -218,7 +218,7 @@ fn the_socket_is_for_root_and_the_daemons_user_alone() {
             return println!("there is no other user here");
         }
         assert!(said.contains("for root"), "{said}");
-        // Even where somebody has opened every door, the kernel says who knocks.
+        // Even where every permission is open, the kernel tells which user connects.
         let control = world.lab.dir.join("control");
         for path in control.ancestors().take_while(|path| path.as_os_str() != "/") {
             fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("opened");
@@ -251,10 +251,10 @@ fn nonsense_does_nothing_and_nobody_hogs_the_socket() {
         let mut long = open();
         let _ = long.write_all(&[b'a'; 5_000]);
         let mut said = Vec::new();
-        // Closed with bytes unread: an end or a reset.
+        // The connection is closed with unread bytes: by an end or a reset.
         let _ = long.read_to_end(&mut said);
         assert!(said.is_empty());
-        // Silent ones hold every place, for their five seconds.
+        // Silent ones hold every slot, for their five seconds.
         let begun = Instant::now();
         let _silent: Vec<_> = (0..8).map(|_| open()).collect();
         assert_eq!(status(&world)["phase"], "run");
@@ -266,7 +266,7 @@ fn nonsense_does_nothing_and_nobody_hogs_the_socket() {
 fn a_dead_daemons_socket_alone_is_replaced() {
     sandboxed(|| {
         let mut world = World::usual();
-        let config = world.lab.dir.join("cloakroom.toml");
+        let config = world.config();
         let failed = gateway::program().arg("run").arg(&config).output().expect("it starts");
         let said = String::from_utf8_lossy(&failed.stderr).into_owned();
         assert_eq!(failed.status.code(), Some(1), "{said}");
@@ -276,7 +276,7 @@ fn a_dead_daemons_socket_alone_is_replaced() {
         world.gateway.kill();
         assert!(fs::metadata(socket(&world)).is_ok_and(|meta| meta.file_type().is_socket()));
         assert!(tell(&world, &["status"], 1).contains("no gateway runs here"));
-        world.gateway = Gateway::run(&world.lab, &config).expect("it starts again");
+        world.restart();
         assert_eq!(status(&world)["phase"], "run");
 
         assert!(world.gateway.terminate(Duration::from_secs(40)).success());
@@ -286,11 +286,11 @@ fn a_dead_daemons_socket_alone_is_replaced() {
         assert!(failed.stderr.contains("not a socket"), "{}", failed.stderr);
         fs::remove_file(socket(&world)).expect("removed");
         drop(UnixListener::bind(socket(&world)).expect("a socket of nobody"));
-        world.gateway = Gateway::run(&world.lab, &config).expect("it starts again");
+        world.restart();
     });
 }
 
-/// Nothing that listens for it is on a network: what the agents' side sees is what it saw before.
+/// Nothing listens for it on a network: the agents' side sees the same as before.
 #[test]
 fn no_port_is_opened_for_it() {
     sandboxed(|| {

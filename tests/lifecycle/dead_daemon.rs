@@ -1,5 +1,5 @@
 //! The gateway without its daemon: before the first start, after a kill, between two runs. The
-//! kernel would forward, and nothing gets through.
+//! kernel would forward, but nothing gets through.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -9,10 +9,9 @@ use std::{
 };
 
 use lab::{
-    Lab,
+    World,
     client::{Hello, Tls},
-    dns::Dns,
-    gateway::{self, Gateway, OPENAI_SECRET},
+    gateway::{self, OPENAI_SECRET},
     net::{
         AGENT, AGENT_V4, AGENT_V6, AGENT2, ATTACKER, Capture, INTERNET, Ns, OPENAI, OTHER, PYPI,
     },
@@ -20,19 +19,15 @@ use lab::{
     sandboxed, wait,
 };
 
-use crate::faults::{CHAT, ask, hello};
+use crate::faults::CHAT;
 
 #[test]
 fn a_daemon_killed_under_traffic_lets_nothing_past() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let mut gateway = Gateway::usual(&lab);
-        let config = lab.dir.join("cloakroom.toml");
-        let outside = lab.capture(INTERNET);
+        let mut world = World::usual();
+        let outside = world.lab.capture(INTERNET);
         let traffic = Traffic::default();
-        let hello = hello(&lab, OPENAI);
+        let hello = world.hello(OPENAI.name);
         thread::scope(|scope| {
             let _end = EndOfTraffic(&traffic);
             for agent in [AGENT, AGENT2] {
@@ -44,51 +39,47 @@ fn a_daemon_killed_under_traffic_lets_nothing_past() {
             }
             for cycle in 0..5 {
                 traffic.wait_answers(20);
-                gateway.kill();
-                // What was under way in the kernel ends; after that there is silence.
-                origin.log().wait_all_closed();
-                let before = origin.log().connections().len();
+                world.gateway.kill();
+                // Packets under way in the kernel end; after that there is silence.
+                world.origin.log().wait_all_closed();
+                let before = world.origin.log().connections().len();
                 let knocks = traffic.tries.load(Relaxed);
                 wait::expect("agents keep knocking", || traffic.tries.load(Relaxed) > knocks + 40);
-                let now = origin.log().connections().len();
+                let now = world.origin.log().connections().len();
                 assert_eq!(now, before, "cycle {cycle}: something got past a dead daemon");
-                gateway = Gateway::run(&lab, &config).unwrap_or_else(|failed| {
-                    panic!("cycle {cycle}: no restart: {}", failed.stderr)
-                });
+                world.restart();
             }
             traffic.wait_answers(20);
         });
-        assert_only_the_gateway_called(&origin);
+        assert_only_the_gateway_called(&world.origin);
         assert_no_agent_outside(&outside);
-        for request in origin.log().requests() {
+        for request in world.origin.log().requests() {
             let sent = request.header("authorization");
             assert_eq!(sent, [format!("Bearer {OPENAI_SECRET}")], "never the placeholder");
         }
-        assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
+        assert_eq!(world.ask(CHAT).status, 200);
     });
 }
 
 #[test]
 fn without_a_daemon_the_guard_is_closed() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let outside = lab.capture(INTERNET);
+        let builder = World::builder();
+        let outside = builder.lab.capture(INTERNET);
         gateway::guard();
-        crate::faults::assert_closed(&origin);
+        crate::faults::assert_closed(&builder.origin);
         assert_no_agent_outside(&outside);
 
-        // The daemon's table stays behind it, and is closed without it.
-        let mut gateway = Gateway::usual(&lab);
-        assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
-        gateway.terminate(Duration::from_secs(10));
-        origin.log().clear();
-        crate::faults::assert_closed(&origin);
+        // The daemon's table stays after it, and is closed without it.
+        let mut world = builder.start(&lab::gateway::usual_config());
+        assert_eq!(world.ask(CHAT).status, 200);
+        world.gateway.terminate(Duration::from_secs(10));
+        world.origin.log().clear();
+        crate::faults::assert_closed(&world.origin);
 
-        // And the guard alone closes what the table leaves open.
+        // The guard alone closes what the table leaves open.
         lab::net::GATEWAY.shell("nft delete table inet cloakroom");
-        crate::faults::assert_closed(&origin);
+        crate::faults::assert_closed(&world.origin);
         assert_no_agent_outside(&outside);
     });
 }
@@ -96,26 +87,23 @@ fn without_a_daemon_the_guard_is_closed() {
 #[test]
 fn a_connection_that_was_open_dies_with_the_daemon() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let mut gateway = Gateway::usual(&lab);
-        let mut spliced = crate::faults::open(&lab, AGENT, PYPI).expect("spliced");
-        let mut intercepted = crate::faults::open(&lab, AGENT, OPENAI).expect("intercepted");
+        let mut world = World::usual();
+        let mut spliced = world.open(AGENT, PYPI).expect("spliced");
+        let mut intercepted = world.open(AGENT, OPENAI).expect("intercepted");
         spliced.ask("GET /a HTTP/1.1\r\nHost: pypi.example\r\n\r\n").expect("an answer");
         intercepted.ask(CHAT).expect("an answer");
-        assert_eq!(origin.log().requests().len(), 2);
-        gateway.kill();
+        assert_eq!(world.origin.log().requests().len(), 2);
+        world.gateway.kill();
         for tls in [&mut spliced, &mut intercepted] {
             let again = tls.ask("GET /b HTTP/1.1\r\nHost: pypi.example\r\n\r\n");
             assert!(again.is_err(), "{again:?}");
         }
-        origin.log().wait_all_closed();
-        assert_eq!(origin.log().requests().len(), 2);
+        world.origin.log().wait_all_closed();
+        assert_eq!(world.origin.log().requests().len(), 2);
     });
 }
 
-/// What agents do meanwhile, until they are told to stop.
+/// The agents' traffic meanwhile, until they are told to stop.
 #[derive(Default)]
 struct Traffic {
     stop: AtomicBool,
@@ -123,7 +111,7 @@ struct Traffic {
     answers: AtomicUsize,
 }
 
-/// Ends the traffic also when an assertion fails, or the scope would wait for it for ever.
+/// Ends the traffic even when an assertion fails; otherwise the scope would wait for it for ever.
 struct EndOfTraffic<'a>(&'a Traffic);
 
 impl Drop for EndOfTraffic<'_> {
@@ -155,7 +143,7 @@ impl Traffic {
         });
     }
 
-    /// Ports and hosts that are never allowed.
+    /// Tries ports and hosts that are never allowed.
     fn knocks(&self, agent: Ns) {
         let closed = [OTHER.port(8443), OTHER.port6(8443), ATTACKER.port(443), ATTACKER.port6(80)];
         let mut next = closed.into_iter().cycle();
@@ -188,7 +176,7 @@ impl Traffic {
     }
 }
 
-/// Every connection came from the gateway itself.
+/// Asserts that every connection came from the gateway itself.
 #[track_caller]
 pub(super) fn assert_only_the_gateway_called(origin: &Origin) {
     let own: [IpAddr; 2] =
@@ -198,7 +186,7 @@ pub(super) fn assert_only_the_gateway_called(origin: &Origin) {
     }
 }
 
-/// No packet outside has an agent's address in it, in whatever place.
+/// Asserts that no packet outside has an agent's address in it, in any place.
 #[track_caller]
 pub(crate) fn assert_no_agent_outside(outside: &Capture) {
     let bytes = outside.bytes();

@@ -1,11 +1,9 @@
-//! A machine that does not fit its configuration says so, in words that say what to do.
+//! A machine that does not fit its configuration reports it, with a remedy.
 
 use lab::{
-    Lab,
-    dns::Dns,
+    World,
     gateway::{self, Gateway, usual_config},
     net::{AGENT, GATEWAY, OPENAI},
-    origin::Origin,
     sandboxed,
 };
 
@@ -14,17 +12,16 @@ use crate::dns::client::{addresses, anywhere, ask};
 #[test]
 fn ipv6_that_is_off_in_the_kernel_is_said_plainly() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let _origin = Origin::start(&lab);
-        let _dns = Dns::start();
+        let builder = World::builder();
         GATEWAY.shell("sysctl -qw net.ipv6.conf.all.disable_ipv6=1");
-        let failed = Gateway::try_start(&lab, &usual_config()).map(drop).expect_err("no IPv6");
+        let failed =
+            Gateway::try_start(&builder.lab, &usual_config()).map(drop).expect_err("no IPv6");
         assert_eq!(failed.code(), Some(1), "{}", failed.stderr);
         for said in ["IPv6 is off on lo", "net.ipv6.conf.lo.disable_ipv6=0", "`ipv6 = false`"] {
             assert!(failed.stderr.contains(said), "{}", failed.stderr);
         }
-        // As it says.
-        let _gateway = Gateway::start(&lab, &usual_config().gateway("ipv6", false));
+        // The remedy works.
+        let _world = builder.start(&usual_config().gateway("ipv6", false));
         let told = addresses(&ask(anywhere(), OPENAI.name, hickory_proto::rr::RecordType::A));
         assert_eq!(told, [std::net::IpAddr::from(OPENAI.v4())]);
         AGENT.connect(OPENAI.port(443)).expect("over IPv4");
@@ -34,16 +31,15 @@ fn ipv6_that_is_off_in_the_kernel_is_said_plainly() {
 #[test]
 fn ipv6_that_is_off_and_stolen_prefixes_are_reported() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let _dns = Dns::start();
+        let builder = World::builder();
         let wans = usual_config()
             .group("research", |it| it.set("prefixes", ["203.0.113.128/25", "2001:db8:a::/64"]));
         GATEWAY.shell("sysctl -qw net.ipv6.conf.agents0.disable_ipv6=1");
-        let gateway = Gateway::start(&lab, &wans);
-        let config = lab.dir.join("cloakroom.toml");
+        let world = builder.start(&wans);
+        let config = world.config();
         let checked = gateway::program().arg("check").arg(&config).output().expect("it starts");
         let checked = String::from_utf8_lossy(&checked.stdout).into_owned();
-        let log = gateway.stderr();
+        let log = world.gateway.stderr();
         for said in [
             "agents on agents0 have addresses in 203.0.113.128/25, and 203.0.113.0/24 is the network of wan0",
             "IPv6 is off on agents0",
@@ -51,9 +47,9 @@ fn ipv6_that_is_off_and_stolen_prefixes_are_reported() {
             assert!(log.contains(said), "the log: {log}");
             assert!(checked.contains(said), "check: {checked}");
         }
-        // Nothing of the kind where all is well.
+        // There is no such report where all is well.
         GATEWAY.shell("sysctl -qw net.ipv6.conf.agents0.disable_ipv6=0");
-        gateway::install(&lab, &usual_config());
+        gateway::install(&world.lab, &usual_config());
         let checked = gateway::program().arg("check").arg(&config).output().expect("it starts");
         let checked = String::from_utf8_lossy(&checked.stdout).into_owned();
         assert!(

@@ -1,5 +1,5 @@
-//! A reload while agents work: until the new policy is in force the old one is, with all its
-//! values.
+//! A reload while agents work: the old policy is in force, with all its values, until the new one
+//! is.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering::SeqCst},
@@ -8,42 +8,35 @@ use std::{
 };
 
 use lab::{
-    Lab,
-    dns::Dns,
-    gateway::{self, Gateway, OPENAI_SECRET},
+    World,
+    gateway::{self, OPENAI_SECRET},
     net::{OPENAI, VAULT},
-    origin::Origin,
     sandboxed,
     slow::Slow,
     vault::Vault,
     wait,
+    world::{TICKET, get},
 };
 
-use crate::{
-    lifecycle::control::{status, tell},
-    world::{TICKET, World, get},
-};
+use crate::lifecycle::control::{status, tell};
 
-/// The value at the place that the reference moves to.
+/// The value at the new place of the reference.
 const MOVED: &str = "sk-lab-m0ved-7c1e44d09b2fa863";
 
 #[test]
 fn a_reference_that_moves_costs_no_answer() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let dns = Dns::start();
-        let vault = Vault::start(&lab);
+        let builder = World::builder();
+        let vault = Vault::start(&builder.lab);
         vault.put("moved", MOVED);
         let relay = Slow::start((VAULT, 8300).into(), (VAULT, 8200).into());
-        // Nothing but the reload asks for anything here.
+        // Nothing except the reload asks for anything here.
         let config = vault
             .config()
             .vault("address", format!("https://{VAULT}:8300"))
             .vault("refresh", "60s")
             .vault("max_stale", "300s");
-        let gateway = Gateway::start(&lab, &config);
-        let world = World { lab, origin, dns, gateway };
+        let world = builder.start(&config);
         let stop = AtomicBool::new(false);
         let refused = thread::scope(|scope| {
             let agent = scope.spawn(|| {
@@ -81,7 +74,7 @@ fn a_ca_the_system_trusts_counts_after_a_reload() {
     sandboxed(|| {
         let trusted = "/etc/ssl/certs/ca-certificates.crt";
         let before = std::fs::read_to_string(trusted).expect("Debian's CAs");
-        // In this sandbox's own view of the file system.
+        // This changes this sandbox's own view of the file system.
         let tmpfs = ["-t", "tmpfs", "tmpfs", "/etc/ssl/certs"];
         lab::client::succeed(std::process::Command::new("mount").args(tmpfs));
         std::fs::write(trusted, &before).expect("a file in memory");
@@ -94,7 +87,7 @@ fn a_ca_the_system_trusts_counts_after_a_reload() {
         tell(&world, &["reload"], 0);
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
 
-        // Once it is trusted no longer, whoever was verified by it is left.
+        // Once the CA is no longer trusted, upstreams that it verified are left.
         let mut open = world.h1(OPENAI).expect("intercepted");
         assert_eq!(open.ask(get(&[TICKET])).expect("an answer").status, 200);
         std::fs::write(trusted, &before).expect("a file in memory");
@@ -119,12 +112,12 @@ fn a_file_in_another_folder_takes_a_restart() {
         std::fs::copy(world.lab.public_ca(), "/run/elsewhere/ca.pem").expect("a file");
         let moved = gateway::usual_config()
             .api("openai", |it| it.set("upstream_ca", "/run/elsewhere/ca.pem"));
-        let path = gateway::install(&world.lab, &moved);
+        gateway::install(&world.lab, &moved);
         let told = tell(&world, &["reload"], 64);
         assert!(told.contains("/run/elsewhere (Landlock)") && told.contains("restart"), "{told}");
         assert_eq!(world.ask(&get(&[TICKET])).status, 200, "the old policy serves");
         world.gateway.kill();
-        world.gateway = Gateway::run(&world.lab, &path).expect("it starts");
+        world.restart();
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
     });
 }

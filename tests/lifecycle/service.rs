@@ -1,18 +1,11 @@
-//! The unit of systemd agrees with the reference of the configuration, and what it leaves the
-//! daemon is enough for it.
+//! The systemd unit agrees with the reference of the configuration, and leaves the daemon all the
+//! rights that it needs.
 
 use std::{fs, os::unix::fs::MetadataExt as _, process::Command};
 
-use lab::{
-    Lab,
-    dns::Dns,
-    gateway::{self, Gateway, usual_config},
-    net::GATEWAY,
-    origin::Origin,
-    sandboxed, tools, wait,
-};
+use lab::{Lab, World, gateway, net::GATEWAY, sandboxed, tools, wait};
 
-/// A namespace of a container lacks some of them.
+/// A container's namespace lacks some of them.
 #[test]
 fn kernel_settings_load_by_the_documented_command() {
     sandboxed(|| {
@@ -56,7 +49,8 @@ fn the_units_folders_are_the_references_defaults() {
     assert!(page.contains(&kept), "{kept}");
 }
 
-/// `systemd-analyze security` adds many up: without one of them its figure is still good.
+/// `systemd-analyze security` adds up many directives: without one of them its figure is still
+/// good.
 #[test]
 fn each_unit_with_keys_has_every_hardening_directive() {
     for unit in ["cloakroom.service", "cloakroom-ca.service"] {
@@ -116,7 +110,7 @@ fn systemd_takes_the_units() {
             let unit = image(name).replace("/usr/bin/cloakroom", &program);
             lab.write(name, unit)
         };
-        // The pages are the package's, which need not be on this machine.
+        // The pages belong to the package, which need not be on this machine.
         let output = Command::new("systemd-analyze")
             .args(["verify", "--man=no"])
             .args(units.map(path))
@@ -132,13 +126,11 @@ fn systemd_takes_the_units() {
 #[test]
 fn the_capabilities_of_the_unit_are_enough() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        // It makes the certificates, and shows that the configuration works.
-        Gateway::start(&lab, &usual_config()).kill();
+        // This run makes the certificates, and shows that the configuration works.
+        let mut world = World::usual();
+        world.gateway.kill();
         GATEWAY.shell("nft delete table inet cloakroom; sysctl -qw net.ipv4.ip_forward=1");
-        let _ = fs::remove_file(lab.dir.join("ready"));
+        let _ = fs::remove_file(world.lab.dir.join("ready"));
         assert_eq!(value("AmbientCapabilities"), value("CapabilityBoundingSet"));
         let only = value("CapabilityBoundingSet").to_lowercase().replace("cap_", "+");
         let only = format!("-all,{}", only.replace(' ', ","));
@@ -148,15 +140,15 @@ fn the_capabilities_of_the_unit_are_enough() {
             .arg(tools::cloakroom())
             .arg("run")
             .arg("--ready-file")
-            .arg(lab.dir.join("ready"))
-            .arg(lab.dir.join("cloakroom.toml"))
+            .arg(world.lab.dir.join("ready"))
+            .arg(world.config())
             .spawn()
             .expect("setpriv starts");
-        wait::expect("it is ready", || lab.dir.join("ready").exists());
+        wait::expect("it is ready", || world.lab.dir.join("ready").exists());
         assert_eq!(GATEWAY.shell("sysctl -n net.ipv4.ip_forward"), "0\n");
         let rules = GATEWAY.shell("nft list table inet cloakroom");
         assert!(rules.contains("tproxy"), "{rules}");
-        origin.log().assert_untouched();
+        world.origin.log().assert_untouched();
         daemon.kill().expect("it ends");
         daemon.wait().expect("it ended");
         gateway::guard();
@@ -166,32 +158,30 @@ fn the_capabilities_of_the_unit_are_enough() {
 #[test]
 fn journal_lines_have_a_priority_and_no_time() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let _origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        Gateway::start(&lab, &usual_config()).kill();
-        let config = lab.dir.join("cloakroom.toml");
+        let mut world = World::usual();
+        world.gateway.kill();
+        let config = world.config();
         let logged = |is_journal: bool| {
-            let log = fs::File::create(lab.dir.join("stderr")).expect("writable");
+            let log = fs::File::create(world.lab.dir.join("stderr")).expect("writable");
             let meta = log.metadata().expect("its number");
             let inode = if is_journal { meta.ino() } else { meta.ino() + 1 };
-            let _ = fs::remove_file(lab.dir.join("ready"));
+            let _ = fs::remove_file(world.lab.dir.join("ready"));
             let mut daemon = GATEWAY
                 .command(tools::cloakroom())
                 .args(["run", "--ready-file"])
-                .args([&lab.dir.join("ready"), &config])
+                .args([&world.lab.dir.join("ready"), &config])
                 .env("JOURNAL_STREAM", format!("{}:{inode}", meta.dev()))
                 .stderr(log)
                 .spawn()
                 .expect("it starts");
             let ended = wait::until(wait::SOON, || {
-                let ready = lab.dir.join("ready").exists();
+                let ready = world.lab.dir.join("ready").exists();
                 (ready || daemon.try_wait().is_ok_and(|status| status.is_some())).then_some(())
             });
             ended.expect("it is ready, or has ended");
             let _ = daemon.kill();
             daemon.wait().expect("it ended");
-            fs::read_to_string(lab.dir.join("stderr")).expect("it was written")
+            fs::read_to_string(world.lab.dir.join("stderr")).expect("it was written")
         };
         let to_journal = logged(true);
         let year = |line: &str| line.starts_with("20");
@@ -210,7 +200,7 @@ fn journal_lines_have_a_priority_and_no_time() {
     });
 }
 
-/// What the unit says for this key, which is there once.
+/// Returns the unit's value for this key, which is there once.
 fn value(key: &str) -> String {
     let unit = image("cloakroom.service");
     let mut values = unit.lines().filter_map(|line| line.strip_prefix(&format!("{key}=")));

@@ -1,16 +1,14 @@
-//! Bad input: one clear line for each mistake, a non-zero exit, and a guard that stays closed.
+//! Wrong input: one clear line for each mistake, a non-zero exit, and a guard that stays closed.
 
 use std::{fs, time::Duration};
 
 use lab::{
-    Lab,
-    gateway::{self},
+    Lab, World, gateway,
     net::{AGENT, GATEWAY, OPENAI},
     origin::Origin,
     sandboxed,
+    world::{TICKET, get},
 };
-
-use crate::world::{TICKET, World, get};
 
 #[test]
 fn missing_rights_to_packet_rules_are_one_clear_line() {
@@ -64,7 +62,7 @@ fn sigterm_lets_a_running_answer_finish_and_then_ends() {
     sandboxed(|| {
         let mut world = World::usual();
         let mut tls = world.h1(OPENAI).expect("a connection");
-        tls.send(crate::world::get_path("/slow?ms=1500", &[TICKET])).expect("sent");
+        tls.send(lab::world::get_path("/slow?ms=1500", &[TICKET])).expect("sent");
         world.origin.log().wait_requests(1);
         std::thread::scope(|scope| {
             let answer = scope.spawn(|| tls.response());

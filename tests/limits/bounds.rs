@@ -1,4 +1,4 @@
-//! Agents that take too much, say too little, stop reading or vanish: each costs a bounded amount
+//! Agents that take too much, send too little, stop reading or vanish: each costs a bounded amount
 //! for a bounded time, nobody else notices, and nothing is left behind.
 
 use std::{
@@ -10,101 +10,91 @@ use std::{
 };
 
 use lab::{
-    Lab,
+    World,
     audit::Record,
     client::{self, Tls},
-    dns::Dns,
     gateway::{Gateway, usual_config},
     net::{AGENT, AGENT2, OPENAI, PYPI},
-    origin::Origin,
     sandboxed, wait,
 };
 use policy_builder::{Config, inspect};
 
-use crate::faults::{
-    CHAT, ask, assert_refused, connections, descriptors, get, hello, open, records, reset,
-};
+use crate::faults::{CHAT, assert_refused, connections, descriptors, get, reset};
 
 fn limited() -> Config {
-    // Plain HTTP to the spliced host, so that a test can hold both ends of the TCP connection.
+    // Plain HTTP to the spliced host lets a test hold both ends of the TCP connection.
     usual_config().splice("pypi", |it| it.set("ports", [443, 80]))
 }
 
 #[test]
 fn one_agent_cannot_take_the_places_of_another() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
         let config = limited().limit("connections", 16).limit("agent_connections", 4);
-        let gateway = Gateway::start(&lab, &config);
+        let world = World::with(&config);
         AGENT.shell(&format!("ip addr add {NEIGHBOUR}/32 dev eth0"));
         let mut held: Vec<Tls> =
-            (0..4).map(|_| open(&lab, AGENT, OPENAI).expect("within the limit")).collect();
+            (0..4).map(|_| world.open(AGENT, OPENAI).expect("within the limit")).collect();
         for _ in 0..8 {
-            open(&lab, AGENT, OPENAI).map(drop).expect_err("one too many");
+            world.open(AGENT, OPENAI).map(drop).expect_err("one too many");
         }
-        for record in connections(&gateway, 8) {
+        for record in connections(&world.gateway, 8) {
             assert_eq!(record["reason"], "connection_limit", "{record}");
         }
-        assert_eq!(origin.log().connections().len(), 4, "what is too many is not dialled");
-        let mut other = open(&lab, AGENT2, OPENAI).expect("the other agent is served");
+        assert_eq!(world.origin.log().connections().len(), 4, "what is too many is not dialled");
+        let mut other = world.open(AGENT2, OPENAI).expect("the other agent is served");
         let request = get("/v1/models").replace("OPENAI_API_KEY", "OPS_OPENAI_KEY");
         assert_eq!(other.ask(request).expect("an answer").status, 200);
         let beside = AGENT.connect_from(NEIGHBOUR.into(), OPENAI.port(443));
         let mut beside = beside.expect("captured");
         let request = get("/v1/models");
-        let answer = client::tls_over(&mut beside, &hello(&lab, OPENAI), request.as_bytes());
+        let answer = client::tls_over(&mut beside, &world.hello(OPENAI.name), request.as_bytes());
         assert_eq!(answer.expect("its neighbour in the group has the other half").status, 200);
         for tls in &mut held {
             assert_eq!(tls.ask(CHAT).expect("an answer").status, 200, "those inside are served");
         }
-        // Another address of the same host is another agent: its share is its own.
+        // Another address of the same host is another agent, with its own share.
         AGENT.connect(OPENAI.port6(443)).expect("captured");
         held.clear();
         drop((other, beside));
-        connections(&gateway, 8 + 4 + 3);
-        assert_eq!(ask(&lab, &gateway, CHAT).status, 200, "places are given back");
+        connections(&world.gateway, 8 + 4 + 3);
+        assert_eq!(world.ask(CHAT).status, 200, "places are given back");
     });
 }
 
 #[test]
 fn connections_beyond_the_rate_are_reset_and_summed() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let mut gateway = Gateway::start(&lab, &limited().limit("agent_new_connections", 5));
-        let baseline = descriptors(&gateway);
+        let mut world = World::with(&limited().limit("agent_new_connections", 5));
+        let baseline = descriptors(&world.gateway);
         let begun = Instant::now();
-        let opened = (0..60).filter(|_| open(&lab, AGENT, OPENAI).is_ok()).count();
+        let opened = (0..60).filter(|_| world.open(AGENT, OPENAI).is_ok()).count();
         let took = begun.elapsed().as_secs();
         let most = 10 + 5 * (took as usize + 1);
         assert!((10..=most).contains(&opened), "{opened} of at most {most}");
-        assert_eq!(origin.log().connections().len(), opened, "the others were not dialled");
-        open(&lab, AGENT2, OPENAI).map(drop).expect("the other agent is served");
+        assert_eq!(world.origin.log().connections().len(), opened, "the others were not dialled");
+        world.open(AGENT2, OPENAI).map(drop).expect("the other agent is served");
         // Another family is another agent, as a /64 is one.
         AGENT.connect(OPENAI.port6(443)).expect("captured");
-        // One record for each ten seconds in which there were any, whenever those begin.
+        // There is one record for each ten seconds with refusals, whenever those begin.
         let sums = |gateway: &Gateway| {
-            let sums = records(gateway, "connections");
+            let sums = gateway.audit.of_kind("connections");
             let refused: u64 = sums.iter().filter_map(|sum| sum["count"].as_u64()).sum();
             (sums, refused)
         };
         let all = 60 - opened as u64;
-        wait::expect("the sum of those refused", || sums(&gateway).1 >= all);
-        for sum in sums(&gateway).0 {
+        wait::expect("the sum of those refused", || sums(&world.gateway).1 >= all);
+        for sum in sums(&world.gateway).0 {
             assert_eq!(
                 [&sum["agent"], &sum["group"], &sum["decision"], &sum["reason"]],
                 ["192.0.2.10", "research", "refuse", "rate_limit"]
             );
         }
-        connections(&gateway, opened + 2);
-        open(&lab, AGENT, OPENAI).map(drop).expect("the rate comes back");
-        left_clean(&gateway, baseline);
-        gateway.terminate(Duration::from_secs(30));
-        let (sums, refused) = sums(&gateway);
-        assert_eq!(refused, all, "each counts once: {}", gateway.audit.text());
+        connections(&world.gateway, opened + 2);
+        world.open(AGENT, OPENAI).map(drop).expect("the rate comes back");
+        left_clean(&world.gateway, baseline);
+        world.gateway.terminate(Duration::from_secs(30));
+        let (sums, refused) = sums(&world.gateway);
+        assert_eq!(refused, all, "each counts once: {}", world.gateway.audit.text());
         assert!(sums.len() as u64 <= 2 + took / 10, "{sums:#?}");
     });
 }
@@ -112,13 +102,10 @@ fn connections_beyond_the_rate_are_reset_and_summed() {
 #[test]
 fn requests_beyond_the_rate_are_answered_and_summed() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let mut gateway = Gateway::start(&lab, &limited().limit("agent_new_requests", 5));
-        let mut tls = open(&lab, AGENT, OPENAI).expect("served");
+        let mut world = World::with(&limited().limit("agent_new_requests", 5));
+        let mut tls = world.open(AGENT, OPENAI).expect("served");
         let begun = Instant::now();
-        // Every third is one that the gateway refuses by itself.
+        // The gateway refuses every third request by itself.
         let bare = get("/v1/models").replace("Authorization: Bearer OPENAI_API_KEY\r\n", "");
         let statuses: Vec<u16> = (0..200)
             .map(|number| {
@@ -134,16 +121,16 @@ fn requests_beyond_the_rate_are_answered_and_summed() {
         let served = statuses.iter().filter(|status| **status != 429).count();
         assert!((10..=most).contains(&served), "{served} of at most {most}");
         let forwarded = statuses.iter().filter(|status| **status == 200).count();
-        assert_eq!(origin.log().requests().len(), forwarded, "the others went nowhere");
-        let mut other = open(&lab, AGENT2, OPENAI).expect("the other agent is served");
+        assert_eq!(world.origin.log().requests().len(), forwarded, "the others went nowhere");
+        let mut other = world.open(AGENT2, OPENAI).expect("the other agent is served");
         let request = get("/v1/models").replace("OPENAI_API_KEY", "OPS_OPENAI_KEY");
         assert_eq!(other.ask(request).expect("an answer").status, 200);
         thread::sleep(Duration::from_secs(1));
         assert_eq!(tls.ask(get("/v1/models")).expect("an answer").status, 200, "it comes back");
         drop((tls, other));
-        gateway.terminate(Duration::from_secs(30));
-        assert_eq!(records(&gateway, "request").len(), served + 2, "each has one record");
-        let sums = records(&gateway, "requests");
+        world.gateway.terminate(Duration::from_secs(30));
+        assert_eq!(world.gateway.audit.of_kind("request").len(), served + 2, "each has one record");
+        let sums = world.gateway.audit.of_kind("requests");
         let count: u64 = sums.iter().filter_map(|sum| sum["count"].as_u64()).sum();
         assert_eq!(count, 200 - served as u64, "each counts once: {sums:#?}");
         for sum in &sums {
@@ -158,35 +145,29 @@ fn names_without_number_cost_no_certificates_without_number() {
     sandboxed(|| {
         let inspected = inspect("looked-at", &["research"], &["*.attacker.example"]);
         let config = usual_config().limit("agent_leaves", 2).with(inspected);
-        let lab = Lab::new();
-        let _origin = Origin::start(&lab);
-        let dns = Dns::start();
-        let gateway = Gateway::start(&lab, &config);
-        assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
+        let world = World::with(&config);
+        assert_eq!(world.ask(CHAT).status, 200);
         let begun = Instant::now();
         let shown = |number: &usize| {
             let name = format!("n{number}.attacker.example");
-            dns.set(&name, &[OPENAI.v4().into()]);
+            world.dns.set(&name, &[OPENAI.v4().into()]);
             Tls::open(AGENT, OPENAI.port(443), &client::Hello::h1(&name)).is_ok()
         };
         let made = (0..40).filter(shown).count();
         let most = 4 + 2 * (begun.elapsed().as_secs() as usize + 1);
         assert!((3..=most).contains(&made), "{made} of at most {most}");
-        let all = connections(&gateway, 41);
+        let all = connections(&world.gateway, 41);
         let limited = all.iter().filter(|record| record["reason"] == "rate_limit").count();
         assert_eq!(limited, 40 - made, "{all:#?}");
-        assert_eq!(ask(&lab, &gateway, CHAT).status, 200, "what is made stays made");
+        assert_eq!(world.ask(CHAT).status, 200, "what is made stays made");
     });
 }
 
 #[test]
 fn long_hellos_share_a_bounded_room_of_their_agent() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let _origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let gateway = Gateway::start(&lab, &limited().limit("agent_peeks", "256KiB"));
-        // The head of a record and of a ClientHello that never comes to its end.
+        let world = World::with(&limited().limit("agent_peeks", "256KiB"));
+        // The head of a record and of a ClientHello that never ends.
         let beginning = [&[22, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc, 3, 3][..], &[0; 8_000]].concat();
         let mut held: Vec<_> = (0..8)
             .map(|_| {
@@ -195,27 +176,23 @@ fn long_hellos_share_a_bounded_room_of_their_agent() {
                 stream
             })
             .collect();
-        for record in connections(&gateway, 4) {
+        for record in connections(&world.gateway, 4) {
             assert_eq!(record["reason"], "connection_limit", "{record}");
         }
-        let mut other = open(&lab, AGENT2, OPENAI).expect("the other agent has its own");
+        let mut other = world.open(AGENT2, OPENAI).expect("the other agent has its own");
         let request = get("/v1/models").replace("OPENAI_API_KEY", "OPS_OPENAI_KEY");
         assert_eq!(other.ask(request).expect("an answer").status, 200);
         held.clear();
-        assert_eq!(ask(&lab, &gateway, CHAT).status, 200, "room comes back");
+        assert_eq!(world.ask(CHAT).status, 200, "room comes back");
     });
 }
 
 #[test]
 fn who_says_too_little_is_ended_in_time() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let gateway =
-            Gateway::start(&lab, &limited().limit("peek_time", "1s").limit("head_time", "1s"));
-        let baseline = descriptors(&gateway);
-        let greeting = client::client_hello(&hello(&lab, OPENAI));
+        let world = World::with(&limited().limit("peek_time", "1s").limit("head_time", "1s"));
+        let baseline = descriptors(&world.gateway);
+        let greeting = client::client_hello(&world.hello(OPENAI.name));
         let dribble: Vec<u8> = greeting.iter().copied().take(60).collect();
         let in_time = |what: &str, begun: Instant| {
             let took = begun.elapsed();
@@ -231,7 +208,7 @@ fn who_says_too_little_is_ended_in_time() {
             scope.spawn(|| {
                 let begun = Instant::now();
                 let mut slow = AGENT.connect(OPENAI.port6(443)).expect("captured");
-                // Each byte is a sign of life, and buys no time.
+                // No byte extends the deadline.
                 for byte in dribble {
                     if slow.write_all(&[byte]).is_err() {
                         break;
@@ -248,7 +225,7 @@ fn who_says_too_little_is_ended_in_time() {
                 in_time("half a handshake", begun);
             });
             scope.spawn(|| {
-                let mut tls = open(&lab, AGENT, OPENAI).expect("a handshake");
+                let mut tls = world.open(AGENT, OPENAI).expect("a handshake");
                 let begun = Instant::now();
                 for byte in b"POST /v1/chat/completions HTTP/1.1\r\nHost: api.openai.example\r\n" {
                     if tls.send([*byte]).is_err() {
@@ -271,18 +248,18 @@ fn who_says_too_little_is_ended_in_time() {
                 in_time("half a plain head", begun);
             });
         });
-        let all = connections(&gateway, 5);
+        let all = connections(&world.gateway, 5);
         let said: Vec<_> = all.iter().filter_map(|record| record["reason"].as_str()).collect();
         for (reason, times) in [("peek_timeout", 3), ("http_timeout", 1)] {
             assert_eq!(said.iter().filter(|word| **word == reason).count(), times, "{all:#?}");
         }
-        origin.log().assert_no_request();
-        origin.log().wait_all_closed();
-        left_clean(&gateway, baseline);
+        world.origin.log().assert_no_request();
+        world.origin.log().wait_all_closed();
+        left_clean(&world.gateway, baseline);
     });
 }
 
-/// Reads to the end or to the reset, whichever comes.
+/// Reads to the end or to the reset, whichever comes first.
 fn drained(stream: &mut TcpStream) {
     let _ = stream.read_to_end(&mut Vec::new());
 }
@@ -290,50 +267,50 @@ fn drained(stream: &mut TcpStream) {
 #[test]
 fn who_stops_reading_costs_little_and_not_for_ever() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let gateway =
-            Gateway::start(&lab, &limited().limit("idle_time", "10s").limit("head_time", "1s"));
-        assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
-        let before = memory_kib(&gateway);
-        let baseline = settled(&gateway);
+        let world = World::with(&limited().limit("idle_time", "10s").limit("head_time", "1s"));
+        assert_eq!(world.ask(CHAT).status, 200);
+        let before = memory_kib(&world.gateway);
+        let baseline = settled(&world.gateway);
         let mut stuck = Vec::new();
         for _ in 0..4 {
-            let mut tls = open(&lab, AGENT, OPENAI).expect("a handshake");
+            let mut tls = world.open(AGENT, OPENAI).expect("a handshake");
             tls.send(get("/big?bytes=500000000")).expect("sent");
             stuck.push(tls);
-            let mut tls = open(&lab, AGENT, PYPI).expect("spliced");
+            let mut tls = world.open(AGENT, PYPI).expect("spliced");
             tls.send("GET /big?bytes=500000000 HTTP/1.1\r\nHost: pypi.example\r\n\r\n")
                 .expect("sent");
             stuck.push(tls);
         }
         // An upstream that answers too late, and an agent that never asks.
-        let mut hanging = open(&lab, AGENT, OPENAI).expect("a handshake");
+        let mut hanging = world.open(AGENT, OPENAI).expect("a handshake");
         hanging.send(get("/slow?ms=30000")).expect("sent");
         stuck.push(hanging);
-        stuck.push(open(&lab, AGENT, OPENAI).expect("a handshake"));
+        stuck.push(world.open(AGENT, OPENAI).expect("a handshake"));
         thread::sleep(Duration::from_secs(1));
-        let grown = memory_kib(&gateway).saturating_sub(before);
+        let grown = memory_kib(&world.gateway).saturating_sub(before);
         println!("{grown} KiB for ten connections that stand still");
         assert!(grown < 24 * 1024, "{grown} KiB are held for eight that do not read");
         let begun = Instant::now();
-        assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
+        assert_eq!(world.ask(CHAT).status, 200);
         assert!(begun.elapsed() < Duration::from_secs(3), "others wait: {:?}", begun.elapsed());
-        // Looked at once in each idle time: ended within twice of it.
-        let all_ended = || records(&gateway, "connection").len() == 12;
+        // Checked once in each idle time, so they end within twice that time.
+        let all_ended = || world.gateway.audit.of_kind("connection").len() == 12;
         assert!(
             wait::until(Duration::from_secs(30), || all_ended().then_some(())).is_some(),
             "{}",
-            gateway.audit.text()
+            world.gateway.audit.text()
         );
         let idle = |record: &&Record| record["end"] == "idle";
-        let ended = records(&gateway, "connection");
+        let ended = world.gateway.audit.of_kind("connection");
         assert_eq!(ended.iter().filter(idle).count(), 10, "{ended:#?}");
-        origin.log().wait_all_closed();
-        assert!(descriptors(&gateway) <= baseline + POOLED, "{}", descriptors(&gateway));
-        // Nothing is left with the kernel either, though they are still there.
-        left_clean(&gateway, baseline);
+        world.origin.log().wait_all_closed();
+        assert!(
+            descriptors(&world.gateway) <= baseline + POOLED,
+            "{}",
+            descriptors(&world.gateway)
+        );
+        // The kernel holds nothing either, though the agents are still there.
+        left_clean(&world.gateway, baseline);
         drop(stuck);
     });
 }
@@ -341,18 +318,13 @@ fn who_stops_reading_costs_little_and_not_for_ever() {
 #[test]
 fn half_closers_and_resetters_leave_nothing_behind() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let gateway = Gateway::start(
-            &lab,
-            &limited().limit("head_time", "5s").limit("agent_buffers", "1MiB"),
-        );
-        let baseline = descriptors(&gateway);
+        let world = World::with(&limited().limit("head_time", "5s").limit("agent_buffers", "1MiB"));
+        let baseline = descriptors(&world.gateway);
         let request = "GET /big?bytes=3000000 HTTP/1.1\r\nHost: pypi.example\r\n\
             Connection: close\r\n\r\n";
         for round in 0..12 {
-            // Says all it has to say, closes its half, and gets every byte of the answer.
+            // This agent sends all it has to send, closes its half, and gets every byte of the
+            // answer.
             let mut half = AGENT.connect(PYPI.port(80)).expect("captured");
             half.write_all(request.as_bytes()).expect("sent");
             half.shutdown(Shutdown::Write).expect("a socket");
@@ -366,51 +338,48 @@ fn half_closers_and_resetters_leave_nothing_behind() {
             plain.read_exact(&mut [0; 1000]).expect("a beginning");
             reset(plain);
 
-            let mut tls = open(&lab, AGENT, OPENAI).expect("a handshake");
+            let mut tls = world.open(AGENT, OPENAI).expect("a handshake");
             tls.send(get("/big?bytes=50000000")).expect("sent");
             tls.read_some(100).expect("a beginning");
             reset(tls.socket().try_clone().expect("a socket"));
 
-            // Half closed without a close_notify, in the middle of a stream.
-            let mut tls = open(&lab, AGENT2, OPENAI).expect("a handshake");
+            // This half is closed without a close_notify, in the middle of a stream.
+            let mut tls = world.open(AGENT2, OPENAI).expect("a handshake");
             let request = get("/sse?n=3&ms=10").replace("OPENAI_API_KEY", "OPS_OPENAI_KEY");
             tls.send(request).expect("sent");
             tls.socket().shutdown(Shutdown::Write).expect("a socket");
             tls.read_to_end();
         }
-        // What was on its way to those who left is no longer held against them.
-        let mut tls = open(&lab, AGENT, OPENAI).expect("a handshake");
+        // The bytes that were on their way to the agents that left are no longer counted.
+        let mut tls = world.open(AGENT, OPENAI).expect("a handshake");
         let answer = tls.ask(get("/big?bytes=3000000")).expect("the whole answer");
         assert_eq!(answer.body.len(), 3_000_000);
         drop(tls);
-        let all = connections(&gateway, 49);
+        let all = connections(&world.gateway, 49);
         let count = |end: &str| all.iter().filter(|record| record["end"] == end).count();
         assert_eq!(count("reset_by_agent"), 12, "{all:#?}");
         assert!(count("closed") >= 12, "{all:#?}");
-        origin.log().wait_all_closed();
-        left_clean(&gateway, baseline);
+        world.origin.log().wait_all_closed();
+        left_clean(&world.gateway, baseline);
     });
 }
 
 #[test]
 fn an_upstream_that_resets_or_half_closes_leaves_nothing_behind() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let gateway = Gateway::usual(&lab);
-        let baseline = descriptors(&gateway);
+        let world = World::usual();
+        let baseline = descriptors(&world.gateway);
         for _ in 0..5 {
-            let mut tls = open(&lab, AGENT, OPENAI).expect("a handshake");
+            let mut tls = world.open(AGENT, OPENAI).expect("a handshake");
             tls.ask(get("/cut")).map(drop).expect_err("half of it");
-            let mut tls = open(&lab, AGENT, PYPI).expect("spliced");
+            let mut tls = world.open(AGENT, PYPI).expect("spliced");
             tls.ask("GET /cut HTTP/1.1\r\nHost: pypi.example\r\n\r\n")
                 .map(drop)
                 .expect_err("half of it");
         }
-        connections(&gateway, 10);
-        origin.log().wait_all_closed();
-        left_clean(&gateway, baseline);
+        connections(&world.gateway, 10);
+        world.origin.log().wait_all_closed();
+        left_clean(&world.gateway, baseline);
     });
 }
 
@@ -427,7 +396,8 @@ const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 20);
 /// Two ends for each of a few pipes that are kept for the next large transfer.
 const POOLED: usize = 16;
 
-/// No connection is left in any state that a program holds, and every descriptor is back.
+/// Checks that no connection is left in any state that a program holds, and every descriptor is
+/// back.
 #[track_caller]
 fn left_clean(gateway: &Gateway, baseline: usize) {
     let held = |state: &String| !["LISTEN", "TIME-WAIT"].contains(&state.as_str());

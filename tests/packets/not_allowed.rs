@@ -1,5 +1,5 @@
-//! Packets that are not an allowed connection: refused or dropped at the gateway, never seen
-//! beyond it, and never by the gateway's own services.
+//! Packets that are not an allowed connection: they are refused or dropped at the gateway, and
+//! reach neither the networks beyond it nor its own services.
 
 use std::{
     io,
@@ -10,31 +10,26 @@ use std::{
 };
 
 use lab::{
-    Lab,
-    dns::Dns,
-    gateway::{self, Gateway, forward},
+    World,
+    gateway::{self, forward},
     net::{
         AGENT, AGENT_V4, AGENT_V6, AGENT2, ATTACKER, GATEWAY, GATEWAY_V6, INTERNET, OPENAI, VAULT,
     },
-    origin::Origin,
     sandboxed,
 };
 
 use crate::packets::agent_services::pings;
 
 use crate::{
-    faults::{CHAT, Trap, ask, connections},
+    faults::{CHAT, Trap, connections},
     lifecycle::dead_daemon::assert_no_agent_outside,
 };
 
 #[test]
 fn other_ports_and_protocols_are_refused_and_never_leave() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let dns = Dns::start();
-        let gateway = Gateway::usual(&lab);
-        let outside = lab.capture(INTERNET);
+        let world = World::usual();
+        let outside = world.lab.capture(INTERNET);
         let vault = Trap::set(INTERNET, &[SocketAddr::from((VAULT, 8200))]);
         let quic = INTERNET.enter(|| {
             [OPENAI.port(443), OPENAI.port6(443)].map(|at| UdpSocket::bind(at).expect("a port"))
@@ -78,28 +73,27 @@ fn other_ports_and_protocols_are_refused_and_never_leave() {
             assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
         }
         vault.assert_untouched();
-        assert!(dns.asked().is_empty(), "{:?}", dns.asked());
-        origin.log().assert_untouched();
+        assert!(world.dns.asked().is_empty(), "{:?}", world.dns.asked());
+        world.origin.log().assert_untouched();
         assert_no_agent_outside(&outside);
-        assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
-        connections(&gateway, 1);
+        assert_eq!(world.ask(CHAT).status, 200);
+        connections(&world.gateway, 1);
     });
 }
 
 #[test]
 fn each_of_forty_datagrams_gets_its_own_error() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let gateway = Gateway::usual(&lab);
+        let world = World::usual();
         let families =
             [("0.0.0.0:0", OPENAI.port(443), [3, 13]), ("[::]:0", OPENAI.port6(443), [1, 1])];
         for (any, to, prohibited) in families {
-            let inside = lab.capture(AGENT);
-            // On a busy machine a client may be late to notice. Then all is measured again: of the
-            // forty that count none is late.
+            let inside = world.lab.capture(AGENT);
+            // On a busy machine a client may notice late. Then all of it is measured again; in the
+            // attempt that counts, none of the forty is late.
             let mut slowest = vec![refusals(any, to)];
             while slowest.len() < 3 && slowest.last() > Some(&AT_ONCE) {
-                // By then an agent may be refused as many again.
+                // After this time an agent may be refused as many again.
                 thread::sleep(Duration::from_secs(10));
                 slowest.push(refusals(any, to));
             }
@@ -108,12 +102,12 @@ fn each_of_forty_datagrams_gets_its_own_error() {
             let errors: Vec<_> = errors.collect();
             assert_eq!(errors, vec![prohibited; FORTY * slowest.len()], "{to}");
         }
-        drop(gateway);
+        drop(world.gateway);
     });
 }
 
-/// Sends forty datagrams, each from a port of its own, and says after how long the last of them was
-/// known to be refused.
+/// Sends forty datagrams, each from a port of its own, and returns the time after which the last of
+/// them was known to be refused.
 fn refusals(any: &str, to: SocketAddr) -> Duration {
     let socket = || {
         let socket = UdpSocket::bind(any).and_then(|it| it.connect(to).map(|()| it));
@@ -136,7 +130,7 @@ fn refusals(any: &str, to: SocketAddr) -> Duration {
     })
 }
 
-/// Type and code of a frame that is an ICMP error of either family.
+/// Returns type and code of a frame that is an ICMP error of either family.
 fn icmp_error(frame: &[u8]) -> Option<[u8; 2]> {
     let at = match (frame.get(12..14)?, frame.get(23)?, frame.get(20)?) {
         ([0x08, 0x00], 1, _) => 14 + 20,
@@ -144,29 +138,28 @@ fn icmp_error(frame: &[u8]) -> Option<[u8; 2]> {
         _ => return None,
     };
     let found = *frame.get(at..)?.first_chunk::<2>()?;
-    // From 128 on, ICMPv6 informs: of neighbours, for example (RFC 4443, section 2.1).
+    // From 128 on, ICMPv6 messages are informational: neighbour discovery, for example (RFC 4443,
+    // section 2.1).
     (found[0] < 128).then_some(found)
 }
 
 #[test]
 fn a_spoofed_source_is_dropped_without_an_answer() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let gateway = Gateway::usual(&lab);
-        // So that the agent knows its neighbour: with a spoofed address it would not be told.
-        assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
+        let world = World::usual();
+        // This teaches the agent its neighbour's card: with a spoofed address it would get no
+        // answer.
+        assert_eq!(world.ask(CHAT).status, 200);
         AGENT.connect(OPENAI.port6(443)).expect("captured");
-        connections(&gateway, 2);
-        origin.log().clear();
-        // Somebody else's public address, the other group's, and one of no group.
+        connections(&world.gateway, 2);
+        world.origin.log().clear();
+        // Another owner's public address, the other group's, and one of no group.
         let spoofed = ["198.51.100.77", "192.0.2.141", "10.1.2.3", "2001:db8:b::77"];
         for address in spoofed {
             let bits = if address.contains(':') { "128 dev eth0 nodad" } else { "32 dev eth0" };
             AGENT.shell(&format!("ip addr add {address}/{bits}"));
         }
-        let answers = lab.capture(AGENT);
+        let answers = world.lab.capture(AGENT);
         thread::scope(|scope| {
             for address in spoofed {
                 let family = if address.contains(':') { "-6" } else { "-4" };
@@ -186,12 +179,12 @@ fn a_spoofed_source_is_dropped_without_an_answer() {
                 });
             }
         });
-        origin.log().assert_untouched();
+        world.origin.log().assert_untouched();
         let frames = answers.bytes();
         for address in [[198, 51, 100, 77], [192, 0, 2, 141], [10, 1, 2, 3]] {
             assert!(frames.windows(4).any(|at| at == address), "{address:?} was not sent");
         }
-        connections(&gateway, 2);
+        connections(&world.gateway, 2);
         let dropped =
             GATEWAY.shell("nft list chain inet cloakroom prerouting | grep spoofed_source");
         let counted = |line: &str| line.contains("counter") && !line.contains("packets 0 ");
@@ -199,25 +192,22 @@ fn a_spoofed_source_is_dropped_without_an_answer() {
     });
 }
 
-/// Its group may use the address, so only the way back tells.
+/// The group may use the address, so only the way back shows the difference.
 #[test]
 fn a_source_with_another_way_back_is_dropped() {
     sandboxed(|| {
         let config = gateway::usual_config()
             .group("research", |it| it.set("prefixes", ["192.0.2.0/24", "2001:db8:a::/47"]))
             .group("operations", |it| it.set("prefixes", ["10.9.0.0/24"]));
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let dns = Dns::start();
-        let mut gateway = Gateway::start(&lab, &config);
-        assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
+        let mut world = World::with(&config);
+        assert_eq!(world.ask(CHAT).status, 200);
         AGENT.connect(OPENAI.port6(443)).map(drop).expect("captured");
-        origin.log().clear();
-        let asked = dns.asked();
+        world.origin.log().clear();
+        let asked = world.dns.asked();
         AGENT.shell(
             "ip addr add 192.0.2.141/32 dev eth0; ip addr add 2001:db8:b::77/128 dev eth0 nodad",
         );
-        let outside = lab.capture(INTERNET);
+        let outside = world.lab.capture(INTERNET);
         for (from, to) in
             [("192.0.2.141", OPENAI.v4().into()), ("2001:db8:b::77", OPENAI.v6().into())]
         {
@@ -239,14 +229,14 @@ fn a_source_with_another_way_back_is_dropped() {
         }
         assert!(!outside.holds("STRAY-PACKET"), "it went through");
         assert_no_agent_outside(&outside);
-        origin.log().assert_untouched();
-        assert_eq!(dns.asked(), asked);
+        world.origin.log().assert_untouched();
+        assert_eq!(world.dns.asked(), asked);
         let rules =
             GATEWAY.shell("nft list chain inet cloakroom prerouting | grep 'fib saddr . iif'");
         assert!(rules.contains("spoofed_source") && !rules.contains("packets 0 "), "{rules}");
-        gateway.terminate(Duration::from_secs(10));
-        let records = gateway.audit.records();
-        // Two datagrams and a SYN or more of each family.
+        world.gateway.terminate(Duration::from_secs(10));
+        let records = world.gateway.audit.records();
+        // Two datagrams and one or more SYNs of each family.
         let dropped = records.iter().filter(|it| it["reason"] == "spoofed_source");
         assert!(dropped.filter_map(|it| it["count"].as_u64()).sum::<u64>() >= 6, "{records:#?}");
     });
@@ -255,14 +245,12 @@ fn a_source_with_another_way_back_is_dropped() {
 #[test]
 fn the_gateways_own_services_are_out_of_agents_reach() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
+        let builder = World::builder();
         let management = ["[::]:22", "[::]:9090", "[::]:80"].map(|at| at.parse().expect("a port"));
         let reachable = ["203.0.113.2:22", "203.0.113.2:9090", "[2001:db8:f::2]:22"]
             .map(|at| at.parse().expect("a port"));
         let services = Trap::set(GATEWAY, &management).prove(INTERNET, &reachable);
-        let mut gateway = Gateway::usual(&lab);
+        let mut world = builder.start(&gateway::usual_config());
         let knock = || {
             let addresses =
                 ["192.0.2.1", "203.0.113.2", "192.0.2.129", "2001:db8:a::1", "2001:db8:f::2"];
@@ -279,15 +267,15 @@ fn the_gateways_own_services_are_out_of_agents_reach() {
             services.assert_untouched();
         };
         knock();
-        assert_eq!(ask(&lab, &gateway, CHAT).status, 200, "the rest works meanwhile");
-        gateway.kill();
+        assert_eq!(world.ask(CHAT).status, 200, "the rest works meanwhile");
+        world.gateway.kill();
         forward();
         knock();
-        origin.log().wait_requests(1);
+        world.origin.log().wait_requests(1);
     });
 }
 
 /// Datagrams that are sent at once.
 const FORTY: usize = 40;
-/// How soon a client has to know that it is refused, so that nobody waits for it to try TCP.
+/// Time within which a client must learn that it is refused, so that it tries TCP at once.
 const AT_ONCE: Duration = Duration::from_millis(300);

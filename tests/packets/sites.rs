@@ -1,5 +1,5 @@
-//! Networks that agents may be in, and what else may be on the gateway: a bridge, a narrower hop,
-//! tables of others, a boot.
+//! Networks that agents may be in, and other parts of the gateway's machine: a bridge, a narrower
+//! hop, other programs' tables, a boot.
 
 use std::{
     process::Command,
@@ -7,17 +7,17 @@ use std::{
 };
 
 use lab::{
-    Lab,
+    Lab, World,
     dns::Dns,
     gateway::{self, usual_config},
     net::{AGENT, AGENT2, GATEWAY, OPENAI, PYPI},
     sandboxed, tools, wait,
+    world::{TICKET, get},
 };
 
 use crate::{
     lifecycle::control::{causes, tell},
     packets::kernel_settings::{READ_ONLY, often_asserted},
-    world::{TICKET, World, get},
 };
 
 #[test]
@@ -57,7 +57,7 @@ fn agents_behind_a_bridge_are_served_despite_br_netfilter() {
         world.gateway.kill();
         GATEWAY.shell(ALL_ON);
         let program = tools::cloakroom().display().to_string();
-        let config = world.lab.dir.join("cloakroom.toml");
+        let config = world.config();
         let mut start = GATEWAY.command("sh");
         let ended =
             start.args(["-c", READ_ONLY, &program]).arg(config).output().expect("sh starts");
@@ -116,7 +116,7 @@ fn a_groups_mtu_spares_it_waits_behind_narrow_hops() {
         tell(&world, &["reload"], 0);
         let after = taken(&world);
         assert!(after < NARROW, "{before:?} became {after:?}");
-        // And what the agent sends.
+        // The same for the agent's own packets.
         let body = "x".repeat(20_000);
         let ask = format!(
             "POST /v1/chat HTTP/1.1\r\nHost: {}\r\n{TICKET}\r\nContent-Length: {}\r\n\r\n{body}",
@@ -164,7 +164,8 @@ ip -n agent link set eth0 up
 ip -n agent route add default via 192.0.2.9
 ip -n agent route add ::/0 via 2001:db8:a::11
 ";
-/// Between a handshake on a busy machine and one that waits until the kernel probes.
+/// A time between that of a handshake on a busy machine and that of one which waits until the
+/// kernel probes.
 const NARROW: Duration = Duration::from_secs(3);
 
 #[test]
@@ -212,7 +213,7 @@ fn the_guard_loads_from_a_broken_configurations_interfaces() {
         let broken = "[[group]]\ninterface = \"agents1\"\n[[group]]\ninterface = \"agents0\"\n[[api]]\nnonsense = 1\n";
         let (_, printed) = guard(&[], broken);
         let file = lab.write("guard.nft", printed);
-        // As a boot has it: nothing there yet, and nobody to say what tcp is.
+        // At boot nothing is loaded yet, and no file maps the names of protocols.
         GATEWAY
             .shell(&format!("mount --bind /dev/null /etc/protocols; nft -c -f {}", file.display()));
         for _ in 0..2 {
@@ -221,7 +222,7 @@ fn the_guard_loads_from_a_broken_configurations_interfaces() {
             assert!(listed.contains("\"agents0\"") && listed.contains("\"agents1\""), "{listed}");
             AGENT.connect(OPENAI.port(443)).expect_err("closed");
         }
-        gateway::Gateway::usual(&lab).kill();
+        gateway::Gateway::start(&lab, &usual_config()).kill();
 
         GATEWAY.shell("nft flush ruleset");
         for (text, word) in [

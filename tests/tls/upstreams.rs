@@ -1,5 +1,5 @@
-//! An upstream that is not who it should be, or does not do what it should: the agent gets one
-//! plain answer in time, and such an upstream gets no byte of a request before it has verified.
+//! An upstream that is not the expected one, or misbehaves: the agent gets one plain answer in
+//! time, and such an upstream gets no byte of a request before the gateway has verified it.
 
 use std::{
     io::{Read as _, Write as _},
@@ -10,26 +10,21 @@ use std::{
 };
 
 use lab::{
-    Lab,
-    client::{H2, Hello, Tls},
-    dns::Dns,
-    gateway::{Gateway, SECRETS, usual_config},
+    Lab, World,
+    client::{H2, Tls},
+    gateway::{SECRETS, usual_config},
     net::{AGENT, INTERNET, OPENAI, PYPI},
-    origin::Origin,
     pki::Flaw,
     sandboxed,
 };
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-use crate::faults::{CHAT, ask, assert_refused, connections, hello, records};
+use crate::faults::{CHAT, assert_refused, connections};
 
 #[test]
 fn an_upstream_with_a_bad_certificate_gets_no_request() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let gateway = Gateway::usual(&lab);
+        let world = World::usual();
         let flaws = [
             (Flaw::WrongName, "certificate_wrong_name", "not for this name"),
             (Flaw::Expired, "certificate_expired", "has expired"),
@@ -39,15 +34,15 @@ fn an_upstream_with_a_bad_certificate_gets_no_request() {
             (Flaw::ForgedSignature, "bad_signature", "signature"),
         ];
         for (flaw, _, detail) in flaws {
-            origin.flaw(&lab, OPENAI.name, flaw);
-            let answer = ask(&lab, &gateway, CHAT);
+            world.origin.flaw(&world.lab, OPENAI.name, flaw);
+            let answer = world.ask(CHAT);
             assert_refused(&answer, 502, "upstream_tls_invalid");
             assert!(answer.text().contains(detail), "{flaw:?}: {}", answer.text());
         }
-        let log = gateway.stderr();
+        let log = world.gateway.stderr();
         let told = log.contains("cause=certificate_wrong_name") && log.contains(OPENAI.name);
         assert!(told, "the log says the first cause, and whose: {log}");
-        let hello = Hello { alpn: vec![b"h2"], ..hello(&lab, OPENAI) };
+        let hello = world.hello2(OPENAI.name);
         let mut h2 = H2::open(AGENT, OPENAI.port6(443), &hello).expect("a handshake to answer in");
         let request = http::Request::post("https://api.openai.example/v1/chat/completions")
             .header("authorization", "Bearer OPENAI_API_KEY")
@@ -56,60 +51,54 @@ fn an_upstream_with_a_bad_certificate_gets_no_request() {
         let answer = h2.ask(request, "{}").expect("an answer");
         assert_refused(&answer, 502, "upstream_tls_invalid");
         drop(h2);
-        origin.log().assert_no_request();
-        for connection in origin.log().connections() {
+        world.origin.log().assert_no_request();
+        for connection in world.origin.log().connections() {
             assert!(connection.bytes.is_empty(), "no byte of a request: {connection:?}");
         }
         let causes = || flaws.iter().chain(flaws.last()).map(|(_, cause, _)| *cause);
-        for (record, cause) in connections(&gateway, flaws.len() + 1).iter().zip(causes()) {
+        for (record, cause) in connections(&world.gateway, flaws.len() + 1).iter().zip(causes()) {
             assert_eq!(record["reason"], "upstream_tls_invalid", "{record}");
             assert_eq!(record["decision"], "refuse", "{record}");
             assert_eq!(record["cause"], cause, "{record}");
         }
-        for (record, cause) in records(&gateway, "request").iter().zip(causes()) {
+        for (record, cause) in world.gateway.audit.of_kind("request").iter().zip(causes()) {
             assert_eq!(record["reason"], "upstream_tls_invalid", "{record}");
             assert_eq!(record["cause"], cause, "{record}");
             assert_eq!(record["host"], OPENAI.name, "{record}");
         }
-        assert_eq!(records(&gateway, "request").len(), flaws.len() + 1);
+        assert_eq!(world.gateway.audit.of_kind("request").len(), flaws.len() + 1);
 
-        origin.flaw(&lab, OPENAI.name, Flaw::None);
-        assert_eq!(ask(&lab, &gateway, CHAT).status, 200, "a good certificate again");
+        world.origin.flaw(&world.lab, OPENAI.name, Flaw::None);
+        assert_eq!(world.ask(CHAT).status, 200, "a good certificate again");
     });
 }
 
 #[test]
 fn the_certificate_of_another_listed_host_does_not_do() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let gateway = Gateway::usual(&lab);
-        origin.identity(OPENAI.name, lab.public.issue(PYPI.name).certified());
-        assert_refused(&ask(&lab, &gateway, CHAT), 502, "upstream_tls_invalid");
-        origin.log().assert_no_request();
+        let world = World::usual();
+        world.origin.identity(OPENAI.name, world.lab.public.issue(PYPI.name).certified());
+        assert_refused(&world.ask(CHAT), 502, "upstream_tls_invalid");
+        world.origin.log().assert_no_request();
     });
 }
 
 #[test]
 fn a_failing_upstream_is_an_answer_and_no_hang() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let dns = Dns::start();
         let config = usual_config().limit("dial_time", "2s");
-        let gateway = Gateway::start(&lab, &config);
-        for (number, (name, act, reason)) in acts(&lab).into_iter().enumerate() {
+        let world = World::with(&config);
+        for (number, (name, act, reason)) in acts(&world.lab).into_iter().enumerate() {
             let address = Ipv4Addr::new(198, 51, 100, 100 + u8::try_from(number).expect("few"));
             act.perform(address);
-            dns.set(OPENAI.name, &[address.into()]);
+            world.dns.set(OPENAI.name, &[address.into()]);
             let begun = Instant::now();
-            let answer = ask(&lab, &gateway, CHAT);
+            let answer = world.ask(CHAT);
             println!("{name}: {} {:?} in {:?}", answer.status, answer.reason(), begun.elapsed());
             assert_refused(&answer, 502, reason);
             assert!(begun.elapsed() < Duration::from_secs(6), "{name}: {:?}", begun.elapsed());
-            let connection = &connections(&gateway, number + 1)[number];
-            let record = &records(&gateway, "request")[number];
+            let connection = &connections(&world.gateway, number + 1)[number];
+            let record = &world.gateway.audit.of_kind("request")[number];
             assert_eq!(record["reason"], reason, "{name}: {record}");
             assert_eq!(record["host"], OPENAI.name, "{name}: {record}");
             let said = [&connection["cause"], &connection["alert"]].map(|word| word.as_str());
@@ -120,10 +109,10 @@ fn a_failing_upstream_is_an_answer_and_no_hang() {
             };
             assert_eq!(said, meant, "{name}: {connection}");
         }
-        origin.log().assert_untouched();
-        dns.set(OPENAI.name, &[OPENAI.v4().into()]);
-        assert_eq!(ask(&lab, &gateway, CHAT).status, 200, "nothing stays broken");
-        let log = gateway.stderr() + &gateway.audit.text();
+        world.origin.log().assert_untouched();
+        world.dns.set(OPENAI.name, &[OPENAI.v4().into()]);
+        assert_eq!(world.ask(CHAT).status, 200, "nothing stays broken");
+        let log = world.gateway.stderr() + &world.gateway.audit.text();
         assert!(SECRETS.iter().all(|secret| !log.contains(secret)));
     });
 }
@@ -131,21 +120,18 @@ fn a_failing_upstream_is_an_answer_and_no_hang() {
 #[test]
 fn an_answer_that_is_cut_does_not_look_whole() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let _origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let gateway = Gateway::usual(&lab);
-        let mut tls = Tls::open(AGENT, OPENAI.port(443), &hello(&lab, OPENAI)).expect("open");
+        let world = World::usual();
+        let mut tls = Tls::open(AGENT, OPENAI.port(443), &world.hello(OPENAI.name)).expect("open");
         let cut = tls.ask(crate::faults::get("/cut"));
         assert!(cut.is_err(), "half a body was passed off as a whole one: {cut:?}");
-        let record = gateway.audit.wait_for(|record| record["path"] == "/cut");
+        let record = world.gateway.audit.wait_for(|record| record["path"] == "/cut");
         assert_eq!(record["complete"], false, "{record}");
     });
 }
 
-/// What stands at an address.
+/// The host at an address.
 enum Act {
-    /// No host: the network says so.
+    /// There is no host, and the network reports it.
     Nowhere,
     /// A host that never answers a SYN.
     Hole,
@@ -222,7 +208,7 @@ fn alert(mut stream: TcpStream, _: &Arc<ServerConfig>) {
     hold(stream);
 }
 
-/// Shakes hands, reads a request, answers these bytes and closes.
+/// Completes the handshake, reads a request, answers with these bytes and closes.
 fn answer(stream: TcpStream, config: &Arc<ServerConfig>, bytes: &[u8]) {
     let Some(mut tls) = request_read(stream, config) else { return };
     let _ = tls.write_all(bytes).and_then(|()| tls.flush());

@@ -1,52 +1,48 @@
-//! A real Vault that is slow, and values that cannot be used: what the agent gets each time.
+//! A real Vault that is slow, and values that cannot be used: the agent's answer each time.
 
 use std::time::{Duration, Instant};
 
 use lab::{
-    Lab,
+    World,
     audit::Record,
     client::Response,
-    dns::Dns,
-    gateway::{Gateway, OPENAI_SECRET, OPS_SECRET},
+    gateway::{OPENAI_SECRET, OPS_SECRET},
     net::{AGENT, AGENT2, GIT, Host, Ns, OPENAI, VAULT},
-    origin::Origin,
     sandboxed,
     slow::Slow,
     vault::Vault,
     wait,
 };
 
-use crate::faults::{CHAT, ask, assert_unavailable, open, refusal};
+use crate::faults::{CHAT, assert_unavailable, refusal};
 
-/// What a request with this credential gets, and after how long.
-fn timed(lab: &Lab, ns: Ns, host: Host, credential: &str) -> (Response, Duration) {
+/// Returns the answer to a request with this credential, and the time that it took.
+fn timed(world: &World, ns: Ns, host: Host, credential: &str) -> (Response, Duration) {
     let begun = Instant::now();
     let request = format!(
         "GET /v1/models HTTP/1.1\r\nHost: {}\r\nAuthorization: {credential}\r\n\r\n",
         host.name
     );
-    let answer = open(lab, ns, host).and_then(|mut tls| tls.ask(request));
+    let answer = world.open(ns, host).and_then(|mut tls| tls.ask(request));
     (answer.expect("an answer"), begun.elapsed())
 }
 
 #[test]
 fn a_vault_that_takes_half_a_minute_slows_nobody_down() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let vault = Vault::start(&lab);
+        let builder = World::builder();
+        let vault = Vault::start(&builder.lab);
         let relay = Slow::start((VAULT, 8300).into(), (VAULT, 8200).into());
         let config = vault
             .config()
             .vault("address", format!("https://{VAULT}:8300"))
             .binding("GIT_TOKEN", |it| it.set("secret", "file:git"))
             .secrets("file", "{dir}/secrets.toml");
-        let gateway = Gateway::start(&lab, &config);
+        let world = builder.start(&config);
         // "agent:GIT_TOKEN"
-        let of_file = || timed(&lab, AGENT, GIT, "Basic YWdlbnQ6R0lUX1RPS0VO");
-        let of_vault = || timed(&lab, AGENT, OPENAI, "Bearer OPENAI_API_KEY");
-        let of_others = || timed(&lab, AGENT2, OPENAI, "Bearer OPS_OPENAI_KEY");
+        let of_file = || timed(&world, AGENT, GIT, "Basic YWdlbnQ6R0lUX1RPS0VO");
+        let of_vault = || timed(&world, AGENT, OPENAI, "Bearer OPENAI_API_KEY");
+        let of_others = || timed(&world, AGENT2, OPENAI, "Bearer OPS_OPENAI_KEY");
         for (answer, _) in [of_file(), of_vault(), of_others()] {
             assert_eq!(answer.status, 200, "{}", answer.text());
         }
@@ -54,7 +50,7 @@ fn a_vault_that_takes_half_a_minute_slows_nobody_down() {
         relay.answers_after(Duration::from_secs(30));
         let (begun, mut longest) = (Instant::now(), Duration::ZERO);
         let mut closed: Option<Duration> = None;
-        // The first question that is slow is given up after ten seconds.
+        // The first slow request to Vault is given up after ten seconds.
         while begun.elapsed() < Duration::from_secs(15) {
             // An agent may open 250 connections a second.
             std::thread::sleep(Duration::from_millis(20));
@@ -76,23 +72,23 @@ fn a_vault_that_takes_half_a_minute_slows_nobody_down() {
         for (answer, _) in [of_vault(), of_others()] {
             assert_unavailable(&answer);
         }
-        // Until the first question is given up nobody knows more than that the time is over.
-        let first = refusal(&gateway, 0, "secret_unavailable");
+        // Until the first request is given up, nothing more is known than that the time is over.
+        let first = refusal(&world.gateway, 0, "secret_unavailable");
         let cause = first["cause"].as_str().unwrap_or_default();
         assert!(["vault_unreachable", "lease_ended"].contains(&cause), "{first}");
         let unreachable = |record: &Record| record["cause"] == "vault_unreachable";
         wait::until(Duration::from_secs(30), || {
             let (answer, _) = of_vault();
             assert_unavailable(&answer);
-            gateway.audit.records().iter().any(unreachable).then_some(())
+            world.gateway.audit.records().iter().any(unreachable).then_some(())
         })
         .expect("the question is given up, and the cause is known");
-        let told = gateway.stderr();
+        let told = world.gateway.stderr();
         assert!(told.contains("Vault did not answer in time"), "{told}");
 
         relay.answers_after(Duration::ZERO);
         let begun = Instant::now();
-        // A question that is on its way is waited for, and the next one for its back-off.
+        // A request that is under way is waited for, and the next one for its back-off.
         wait::until(Duration::from_secs(30), || {
             let open = [of_vault(), of_others()].iter().all(|(answer, _)| answer.status == 200);
             open.then_some(())
@@ -100,7 +96,7 @@ fn a_vault_that_takes_half_a_minute_slows_nobody_down() {
         .expect("both are open again");
         println!("open again after {:?}", begun.elapsed());
         for secret in [OPENAI_SECRET, OPS_SECRET] {
-            assert!(origin.log().holds(secret) && !gateway.stderr().contains(secret));
+            assert!(world.origin.log().holds(secret) && !world.gateway.stderr().contains(secret));
         }
     });
 }
@@ -110,14 +106,12 @@ fn short_or_broken_values_are_unused_and_line_ends_dropped() {
     const SHORT: &str = "8-bytes!";
     const NEXT: &str = "sk-lab-n3xt-6b1e8d40f7a2c953";
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let vault = Vault::start(&lab);
+        let builder = World::builder();
+        let vault = Vault::start(&builder.lab);
         let config = vault.config().binding("OPS_OPENAI_KEY", |it| it.set("min_value_bytes", 8));
-        let gateway = Gateway::start(&lab, &config);
-        let of_others = || timed(&lab, AGENT2, OPENAI, "Bearer OPS_OPENAI_KEY").0;
-        assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
+        let world = builder.start(&config);
+        let of_others = || timed(&world, AGENT2, OPENAI, "Bearer OPS_OPENAI_KEY").0;
+        assert_eq!(world.ask(CHAT).status, 200);
         for (number, value) in [
             "sk-lab-0penai-b7f3\r\nX-Admin: 1",
             "sk-lab-0penai-b7f3c1d95e8a4426\r\n\r\n",
@@ -130,35 +124,32 @@ fn short_or_broken_values_are_unused_and_line_ends_dropped() {
         .enumerate()
         {
             vault.put("openai", value);
-            wait::expect(value, || ask(&lab, &gateway, CHAT).status == 503);
-            let before = origin.log().requests().len();
-            let (count, answer) =
-                (crate::faults::records(&gateway, "request").len(), ask(&lab, &gateway, CHAT));
+            wait::expect(value, || world.ask(CHAT).status == 503);
+            let before = world.origin.log().requests().len();
+            let (count, answer) = (world.gateway.audit.of_kind("request").len(), world.ask(CHAT));
             assert_unavailable(&answer);
-            assert_eq!(origin.log().requests().len(), before, "{value:?}");
-            wait::expect("its record", || {
-                crate::faults::records(&gateway, "request").len() > count
-            });
-            let records = crate::faults::records(&gateway, "request");
+            assert_eq!(world.origin.log().requests().len(), before, "{value:?}");
+            wait::expect("its record", || world.gateway.audit.of_kind("request").len() > count);
+            let records = world.gateway.audit.of_kind("request");
             assert_eq!(records[count]["cause"], "value_invalid", "{number}: {}", records[count]);
-            // One line end is what an editor leaves behind a value.
+            // An editor leaves one line end after a value.
             vault.put("openai", &format!("{NEXT}-{number}\n"));
-            wait::expect("open again", || ask(&lab, &gateway, CHAT).status == 200);
-            let last = origin.log().requests().pop().expect("a request");
+            wait::expect("open again", || world.ask(CHAT).status == 200);
+            let last = world.origin.log().requests().pop().expect("a request");
             assert_eq!(last.header("authorization"), [format!("Bearer {NEXT}-{number}")]);
         }
-        assert!(!origin.log().holds("X-Admin"));
+        assert!(!world.origin.log().holds("X-Admin"));
 
-        // As short, where the policy says that it may be.
+        // An equally short value, where the policy allows it.
         vault.put("ops", SHORT);
         wait::expect("the short value", || {
             assert_eq!(of_others().status, 200);
-            origin.log().holds(&format!("Bearer {SHORT}"))
+            world.origin.log().holds(&format!("Bearer {SHORT}"))
         });
         vault.put("ops", &SHORT[1..]);
         wait::expect("shorter than that", || of_others().status == 503);
         assert_unavailable(&of_others());
-        let told = gateway.stderr() + &gateway.audit.text();
+        let told = world.gateway.stderr() + &world.gateway.audit.text();
         for secret in [SHORT, NEXT, OPENAI_SECRET, "X-Admin"] {
             assert!(!told.contains(secret), "{secret} was told:\n{told}");
         }

@@ -1,29 +1,25 @@
-//! What Vault lends: any engine by its path, one read for all fields of an answer, and the word of
-//! a secret's owner.
+//! Vault's leases: any engine by its path, one read for all fields of an answer, and owner
+//! restrictions.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{
-    Lab,
+    World,
     audit::Record,
-    dns::Dns,
-    gateway::{self, GIT_SECRET, Gateway, OPENAI_SECRET},
+    gateway::{self, GIT_SECRET, OPENAI_SECRET},
     net::{AGENT2, ANTHROPIC, GIT, Host, INTERNET, OPENAI, OTHER},
-    origin::Origin,
     sandboxed,
     vault::Vault,
     wait,
+    world::{TICKET, get, get_path},
 };
 use policy_builder::{Config, Table};
 use serde_json::Value;
 
-use crate::{
-    lifecycle::control::{status, tell},
-    world::{TICKET, World, get, get_path},
-};
+use crate::lifecycle::control::{status, tell};
 
-/// A world whose secrets come from a real Vault, some of them from other places than usual.
+/// A world whose secrets come from a real Vault, some of them from unusual places.
 struct Lent {
     world: World,
     vault: Vault,
@@ -31,24 +27,21 @@ struct Lent {
 }
 
 impl Lent {
-    /// After changes to Vault, and to what it has of the configuration.
+    /// Starts one after changes to Vault, and to its part of the configuration.
     fn start(prepare: impl FnOnce(&Vault), change: impl FnOnce(Config) -> Config) -> Self {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let dns = Dns::start();
-        let vault = Vault::start(&lab);
+        let builder = World::builder();
+        let vault = Vault::start(&builder.lab);
         prepare(&vault);
         let config = change(vault.config());
-        let gateway = Gateway::start(&lab, &config);
-        Self { world: World { lab, origin, dns, gateway }, vault, config }
+        Self { world: builder.start(&config), vault, config }
     }
 
     fn usual() -> Self {
         Self::start(|_| {}, |config| config)
     }
 
-    /// Where the first group is lent a password. Neither the group nor the gateway may revoke
-    /// leases: they go with the token.
+    /// Starts one where the first group is leased a password. Neither the group nor the gateway may
+    /// revoke leases: they end with the token.
     fn with_a_password() -> Self {
         let prepare = |vault: &Vault| {
             vault.cli(&["secrets", "enable", "ssh"]);
@@ -72,7 +65,7 @@ impl Lent {
         wait::expect(what, || self.answer(request) == (status, reason.map(str::to_owned)));
     }
 
-    /// Sets what the owner of the OpenAI key allows, in place of what was set before.
+    /// Sets the owner restrictions of the OpenAI key, in place of the earlier ones.
     fn owner_says(&self, metadata: &[&str]) {
         self.owner_of("agents/openai", metadata);
     }
@@ -86,7 +79,7 @@ impl Lent {
         self.vault.cli(&args);
     }
 
-    /// The accessors of the tokens that Vault has for this group.
+    /// Returns the accessors of Vault's tokens for this group.
     fn tokens_of(&self, group: &str) -> Vec<String> {
         let of_group = |accessor: &String| {
             let args = ["token", "lookup", "-accessor", accessor];
@@ -274,7 +267,7 @@ fn an_owner_narrows_hosts_and_places_and_sets_an_end() {
         it.owner_of("agents/anthropic", &["hosts=api.anthropic.example"]);
         wait::expect("one host", || open() == [200, 200, 403, 403]);
         assert_eq!(answer(OTHER, raw), refused("placeholder_wrong_host"));
-        // What the owner adds, the operator has not granted.
+        // The operator has not granted the rights that the owner adds.
         let wide = ["hosts=api.anthropic.example,api.openai.example", "methods=GET,DELETE"];
         it.owner_of("agents/anthropic", &wide);
         std::thread::sleep(Duration::from_secs(2));
@@ -337,11 +330,10 @@ fn a_quarantine_takes_token_and_leases_until_its_release() {
         let told = it.world.gateway.stderr();
         assert!(!told.contains("left to end by itself"), "{told}");
 
-        // A reload and a crash bring nothing back.
+        // A reload or a crash brings nothing back.
         tell(&it.world, &["reload"], 0);
         it.world.gateway.kill();
-        let config = it.world.lab.dir.join("cloakroom.toml");
-        it.world.gateway = Gateway::run(&it.world.lab, &config).expect("it starts again");
+        it.world.restart();
         let available = |status: Value| status["secrets"]["available"].to_string();
         wait::expect("the other group's", || available(status(&it.world)).contains("agents/ops"));
         std::thread::sleep(Duration::from_secs(2));

@@ -1,5 +1,5 @@
-//! A secret that is missing, broken or changed: the request is answered 503 and goes nowhere, and
-//! a file that is wrong altogether stops the start.
+//! A secret that is missing, broken or changed: the request is answered 503 and goes nowhere, and a
+//! file that is wrong as a whole stops the start.
 
 use std::{
     fs,
@@ -8,9 +8,8 @@ use std::{
 };
 
 use lab::{
-    Lab,
+    Lab, World,
     client::Tls,
-    dns::Dns,
     gateway::{ANTHROPIC_SECRET, Gateway, OPENAI_SECRET, usual_config, with_absent_vault},
     net::{AGENT, ANTHROPIC},
     origin::Origin,
@@ -18,15 +17,16 @@ use lab::{
 };
 use policy_builder::Config;
 
-use crate::faults::{CHAT, ask, assert_refused, connections, hello, records, refusal};
+use crate::faults::{CHAT, assert_refused, connections, refusal};
 
-/// The usual policy with a file of secrets of the test's own.
+/// Returns the usual policy with a file of secrets of the test's own.
 fn config_with(file: &str) -> Config {
     usual_config().secrets("file", format!("{{dir}}/{file}"))
 }
 
-/// The same beside a Vault that is not there. Its `refresh` is how often the file is read, too,
-/// which makes a change visible within a second; and a Vault that hangs must not hold up the file.
+/// Returns the same beside an absent Vault. Vault's `refresh` is also the interval at which the
+/// file is read, so a change is visible within a second; and a Vault that hangs must not delay the
+/// file.
 fn without_vault(file: &str) -> Config {
     with_absent_vault(config_with(file)).vault("refresh", "1s").vault("max_stale", "2s")
 }
@@ -34,35 +34,33 @@ fn without_vault(file: &str) -> Config {
 #[test]
 fn a_missing_or_broken_secret_is_503_until_there() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        lab.write("secret-id", "a-secret-id");
-        // As an editor and a shell would have it.
+        let builder = World::builder();
+        builder.lab.write("secret-id", "a-secret-id");
+        // The form of an editor and a shell.
         let text =
             format!("\u{feff}anthropic = {ANTHROPIC_SECRET}\nexport openai = {OPENAI_SECRET}\n");
-        lab.write("mine", text);
-        let gateway = Gateway::start(&lab, &without_vault("mine"));
+        builder.lab.write("mine", text);
+        let world = builder.start(&without_vault("mine"));
 
-        let answer = ask(&lab, &gateway, CHAT);
+        let answer = world.ask(CHAT);
         assert_refused(&answer, 503, "secret_unavailable");
         assert!(answer.headers.contains_key("retry-after"), "{:?}", answer.headers);
         assert!(!answer.text().contains("not_in_file"), "the cause is for the operator alone");
-        origin.log().assert_no_request();
-        let record = refusal(&gateway, 0, "secret_unavailable");
+        world.origin.log().assert_no_request();
+        let record = refusal(&world.gateway, 0, "secret_unavailable");
         assert_eq!(record["cause"], "not_in_file", "{record}");
         assert_eq!(record["placeholders"][0], "OPENAI_API_KEY", "{record}");
-        let said = gateway.stderr();
+        let said = world.gateway.stderr();
         assert!(said.contains("no value yet"), "{said}");
         let line = said.lines().find(|line| line.contains("is passed over")).expect("it is told");
         assert!(line.contains("without `export`") && line.contains("line=2"), "{line}");
         assert_eq!(said.matches("is passed over").count(), 1, "{said}");
         assert!(!said.contains(OPENAI_SECRET), "{said}");
-        connections(&gateway, 1);
+        connections(&world.gateway, 1);
 
-        // What is there works beside it.
-        let mut tls =
-            Tls::open(AGENT, ANTHROPIC.port(443), &hello(&lab, ANTHROPIC)).expect("a handshake");
+        // The names that are there work beside it.
+        let mut tls = Tls::open(AGENT, ANTHROPIC.port(443), &world.hello(ANTHROPIC.name))
+            .expect("a handshake");
         let answer = tls
             .ask(
                 "GET /v1/models HTTP/1.1\r\nHost: api.anthropic.example\r\n\
@@ -71,37 +69,37 @@ fn a_missing_or_broken_secret_is_503_until_there() {
             .expect("an answer");
         assert_eq!(answer.status, 200);
         drop(tls);
-        origin.log().clear();
+        world.origin.log().clear();
 
         let with = |value: &str| {
-            lab.write("mine", format!("anthropic = {ANTHROPIC_SECRET}\nopenai = {value}\n"))
+            world.lab.write("mine", format!("anthropic = {ANTHROPIC_SECRET}\nopenai = {value}\n"))
         };
         with(OPENAI_SECRET);
-        wait::expect("the value is taken", || ask(&lab, &gateway, CHAT).status == 200);
+        wait::expect("the value is taken", || world.ask(CHAT).status == 200);
         assert_eq!(
-            origin.log().wait_requests(1)[0].header("authorization"),
+            world.origin.log().wait_requests(1)[0].header("authorization"),
             [format!("Bearer {OPENAI_SECRET}")]
         );
 
-        // A line ending of another system is trimmed; a rotation arrives.
+        // Another system's line end is trimmed; a rotation arrives.
         with("sk-lab-rotated-0123456789\r");
         wait::expect("the new value is at the origin", || {
-            let _ = ask(&lab, &gateway, CHAT);
-            origin.log().holds("Bearer sk-lab-rotated-0123456789")
+            let _ = world.ask(CHAT);
+            world.origin.log().holds("Bearer sk-lab-rotated-0123456789")
         });
 
-        // Too short, or with a byte that no header field can carry: as good as none.
+        // Values that are too short, or have a byte that no header field can carry, count as none.
         for (number, value) in ["sh0rt", "sk-lab with-a-space-0123", "sk-lab-\u{1}control-0123456"]
             .into_iter()
             .enumerate()
         {
             with(value);
-            wait::expect("the bad value is refused", || ask(&lab, &gateway, CHAT).status == 503);
+            wait::expect("the bad value is refused", || world.ask(CHAT).status == 503);
             wait::expect("the audit says why", || {
-                let records = records(&gateway, "request");
+                let records = world.gateway.audit.of_kind("request");
                 records.iter().filter(|record| record["cause"] == "value_invalid").count() > number
             });
-            assert!(!origin.log().holds(value) && !gateway.stderr().contains(value));
+            assert!(!world.origin.log().holds(value) && !world.gateway.stderr().contains(value));
         }
     });
 }
@@ -139,21 +137,19 @@ fn a_wrong_file_of_secrets_stops_the_start() {
 #[test]
 fn a_file_that_breaks_keeps_its_values_a_while() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        lab.write("secret-id", "a-secret-id");
-        lab.write("mine", format!("openai = {OPENAI_SECRET}\n"));
-        let gateway = Gateway::start(&lab, &without_vault("mine"));
-        assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
-        lab.write("mine", "openai = ");
-        assert_eq!(ask(&lab, &gateway, CHAT).status, 200, "max_stale has not passed");
-        wait::expect("max_stale ends the value", || ask(&lab, &gateway, CHAT).status == 503);
-        let before = origin.log().requests().len();
+        let builder = World::builder();
+        builder.lab.write("secret-id", "a-secret-id");
+        builder.lab.write("mine", format!("openai = {OPENAI_SECRET}\n"));
+        let world = builder.start(&without_vault("mine"));
+        assert_eq!(world.ask(CHAT).status, 200);
+        world.lab.write("mine", "openai = ");
+        assert_eq!(world.ask(CHAT).status, 200, "max_stale has not passed");
+        wait::expect("max_stale ends the value", || world.ask(CHAT).status == 503);
+        let before = world.origin.log().requests().len();
         std::thread::sleep(Duration::from_millis(200));
-        assert_refused(&ask(&lab, &gateway, CHAT), 503, "secret_unavailable");
-        assert_eq!(origin.log().requests().len(), before);
-        lab.write("mine", format!("openai = {OPENAI_SECRET}\n"));
-        wait::expect("it recovers", || ask(&lab, &gateway, CHAT).status == 200);
+        assert_refused(&world.ask(CHAT), 503, "secret_unavailable");
+        assert_eq!(world.origin.log().requests().len(), before);
+        world.lab.write("mine", format!("openai = {OPENAI_SECRET}\n"));
+        wait::expect("it recovers", || world.ask(CHAT).status == 200);
     });
 }

@@ -1,5 +1,5 @@
-//! A real Vault that is down, sealed, unwilling or not the right one: the gateway keeps what it
-//! has for `max_stale`, then answers 503, and recovers by itself.
+//! A real Vault that is down, sealed, unwilling or not the right one: the gateway keeps its values
+//! for `max_stale`, then answers 503, and recovers by itself.
 
 use std::{
     fs,
@@ -14,13 +14,11 @@ use std::{
 };
 
 use lab::{
-    Lab,
+    World,
     audit::Record,
     client::{self, Tls},
-    dns::Dns,
     gateway::{self, Gateway, OPENAI_SECRET, SECRETS, usual_config, with_absent_vault},
     net::{AGENT, AGENT2, ATTACKER, INTERNET, OPENAI, PYPI, VAULT},
-    origin::Origin,
     pki::Authority,
     sandboxed,
     vault::Vault,
@@ -29,69 +27,67 @@ use lab::{
 
 use rustls::sign::SingleCertAndKey;
 
-use crate::faults::{CHAT, ask, assert_unavailable, records, refusal};
+use crate::faults::{CHAT, assert_unavailable, refusal};
 
-/// What `cloakroom status` says.
-fn status(lab: &Lab) -> serde_json::Value {
+/// Returns the output of `cloakroom status`.
+fn status(world: &World) -> serde_json::Value {
     let mut command = gateway::program();
-    command.args(["status", "--json", "--control"]).arg(lab.dir.join("control/control.sock"));
+    command.args(["status", "--json", "--control"]).arg(world.lab.dir.join("control/control.sock"));
     serde_json::from_str(&client::succeed(&mut command)).expect("it is JSON")
 }
 
-/// Waits until a request is refused for want of the secret, and returns after how long and with
-/// which cause.
-fn until_refused(lab: &Lab, gateway: &Gateway) -> (Duration, String) {
+/// Waits until a request is refused because the secret is missing, and returns the time that took
+/// and the cause.
+fn until_refused(world: &World) -> (Duration, String) {
     let begun = Instant::now();
-    wait::expect("the secret is refused", || ask(lab, gateway, CHAT).status == 503);
+    wait::expect("the secret is refused", || world.ask(CHAT).status == 503);
     let waited = begun.elapsed();
     let refused = |record: &Record| record["reason"] == "secret_unavailable";
-    // The record of the request before this one may be a moment late; any of the two will do.
-    let before = records(gateway, "request").into_iter().filter(refused).count();
-    assert_unavailable(&ask(lab, gateway, CHAT));
-    let last = refusal(gateway, before, "secret_unavailable");
+    // The record of the earlier request may be a moment late; either of the two will do.
+    let before = world.requests().into_iter().filter(refused).count();
+    assert_unavailable(&world.ask(CHAT));
+    let last = refusal(&world.gateway, before, "secret_unavailable");
     (waited, last["cause"].as_str().unwrap_or_default().to_owned())
 }
 
-fn until_served(lab: &Lab, gateway: &Gateway) -> Duration {
+fn until_served(world: &World) -> Duration {
     let begun = Instant::now();
-    wait::expect("the secret is back", || ask(lab, gateway, CHAT).status == 200);
+    wait::expect("the secret is back", || world.ask(CHAT).status == 200);
     begun.elapsed()
 }
 
 #[test]
 fn an_outage_is_bridged_for_a_while_alone() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let mut vault = Vault::start(&lab);
-        let gateway = Gateway::start(&lab, &vault.config());
+        let builder = World::builder();
+        let mut vault = Vault::start(&builder.lab);
+        let world = builder.start(&vault.config());
         let served = |what: &str| {
-            assert_eq!(ask(&lab, &gateway, CHAT).status, 200, "{what}");
+            assert_eq!(world.ask(CHAT).status, 200, "{what}");
         };
         served("the usual way");
-        let first = &origin.log().wait_requests(1)[0];
+        let first = &world.origin.log().wait_requests(1)[0];
         assert_eq!(first.header("authorization"), [format!("Bearer {OPENAI_SECRET}")]);
 
         vault.put("openai", "sk-lab-rotated-in-vault-01");
         wait::expect("the new version is at the origin", || {
             served("during a rotation");
-            origin.log().holds("Bearer sk-lab-rotated-in-vault-01")
+            world.origin.log().holds("Bearer sk-lab-rotated-in-vault-01")
         });
 
         vault.forbid();
-        let (after, cause) = until_refused(&lab, &gateway);
+        let (after, cause) = until_refused(&world);
         println!("forbidden: 503 after {after:?}");
         assert_eq!(cause, "vault_denied");
         assert!(after < Duration::from_secs(4), "a 403 drops the value at once: {after:?}");
         vault.allow();
-        println!("allowed: served after {:?}", until_served(&lab, &gateway));
+        println!("allowed: served after {:?}", until_served(&world));
 
         vault.seal();
         let begun = Instant::now();
         served("sealed a moment ago");
         let health_says = |cause: &str, left: bool| {
-            let health = status(&lab)["health"].clone();
+            let health = status(&world)["health"].clone();
             let causes = health["causes"].as_array().cloned().unwrap_or_default();
             let is = |one: &serde_json::Value| {
                 let in_time = one["left"].as_u64().map(|left| left <= 5);
@@ -101,30 +97,30 @@ fn an_outage_is_bridged_for_a_while_alone() {
             health["state"] == "degraded" && causes.iter().any(is)
         };
         wait::expect("the time that is left is told", || health_says("secret_stale", true));
-        let (_, cause) = until_refused(&lab, &gateway);
+        let (_, cause) = until_refused(&world);
         let after = begun.elapsed();
         println!("sealed: 503 after {after:?} ({cause})");
         assert!(after > Duration::from_secs(2), "max_stale is five seconds: {after:?}");
-        assert!(health_says("secret_unavailable", false), "{}", status(&lab));
+        assert!(health_says("secret_unavailable", false), "{}", status(&world));
         assert_eq!(cause, "vault_sealed");
-        says(&gateway, "Vault is sealed: unseal it");
+        says(&world.gateway, "Vault is sealed: unseal it");
         vault.unseal();
-        println!("unsealed: served after {:?}", until_served(&lab, &gateway));
+        println!("unsealed: served after {:?}", until_served(&world));
 
         vault.stop();
         served("stopped a moment ago");
-        let (after, cause) = until_refused(&lab, &gateway);
+        let (after, cause) = until_refused(&world);
         println!("stopped: 503 after {after:?} ({cause})");
         assert!(after > Duration::from_secs(2), "max_stale is five seconds: {after:?}");
         assert_eq!(cause, "vault_unreachable");
-        says(&gateway, "nothing listens at its address and port; is it running?");
+        says(&world.gateway, "nothing listens at its address and port; is it running?");
         vault.resume();
-        println!("resumed: served after {:?}", until_served(&lab, &gateway));
+        println!("resumed: served after {:?}", until_served(&world));
 
-        assert_told_nothing(&lab, &gateway);
-        let requests = origin.log().requests().len();
+        assert_told_nothing(&world);
+        let requests = world.origin.log().requests().len();
         wait::expect("as many requests at the origin as the audit says", || {
-            let records = records(&gateway, "request");
+            let records = world.gateway.audit.of_kind("request");
             records.iter().filter(|record| record["decision"] == "intercept").count() == requests
         });
     });
@@ -133,66 +129,61 @@ fn an_outage_is_bridged_for_a_while_alone() {
 #[test]
 fn a_vault_down_at_the_start_is_503_and_heals() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let mut vault = Vault::start(&lab);
+        let builder = World::builder();
+        let mut vault = Vault::start(&builder.lab);
         vault.stop();
         let begun = Instant::now();
-        let gateway = Gateway::start(&lab, &vault.config());
+        let world = builder.start(&vault.config());
         println!("ready after {:?}", begun.elapsed());
-        assert_unavailable(&ask(&lab, &gateway, CHAT));
-        let record = refusal(&gateway, 0, "secret_unavailable");
+        assert_unavailable(&world.ask(CHAT));
+        let record = refusal(&world.gateway, 0, "secret_unavailable");
         assert_eq!(record["cause"], "vault_unreachable", "{record}");
-        origin.log().assert_no_request();
-        let said = status(&lab)["secrets"].clone();
+        world.origin.log().assert_no_request();
+        let said = status(&world)["secrets"].clone();
         let missing = said["missing"].as_array().expect("a list");
         assert!(said["available"].as_array().is_some_and(Vec::is_empty), "{said}");
         assert_eq!(missing.len(), 4, "{said}");
         assert!(missing.iter().all(|one| one["cause"] == "vault_unreachable"), "{said}");
-        assert!(gateway.stderr().contains("no value yet"), "{}", gateway.stderr());
-        // What is not intercepted needs no secret.
-        let mut pypi =
-            Tls::open(AGENT, PYPI.port(443), &crate::faults::hello(&lab, PYPI)).expect("TLS");
+        assert!(world.gateway.stderr().contains("no value yet"), "{}", world.gateway.stderr());
+        // A connection that is not intercepted needs no secret.
+        let mut pypi = Tls::open(AGENT, PYPI.port(443), &world.hello(PYPI.name)).expect("TLS");
         let through = format!("GET /simple/ HTTP/1.1\r\nHost: {}\r\n\r\n", PYPI.name);
         pypi.ask(through).expect("an answer");
-        assert_eq!(origin.log().wait_requests(1)[0].uri.path(), "/simple/");
+        assert_eq!(world.origin.log().wait_requests(1)[0].uri.path(), "/simple/");
         vault.resume();
-        let after = until_served(&lab, &gateway);
+        let after = until_served(&world);
         println!("served after {after:?}");
         assert!(after < Duration::from_secs(5), "{after:?}");
         wait::expect("the status says so", || {
-            let available = status(&lab)["secrets"]["available"].clone();
+            let available = status(&world)["secrets"]["available"].clone();
             available.as_array().is_some_and(|secrets| secrets.len() == 4)
         });
-        assert_told_nothing(&lab, &gateway);
+        assert_told_nothing(&world);
     });
 }
 
 #[test]
 fn a_silent_vault_holds_up_neither_start_nor_end() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
+        let builder = World::builder();
         INTERNET.shell("ip route add blackhole 198.51.100.250");
-        lab.write("secret-id", "a-secret-id");
+        builder.lab.write("secret-id", "a-secret-id");
         let config = with_absent_vault(usual_config())
             .vault("address", "https://198.51.100.250:8200")
             .binding("OPENAI_API_KEY", |it| it.set("secret", "vault:kv/agents/openai#api_key"));
         let begun = Instant::now();
-        let mut gateway = Gateway::start(&lab, &config);
-        // One question to Vault is given up after ten seconds; the start does not wait for that.
+        let mut world = builder.start(&config);
+        // One request to Vault is given up after ten seconds; the start does not wait for that.
         println!("ready after {:?}", begun.elapsed());
         assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
-        assert_unavailable(&ask(&lab, &gateway, CHAT));
-        let mut other = crate::faults::open(&lab, AGENT2, OPENAI).expect("a handshake");
+        assert_unavailable(&world.ask(CHAT));
+        let mut other = world.open(AGENT2, OPENAI).expect("a handshake");
         let request = crate::faults::get("/v1/models").replace("OPENAI_API_KEY", "OPS_OPENAI_KEY");
         assert_eq!(other.ask(request).expect("an answer").status, 200, "the file serves");
         drop(other);
-        assert_eq!(origin.log().wait_requests(1).len(), 1);
+        assert_eq!(world.origin.log().wait_requests(1).len(), 1);
         let begun = Instant::now();
-        assert!(gateway.terminate(Duration::from_secs(12)).success());
+        assert!(world.gateway.terminate(Duration::from_secs(12)).success());
         println!("ended after {:?}", begun.elapsed());
     });
 }
@@ -200,18 +191,16 @@ fn a_silent_vault_holds_up_neither_start_nor_end() {
 #[test]
 fn a_vault_of_another_authority_gets_no_secret_id() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let vault = Vault::start(&lab);
-        let other = lab.write("other-ca.pem", Authority::new("Another root").pem());
+        let builder = World::builder();
+        let vault = Vault::start(&builder.lab);
+        let other = builder.lab.write("other-ca.pem", Authority::new("Another root").pem());
         let config = vault.config().vault("ca_file", other.display().to_string());
-        let gateway = Gateway::start(&lab, &config);
-        assert_unavailable(&ask(&lab, &gateway, CHAT));
-        let record = refusal(&gateway, 0, "secret_unavailable");
+        let world = builder.start(&config);
+        assert_unavailable(&world.ask(CHAT));
+        let record = refusal(&world.gateway, 0, "secret_unavailable");
         assert_eq!(record["cause"], "vault_unreachable", "{record}");
-        origin.log().assert_no_request();
-        assert_told_nothing(&lab, &gateway);
+        world.origin.log().assert_no_request();
+        assert_told_nothing(&world);
     });
 }
 
@@ -219,125 +208,124 @@ fn a_vault_of_another_authority_gets_no_secret_id() {
 fn a_readable_or_wrong_secret_id_is_said() {
     sandboxed(|| {
         use std::os::unix::fs::PermissionsExt as _;
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let vault = Vault::start(&lab);
+        let builder = World::builder();
+        let vault = Vault::start(&builder.lab);
         let config = vault.config();
-        let file = lab.dir.join("vault/secret-id");
+        let file = builder.lab.dir.join("vault/secret-id");
         fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("a mode");
-        let failed = Gateway::try_start(&lab, &config).err().expect("it is no secret any more");
+        let failed =
+            Gateway::try_start(&builder.lab, &config).err().expect("it is no secret any more");
         crate::faults::assert_one_line(&failed, &["secret-id"]);
-        crate::faults::assert_closed(&origin);
+        crate::faults::assert_closed(&builder.origin);
 
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("a mode");
         let good = fs::read_to_string(&file).expect("the SecretID");
         fs::write(&file, "00000000-0000-0000-0000-000000000000").expect("written");
-        let gateway = Gateway::start(&lab, &config);
-        assert_unavailable(&ask(&lab, &gateway, CHAT));
-        let record = refusal(&gateway, 0, "secret_unavailable");
+        let world = builder.start(&config);
+        assert_unavailable(&world.ask(CHAT));
+        let record = refusal(&world.gateway, 0, "secret_unavailable");
         assert_eq!(record["cause"], "vault_denied", "{record}");
-        origin.log().assert_no_request();
+        world.origin.log().assert_no_request();
         fs::write(&file, &good).expect("written");
-        until_served(&lab, &gateway);
-        assert_told_nothing(&lab, &gateway);
+        until_served(&world);
+        assert_told_nothing(&world);
     });
 }
 
 #[test]
 fn vaults_redirects_lead_to_its_peers_alone() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        lab.write("vault-secret-id", "a-secret-id-0123456789");
+        let builder = World::builder();
+        builder.lab.write("vault-secret-id", "a-secret-id-0123456789");
         let (here, there) = (VAULT.to_string(), ATTACKER.v4().to_string());
-        let standby = node(&lab.public, &here, &format!("https://{there}:8200"));
-        let other = node(&lab.public, &there, &format!("https://{there}:8200"));
+        let standby = node(&builder.lab.public, &here, &format!("https://{there}:8200"));
+        let other = node(&builder.lab.public, &there, &format!("https://{there}:8200"));
         let config = with_absent_vault(gateway::from_vault(usual_config()))
             .vault("refresh", "1s")
             .vault("max_stale", "5s")
             .login_key("secret_id_file", "{dir}/vault-secret-id");
-        let mut gateway = Gateway::start(&lab, &config);
-        assert_unavailable(&ask(&lab, &gateway, CHAT));
-        let record = refusal(&gateway, 0, "secret_unavailable");
+        let mut world = builder.start(&config);
+        assert_unavailable(&world.ask(CHAT));
+        let record = refusal(&world.gateway, 0, "secret_unavailable");
         assert_eq!(record["cause"], "vault_unreachable", "{record}");
         wait::expect("several logins", || seen(&standby).len() >= 2);
         assert!(seen(&standby)[0].contains("a-secret-id-0123456789"), "it was really asked");
         assert_eq!(seen(&other), [""; 0], "nobody else is");
-        assert!(gateway.stderr().contains("list the nodes in peers"), "{}", gateway.stderr());
-        gateway.terminate(Duration::from_secs(12));
+        assert!(
+            world.gateway.stderr().contains("list the nodes in peers"),
+            "{}",
+            world.gateway.stderr()
+        );
+        world.gateway.terminate(Duration::from_secs(12));
 
         let config = config.vault("peers", [format!("https://{there}:8200")]);
-        let gateway = Gateway::start(&lab, &config);
+        world.gateway = Gateway::start(&world.lab, &config);
         wait::expect("the peer is asked", || !seen(&other).is_empty());
         assert!(seen(&other)[0].contains("a-secret-id-0123456789"), "with the same question");
-        assert_unavailable(&ask(&lab, &gateway, CHAT));
-        origin.log().assert_no_request();
-        assert!(!gateway.stderr().contains("a-secret-id"), "{}", gateway.stderr());
+        assert_unavailable(&world.ask(CHAT));
+        world.origin.log().assert_no_request();
+        assert!(!world.gateway.stderr().contains("a-secret-id"), "{}", world.gateway.stderr());
     });
 }
 
 #[test]
 fn an_impostor_of_vault_gets_and_sends_no_token() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let _origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let mut vault = Vault::start(&lab);
-        let gateway = Gateway::start(&lab, &vault.config());
-        assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
+        let builder = World::builder();
+        let mut vault = Vault::start(&builder.lab);
+        let world = builder.start(&vault.config());
+        assert_eq!(world.ask(CHAT).status, 200);
         let (here, there) = (VAULT.to_string(), ATTACKER.v4().to_string());
-        let other = node(&lab.public, &there, &format!("https://{there}:8200"));
+        let other = node(&world.lab.public, &there, &format!("https://{there}:8200"));
 
-        // With a certificate of another authority: not even a question arrives.
+        // With a certificate of another authority not even a request arrives.
         vault.stop();
         let mut false_vault =
             node(&Authority::new("Another"), &here, &format!("https://{there}:8200"));
-        let (after, cause) = until_refused(&lab, &gateway);
+        let (after, cause) = until_refused(&world);
         println!("another certificate: 503 after {after:?} ({cause})");
         assert_eq!(cause, "vault_unreachable");
-        says(&gateway, "Vault's certificate is of another CA: put the CA that signed it");
+        says(&world.gateway, "Vault's certificate is of another CA: put the CA that signed it");
         assert_eq!(seen(&false_vault), [""; 0]);
         false_vault.end();
 
-        // With one of the right authority, for another name: neither.
+        // With one of the right authority for another name none arrives either.
         let to = format!("https://{there}:8200");
-        let mut false_vault = node_named(&lab.public, OPENAI.name, &here, &to);
-        says(&gateway, "Vault's certificate is for another name: write the name in it");
+        let mut false_vault = node_named(&world.lab.public, OPENAI.name, &here, &to);
+        says(&world.gateway, "Vault's certificate is for another name: write the name in it");
         assert_eq!(seen(&false_vault), [""; 0]);
         false_vault.end();
 
-        // With the right certificate and a redirect: it has the token, and nobody else gets it.
-        let mut standby = node(&lab.public, &here, &format!("https://{there}:8200"));
+        // With the right certificate and a redirect, this node gets the token, and no other does.
+        let mut standby = node(&world.lab.public, &here, &format!("https://{there}:8200"));
         wait::expect("the token is tried here", || {
             seen(&standby).iter().any(|question| question.contains("x-vault-token: "))
         });
-        assert_unavailable(&ask(&lab, &gateway, CHAT));
-        says(&gateway, "list the nodes in peers");
+        assert_unavailable(&world.ask(CHAT));
+        says(&world.gateway, "list the nodes in peers");
         std::thread::sleep(wait::QUIET);
         assert_eq!(seen(&other), [""; 0], "the redirect is not followed");
         standby.end();
 
         vault.resume();
-        println!("resumed: served after {:?}", until_served(&lab, &gateway));
+        println!("resumed: served after {:?}", until_served(&world));
         assert_eq!(seen(&other), [""; 0]);
-        assert_told_nothing(&lab, &gateway);
+        assert_told_nothing(&world);
     });
 }
 
-/// Waits until the log says so.
+/// Waits until the log has this text.
 #[track_caller]
 fn says(gateway: &Gateway, text: &str) {
     wait::expect(text, || gateway.stderr().contains(text));
 }
 
-/// What a node was asked.
+/// Returns the requests that a node got.
 fn seen(node: &Node) -> Vec<String> {
     node.seen.lock().expect("unpoisoned").clone()
 }
 
-/// Something that calls itself Vault.
+/// A server that claims to be Vault.
 struct Node {
     seen: Arc<Mutex<Vec<String>>>,
     ended: Arc<AtomicBool>,
@@ -346,22 +334,22 @@ struct Node {
 }
 
 impl Node {
-    /// Listens no more.
+    /// Stops listening.
     fn end(&mut self) {
         self.ended.store(true, SeqCst);
-        // It wakes up for one last connection.
+        // This last connection wakes it up.
         let _ = INTERNET.connect(self.address);
         self.listening.take().expect("once").join().expect("no panic");
     }
 }
 
-/// Something at `address` that calls itself Vault, with a certificate of this authority, and
-/// redirects every question to `to`.
+/// Returns a server at `address` that claims to be Vault, with a certificate of this authority, and
+/// redirects every request to `to`.
 fn node(authority: &Authority, address: &str, to: &str) -> Node {
     node_named(authority, address, address, to)
 }
 
-/// The same, with a certificate for `name`.
+/// Returns the same, with a certificate for `name`.
 fn node_named(authority: &Authority, name: &str, address: &str, to: &str) -> Node {
     let key = SingleCertAndKey::from(authority.issue(name).certified());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -399,7 +387,7 @@ fn node_named(authority: &Authority, name: &str, address: &str, to: &str) -> Nod
     Node { seen, ended, address, listening: Some(listening) }
 }
 
-/// One request with its body, or nothing where no whole head arrives.
+/// Reads one request with its body; returns nothing where no whole head arrives.
 fn question(stream: &mut impl Read) -> Option<String> {
     let (mut bytes, mut question) = ([0; 4_096], String::new());
     while question.len() < 65_536 {
@@ -416,11 +404,12 @@ fn question(stream: &mut impl Read) -> Option<String> {
     question.contains("\r\n\r\n").then_some(question)
 }
 
-/// Neither a value nor a token nor the SecretID is in the log or in the audit.
+/// Asserts that neither a value nor a token nor the SecretID is in the log or in the audit.
 #[track_caller]
-fn assert_told_nothing(lab: &Lab, gateway: &Gateway) {
-    let told = gateway.stderr() + &gateway.audit.text();
-    let secret_id = fs::read_to_string(lab.dir.join("vault/secret-id")).expect("the SecretID");
+fn assert_told_nothing(world: &World) {
+    let told = world.gateway.stderr() + &world.gateway.audit.text();
+    let secret_id =
+        fs::read_to_string(world.lab.dir.join("vault/secret-id")).expect("the SecretID");
     for secret in SECRETS.into_iter().chain([secret_id.trim(), "hvs.", "sk-lab-rotated", "s.C"]) {
         assert!(!told.contains(secret), "{secret} was told:\n{told}");
     }

@@ -1,4 +1,4 @@
-//! The embedded store: secrets that are encrypted at rest, and the commands that look after them.
+//! The embedded store: secrets that are encrypted at rest, and the commands for them.
 
 use std::{
     fs,
@@ -11,17 +11,15 @@ use std::{
 };
 
 use lab::{
-    Lab,
+    Lab, World,
     gateway::{self, ANTHROPIC_SECRET, GIT_SECRET, Gateway, OPENAI_SECRET, OPS_SECRET, SECRETS},
     net::GATEWAY,
     sandboxed, wait,
+    world::{TICKET, get},
 };
 use policy_builder::Config;
 
-use crate::{
-    lifecycle::control::{status, tell},
-    world::{TICKET, World, get},
-};
+use crate::lifecycle::control::{status, tell};
 
 const NAMES: [(&str, &str); 4] = [
     ("openai", OPENAI_SECRET),
@@ -32,14 +30,14 @@ const NAMES: [(&str, &str); 4] = [
 
 const ANOTHER: &str = "sk-lab-an0ther-7c1e5a9d3f2b4806";
 
-/// The usual policy, with the encrypted file in place of the plain one.
+/// Returns the usual policy, with the encrypted file in place of the plain one.
 fn config() -> Config {
     gateway::usual_config()
         .secrets("file", "{dir}/store/secrets")
         .secrets("key_file", "{dir}/store/key")
 }
 
-/// A folder for the store, and a configuration that names it.
+/// Makes a folder for the store, and a configuration that names it.
 fn prepare(lab: &Lab) -> PathBuf {
     fs::create_dir_all(lab.dir.join("store")).expect("the lab's folder is writable");
     gateway::install(lab, &config())
@@ -52,10 +50,10 @@ fn started(config: &Path, arguments: &[&str]) -> Child {
     command.spawn().expect("the program starts")
 }
 
-/// `cloakroom secret` with this on its standard input.
+/// Runs `cloakroom secret` with this on its standard input.
 fn secret(config: &Path, arguments: &[&str], input: &str) -> (Option<i32>, String) {
     let mut child = started(config, arguments);
-    // A command that reads nothing has closed it.
+    // A command that reads nothing has closed its input.
     let _ = child.stdin.take().expect("a pipe").write_all(input.as_bytes());
     let Output { status, stdout, stderr } = child.wait_with_output().expect("it ends");
     let said = [stdout, stderr].concat();
@@ -92,7 +90,7 @@ fn world() -> World {
 fn a_secret_of_the_store_arrives_also_after_changes() {
     sandboxed(|| {
         let world = world();
-        let config = world.lab.dir.join("cloakroom.toml");
+        let config = world.config();
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
         let request = &world.origin.log().wait_requests(1)[0];
         assert_eq!(request.header("authorization"), [format!("Bearer {OPENAI_SECRET}")]);
@@ -176,7 +174,7 @@ fn a_wrong_store_or_key_is_no_start() {
     sandboxed(|| {
         let mut world = world();
         world.gateway.kill();
-        let config = world.lab.dir.join("cloakroom.toml");
+        let config = world.config();
         let [store, key] = ["store/secrets", "store/key"].map(|name| world.lab.dir.join(name));
         let [content, secret_key] = [&store, &key].map(|path| fs::read(path).expect("there"));
         let mut altered = content.clone();
@@ -201,7 +199,7 @@ fn a_wrong_store_or_key_is_no_start() {
         no_start("no such file");
         fs::write(&key, secret_key).expect("written");
         fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("closed");
-        world.gateway = Gateway::run(&world.lab, &config).expect("all is well again");
+        world.restart();
     });
 }
 
@@ -254,8 +252,8 @@ fn a_planted_lock_misleads_and_delays_nobody() {
     });
 }
 
-/// What comes of typing this at the prompt of `cloakroom secret set typed`: what the terminal
-/// shows, the exit status, and whether the terminal shows what is typed again.
+/// Types this at the prompt of `cloakroom secret set typed`. Returns the terminal's output, the
+/// exit status, and whether the terminal shows typed text again.
 fn type_in(config: &Path, keys: &str) -> (String, i32, bool) {
     let script = "import pty,os,sys,termios\n\
         pid,fd=pty.fork()\n\

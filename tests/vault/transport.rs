@@ -1,5 +1,5 @@
-//! How the gateway reaches Vault: as the configuration says, whatever the environment says; in the
-//! clear within its own machine alone; and with its namespace in each question.
+//! The gateway's connection to Vault: as the configuration says, whatever the environment says; in
+//! the clear only within its own machine; and with its namespace in each request.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -8,30 +8,22 @@ use std::{
 };
 
 use lab::{
-    Lab,
-    dns::Dns,
-    gateway::{self, Gateway, OPENAI_SECRET, OPS_SECRET, from_vault, usual_config},
+    World,
+    gateway::{Gateway, OPENAI_SECRET, OPS_SECRET, from_vault, usual_config},
     net::{AGENT2, ATTACKER, GATEWAY, INTERNET, OPENAI},
-    origin::Origin,
     sandboxed,
     vault::Vault,
     wait,
 };
 use policy_builder::{Config, Table};
 
-use crate::faults::{CHAT, Trap, ask, get, open};
+use crate::faults::{CHAT, Trap, get};
 
 #[test]
 fn no_environment_variable_leads_gateway_or_token_elsewhere() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let vault = Vault::start(&lab);
-        let config = vault.config();
-        // The certificates come with a first, short run.
-        Gateway::start(&lab, &config).kill();
-        let config = gateway::install(&lab, &config);
+        let builder = World::builder();
+        let vault = Vault::start(&builder.lab);
         let at = [ATTACKER.port(3128)];
         let trap = Trap::set(INTERNET, &at).prove(GATEWAY, &at);
         let there = format!("http://{}", at[0]);
@@ -39,7 +31,7 @@ fn no_environment_variable_leads_gateway_or_token_elsewhere() {
         let proxies = proxies.into_iter().chain(["ALL_PROXY", "all_proxy", "VAULT_PROXY_ADDR"]);
         let addresses = proxies.chain(["VAULT_ADDR", "VAULT_AGENT_ADDR"]);
         let mut variables: Vec<(&str, &str)> = addresses.map(|name| (name, &*there)).collect();
-        let other_ca = lab.dir.join("no-such-ca.pem").display().to_string();
+        let other_ca = builder.lab.dir.join("no-such-ca.pem").display().to_string();
         variables.extend([
             ("VAULT_TOKEN", "hvs.of-the-environment"),
             ("VAULT_SKIP_VERIFY", "true"),
@@ -47,23 +39,24 @@ fn no_environment_variable_leads_gateway_or_token_elsewhere() {
             ("VAULT_CACERT", &other_ca),
             ("VAULT_ROLE_ID", "of-the-environment"),
         ]);
-        let gateway = Gateway::run_among(&lab, &config, "info", &variables);
-        let gateway = gateway.unwrap_or_else(|failed| panic!("{}", failed.stderr));
-        assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
-        let mut other = open(&lab, AGENT2, OPENAI).expect("a handshake");
+        let world = builder.variables(&variables).start(&vault.config());
+        assert_eq!(world.ask(CHAT).status, 200);
+        let mut other = world.open(AGENT2, OPENAI).expect("a handshake");
         let request = get("/v1/models").replace("OPENAI_API_KEY", "OPS_OPENAI_KEY");
         assert_eq!(other.ask(request).expect("an answer").status, 200);
-        // Also what comes later: a new login, and a value that is read again.
+        // This includes later requests: a new login, and another read of a value.
         vault.revoke_gateway();
-        wait::expect("a new login", || gateway.stderr().matches("logged in to Vault").count() == 2);
+        wait::expect("a new login", || {
+            world.gateway.stderr().matches("logged in to Vault").count() == 2
+        });
         vault.put("openai", ROTATED);
         wait::expect("the new value arrives", || {
-            assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
-            origin.log().holds(ROTATED)
+            assert_eq!(world.ask(CHAT).status, 200);
+            world.origin.log().holds(ROTATED)
         });
         trap.assert_untouched();
         for secret in [OPENAI_SECRET, OPS_SECRET] {
-            assert!(origin.log().holds(&format!("Bearer {secret}")));
+            assert!(world.origin.log().holds(&format!("Bearer {secret}")));
         }
     });
 }
@@ -71,35 +64,31 @@ fn no_environment_variable_leads_gateway_or_token_elsewhere() {
 #[test]
 fn plain_http_is_for_loopback_and_needs_its_word() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let _origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        lab.write("jwt", JWT);
+        let builder = World::builder();
+        builder.lab.write("jwt", JWT);
         for (address, plain, says) in [
             ("http://127.0.0.1:8200", false, "plain_http = true"),
             ("http://203.0.113.200:8200", true, "no further than 127.0.0.1"),
         ] {
             let config = kubernetes(address).vault("plain_http", plain);
-            let failed = Gateway::try_start(&lab, &config).err().expect("no start");
+            let failed = Gateway::try_start(&builder.lab, &config).err().expect("no start");
             assert!(failed.stderr.contains(says), "{address}: {}", failed.stderr);
         }
     });
 }
 
-/// Vault without a licence has no namespaces, and no Kubernetes is here: a fake says that it was
-/// asked as they have to be.
+/// Vault without a licence has no namespaces, and there is no Kubernetes here: a fake server checks
+/// that the requests are right.
 #[test]
 fn a_kubernetes_login_in_a_namespace_gets_the_secrets() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        lab.write("jwt", JWT);
+        let builder = World::builder();
+        builder.lab.write("jwt", JWT);
         let fake = Fake::start();
         let config = kubernetes("http://127.0.0.1:8200").vault("plain_http", true);
-        let gateway = Gateway::start(&lab, &config);
-        assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
-        let request = &origin.log().wait_requests(1)[0];
+        let world = builder.start(&config);
+        assert_eq!(world.ask(CHAT).status, 200);
+        let request = &world.origin.log().wait_requests(1)[0];
         assert_eq!(request.header("authorization"), [format!("Bearer {OPENAI_SECRET}")]);
         let asked = fake.asked();
         let login = &asked[0];
@@ -112,14 +101,14 @@ fn a_kubernetes_login_in_a_namespace_gets_the_secrets() {
         let read = "GET /v1/kv/data/agents/openai ";
         let read = asked.iter().find(|question| question.starts_with(read)).expect("a read");
         assert!(read.to_lowercase().contains("x-vault-token: hvs.of-a-group"), "{read}");
-        let told = gateway.stderr() + &gateway.audit.text();
+        let told = world.gateway.stderr() + &world.gateway.audit.text();
         for secret in [JWT, "hvs.", OPENAI_SECRET] {
             assert!(!told.contains(secret), "{secret} was told:\n{told}");
         }
     });
 }
 
-/// A Vault that admits the gateway by Kubernetes.
+/// Returns a configuration of a Vault that admits the gateway by Kubernetes.
 fn kubernetes(address: &str) -> Config {
     let login = Table::section("jwt")
         .set("mount", "kubernetes")
@@ -131,7 +120,7 @@ fn kubernetes(address: &str) -> Config {
         .login(login)
 }
 
-/// Something on the gateway's own loopback that answers as Vault does where all is well.
+/// A server on the gateway's own loopback that answers as Vault does where all is well.
 struct Fake(Arc<Mutex<Vec<String>>>);
 
 impl Fake {
@@ -167,7 +156,7 @@ fn serve(client: TcpStream, seen: &Mutex<Vec<String>>) {
     }
 }
 
-/// A head and as much body as it says.
+/// Reads a head and as much body as it announces.
 fn question(reader: &mut BufReader<TcpStream>) -> Option<String> {
     let (mut head, mut length) = (String::new(), 0);
     while !head.ends_with("\r\n\r\n") {

@@ -1,8 +1,10 @@
 //! Two placeholders in one request, in each pair of kinds of place that one request can have: both
-//! are swapped, each in its own.
+//! are replaced, each in its own place.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{
+    World,
+    attack::Ask,
     gateway::{OPENAI_SECRET, OPS_SECRET, usual_config},
     net::{AGENT, OPENAI},
     origin::Received,
@@ -11,9 +13,8 @@ use lab::{
 use policy_builder::{Config, binding};
 
 use super::{FORM, JSON};
-use crate::attack::{Ask, Scene};
 
-/// RFC 6455, section 1.3.
+/// The fields of a handshake (RFC 6455, section 1.3).
 const HANDSHAKE: [(&str, &str); 4] = [
     ("connection", "Upgrade"),
     ("upgrade", "websocket"),
@@ -21,7 +22,7 @@ const HANDSHAKE: [(&str, &str); 4] = [
     ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
 ];
 
-/// Every kind of place; the two halves of Basic are one.
+/// Every kind of place; the two halves of Basic count as one.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
     Header,
@@ -38,8 +39,8 @@ use Kind::{Basic, Cookie, Form, Header, Json, Path, Query, Subprotocol};
 
 const KINDS: [Kind; 8] = [Header, Basic, Query, Path, Cookie, Json, Form, Subprotocol];
 
-/// What no request has both of: two paths, or another path, format or method beside one. Nor does
-/// one offer of subprotocols have two keys: that is refused.
+/// Returns whether no request can have both: two paths, or another path, format or method beside
+/// one. One offer of subprotocols with two keys is refused, too.
 fn exclude_each_other(pair: [Kind; 2]) -> bool {
     let has = |kind| pair.contains(&kind);
     let body = has(Json) || has(Form);
@@ -47,7 +48,7 @@ fn exclude_each_other(pair: [Kind; 2]) -> bool {
     twice || has(Json) && has(Form) || body && (has(Path) || has(Subprotocol))
 }
 
-/// The first API has a place of each kind for each of two placeholders.
+/// Returns a first API that has a place of each kind for each of two placeholders.
 fn config() -> Config {
     let places = |name: &str, half: &str| {
         [
@@ -73,7 +74,7 @@ fn config() -> Config {
     )
 }
 
-/// A request with these two texts, each in a place of its kind.
+/// Returns a request with these two texts, each in a place of its kind.
 fn ask([first, second]: [(Kind, &str); 2]) -> Ask {
     let both = [("first", first.0, first.1), ("second", second.0, second.1)];
     let of = |kind: Kind| {
@@ -118,7 +119,7 @@ fn ask([first, second]: [(Kind, &str); 2]) -> Ask {
     if has(Query) { ask.path(&format!("{path}?{}", joined(Query, "&"))) } else { ask }
 }
 
-/// What arrived is what is asked, in target, places and body.
+/// Checks that the received request is the expected one, in target, places and body.
 #[track_caller]
 fn is(received: &Received, expected: &Ask) {
     let target = received.uri.path_and_query().map(|it| it.as_str());
@@ -126,7 +127,7 @@ fn is(received: &Received, expected: &Ask) {
     assert_eq!(received.body, expected.body);
     for name in ["x-first", "x-second", "authorization", "cookie", "sec-websocket-protocol"] {
         let sent = expected.fields.iter().filter(|it| it.0 == name).map(|it| it.1.as_str());
-        // HTTP/2 may part cookies (RFC 9113, section 8.2.3).
+        // HTTP/2 may split cookies (RFC 9113, section 8.2.3).
         assert_eq!(received.header(name).join("; "), sent.collect::<Vec<_>>().join("; "), "{name}");
     }
 }
@@ -134,7 +135,7 @@ fn is(received: &Received, expected: &Ask) {
 #[test]
 fn placeholders_in_each_pair_of_places_are_swapped() {
     sandboxed(|| {
-        let scene = Scene::with(&config());
+        let world = World::with(&config());
         let pairs = KINDS.into_iter().flat_map(|first| KINDS.map(|second| [first, second]));
         let pairs: Vec<_> = pairs.filter(|pair| !exclude_each_other(*pair)).collect();
         assert_eq!(pairs.len(), 64 - 12);
@@ -144,17 +145,17 @@ fn placeholders_in_each_pair_of_places_are_swapped() {
             let asked = with(["OPENAI_API_KEY", "SECOND_API_KEY"]);
             let expected = with([OPENAI_SECRET, OPS_SECRET]);
             if [first, second].contains(&Subprotocol) {
-                let before = scene.before();
-                let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
+                let before = world.before();
+                let mut tls = world.must_h1(AGENT, OPENAI.port(443), OPENAI.name);
                 tls.ask(asked.h1()).unwrap_or_else(|error| panic!("{what}: {error}"));
-                let requests = scene.origin.log().wait_requests(before.requests + 1);
+                let requests = world.origin.log().wait_requests(before.requests + 1);
                 is(&requests[before.requests], &expected);
                 continue;
             }
-            for received in scene.forwards(&what, (AGENT, OPENAI), &asked) {
+            for received in world.forwards(&what, (AGENT, OPENAI), &asked) {
                 is(&received, &expected);
             }
         }
-        scene.ends_well();
+        world.ends_well();
     });
 }

@@ -1,7 +1,7 @@
-//! Talking to netfilter: a batch out and its acknowledgements in, or a dump.
+//! Netlink messages to netfilter: a batch and its acknowledgements, or a dump.
 //!
-//! One short-lived socket for each conversation, with a deadline on every read: the kernel answers
-//! at once or not at all. The kernel's messages are walked with bounds checks all the same.
+//! Each exchange has one short-lived socket, with a deadline on every read: the kernel answers at
+//! once or not at all. The kernel's messages are read with bounds checks all the same.
 
 use std::{
     io::{self, Read, Write},
@@ -20,12 +20,12 @@ pub(crate) struct Message<'a> {
     pub(crate) kind: u16,
     flags: u16,
     pub(crate) sequence: u32,
-    /// What follows the 16 bytes of header.
+    /// The bytes after the header of 16 bytes.
     pub(crate) payload: &'a [u8],
 }
 
 impl Message<'_> {
-    /// The errno of an acknowledgement, 0 for success; `None` for any other message.
+    /// Returns the errno of an acknowledgement, 0 for success; `None` for any other message.
     pub(crate) fn errno(&self) -> Option<i32> {
         if i32::from(self.kind) != libc::NLMSG_ERROR {
             return None;
@@ -54,25 +54,25 @@ impl Netfilter {
         Ok(Self { socket, buffer: vec![0; READ_BYTES] })
     }
 
-    /// Gives the kernel this much room for what it sends unasked. Not more than there was where
-    /// that may not be had.
+    /// Gives the kernel this much room for messages that it sends unasked. The room stays as it is
+    /// where that is not allowed.
     pub(crate) fn widen(&self, bytes: usize) {
-        // What does not fit is counted by whoever reads.
+        // The reader counts messages that do not fit.
         let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(&self.socket, bytes);
     }
 
-    /// Takes one datagram of this many bytes, where that may be had.
+    /// Makes room for one datagram of this many bytes, where that is allowed.
     pub(crate) fn make_room(&self, bytes: usize) {
-        // What does not fit is refused whole when it is sent.
+        // A datagram that does not fit is refused as a whole when it is sent.
         let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(&self.socket, bytes);
     }
 
-    /// How long a read waits.
+    /// Sets how long a read waits.
     pub(crate) fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
         self.socket.set_read_timeout(Some(timeout))
     }
 
-    /// The name of an interface by its number in this network namespace.
+    /// Returns the name of an interface by its number in this network namespace.
     pub(crate) fn interface(&self, index: u32) -> Option<InterfaceName> {
         let name = rustix::net::netdevice::index_to_name(&self.socket, index).ok()?;
         Some(InterfaceName(name.into()))
@@ -86,14 +86,14 @@ impl Netfilter {
         }
     }
 
-    /// The next datagram; its messages are read with [`messages`].
+    /// Receives the next datagram; its messages are read with [`messages`].
     pub(crate) fn receive(&mut self) -> io::Result<&[u8]> {
         let length = self.socket.read(&mut self.buffer)?;
         Ok(self.buffer.get(..length).unwrap_or_default())
     }
 
-    /// Everything of one kind that the kernel has in a family, each without its
-    /// `nfgenmsg`. `attributes` narrow the question.
+    /// Returns all of the kernel's objects of one kind in a family, each without its `nfgenmsg`.
+    /// `attributes` narrow the request.
     pub(crate) fn dump(
         &mut self,
         family: TableFamily,
@@ -132,7 +132,7 @@ impl Netfilter {
     }
 }
 
-/// The messages of one datagram, up to the first that does not fit.
+/// Returns the messages of one datagram, up to the first that does not fit.
 pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
@@ -150,12 +150,12 @@ pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
     })
 }
 
-/// The attributes of a message or of a nest, by number, up to the first that does not fit.
+/// Returns the attributes of a message or of a nest, by number, up to the first that does not fit.
 pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     nests(bytes).map(|(number, _, value)| (number, value))
 }
 
-/// The same, with whether the sender says that the attribute is a nest. The kernel does not.
+/// Returns the same, with whether the attribute is marked as a nest. The kernel does not mark them.
 pub(crate) fn nests(bytes: &[u8]) -> impl Iterator<Item = (u16, bool, &[u8])> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
@@ -168,23 +168,23 @@ pub(crate) fn nests(bytes: &[u8]) -> impl Iterator<Item = (u16, bool, &[u8])> {
     })
 }
 
-/// The first attribute of this number.
+/// Returns the first attribute of this number.
 pub(crate) fn attribute(bytes: &[u8], number: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(found, _)| *found == number).map(|(_, value)| value)
 }
 
-/// An attribute as text, without the NUL it ends in.
+/// Returns an attribute as text, without the NUL at its end.
 pub(crate) fn text(bytes: &[u8], number: u16) -> Option<&str> {
     let value = attribute(bytes, number)?;
     std::str::from_utf8(value.strip_suffix(&[0]).unwrap_or(value)).ok()
 }
 
-/// An attribute as a number in network order.
+/// Returns an attribute as a number in network order.
 pub(crate) fn number(bytes: &[u8], number: u16) -> Option<u32> {
     attribute(bytes, number)?.first_chunk::<4>().map(|value| u32::from_be_bytes(*value))
 }
 
-/// An attribute with its header and padding.
+/// Encodes an attribute with its header and padding.
 pub(crate) fn encode(number: u16, value: &[u8]) -> Vec<u8> {
     let length = 4 + value.len();
     let mut bytes = Vec::with_capacity(length.next_multiple_of(ALIGN));
@@ -195,7 +195,7 @@ pub(crate) fn encode(number: u16, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A message to netfilter, of a body that begins with its `nfgenmsg`.
+/// Encodes a message to netfilter from a body that begins with its `nfgenmsg`.
 pub(crate) fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     let mut message = Vec::with_capacity(HEADER_BYTES + body.len());
     message.extend(((HEADER_BYTES + body.len()) as u32).to_ne_bytes());
@@ -216,7 +216,7 @@ fn question(family: TableFamily, kind: i32, attributes: &[(u16, &str)]) -> Vec<u
 }
 
 const READ_DEADLINE: Duration = Duration::from_secs(5);
-/// The largest datagram the kernel makes for a dump is 32 KiB.
+/// Bytes of a read. The kernel's largest datagram of a dump has 32 KiB.
 const READ_BYTES: usize = 64 * 1024;
 const BUFFER_BYTES: usize = 1024 * 1024;
 /// `struct nlmsghdr`.
@@ -224,7 +224,7 @@ const HEADER_BYTES: usize = 16;
 /// `struct nfgenmsg`.
 pub(crate) const GENMSG_BYTES: usize = 4;
 const ALIGN: usize = 4;
-/// Without the flags for nests and byte order.
+/// Removes the flags for nests and byte order.
 const NUMBER_MASK: u16 = 0x3fff;
 /// `NLA_F_NESTED`.
 const NEST: u16 = 1 << 15;

@@ -5,22 +5,23 @@
 
 use std::{io, net::SocketAddr};
 
-use lab::client::{Hello, Tls};
-use lab::net::Ns;
-
 use super::local;
+use crate::{
+    client::{Hello, Tls},
+    net::Ns,
+};
 
 /// A connection that speaks frames.
-pub(crate) struct RawH2 {
+pub struct RawH2 {
     tls: Tls,
     seen: Vec<u8>,
     /// The agent's address and port.
-    pub(crate) me: SocketAddr,
+    pub me: SocketAddr,
 }
 
 /// What came of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub enum Outcome {
     /// An answer; this is its body.
     Answered(String),
     /// RST_STREAM with this code.
@@ -31,7 +32,7 @@ pub(crate) enum Outcome {
 
 impl Outcome {
     /// The reason word, when this is the gateway's own answer.
-    pub(crate) fn reason(&self) -> Option<String> {
+    pub fn reason(&self) -> Option<String> {
         let Self::Answered(body) = self else { return None };
         let problem: serde_json::Value = serde_json::from_str(body).ok()?;
         problem["reason"].as_str().map(str::to_owned)
@@ -40,7 +41,10 @@ impl Outcome {
 
 impl RawH2 {
     /// Connects and says the preface with empty settings.
-    pub(crate) fn open(from: Ns, to: SocketAddr, hello: &Hello) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// What the handshake says.
+    pub fn open(from: Ns, to: SocketAddr, hello: &Hello) -> io::Result<Self> {
         let mut tls = Tls::open(from, to, hello)?;
         let me = local(&tls);
         tls.send(
@@ -50,17 +54,23 @@ impl RawH2 {
     }
 
     /// Sends bytes as they are.
-    pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         self.tls.send(bytes)
     }
 
     /// Sends a whole request without a body.
-    pub(crate) fn request(&mut self, stream: u32, fields: &[(&str, &str)]) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub fn request(&mut self, stream: u32, fields: &[(&str, &str)]) -> io::Result<()> {
         self.send(frame(HEADERS, END_STREAM | END_HEADERS, stream, &block(fields)))
     }
 
     /// Reads until something final was said about the stream.
-    pub(crate) fn outcome(&mut self, stream: u32) -> Outcome {
+    pub fn outcome(&mut self, stream: u32) -> Outcome {
         let mut body = Vec::new();
         loop {
             let Some((kind, flags, of, payload)) = self.frame() else {
@@ -103,7 +113,7 @@ impl RawH2 {
 }
 
 /// The pseudo-fields of a request for `authority`, and its other fields.
-pub(crate) fn fields<'a>(
+pub fn fields<'a>(
     method: &'a str,
     authority: &'a str,
     path: &'a str,
@@ -115,7 +125,7 @@ pub(crate) fn fields<'a>(
 }
 
 /// A header block of literals.
-pub(crate) fn block(fields: &[(&str, &str)]) -> Vec<u8> {
+pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
     let fields = fields.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
     let mut block = Vec::new();
     for (name, value) in fields {
@@ -127,7 +137,10 @@ pub(crate) fn block(fields: &[(&str, &str)]) -> Vec<u8> {
 }
 
 /// One frame.
-pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+///
+/// # Panics
+/// When the payload has 4 GiB.
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("a short payload").to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
@@ -152,12 +165,21 @@ fn number(bytes: &[u8]) -> u32 {
     bytes.iter().take(4).fold(0, |number, byte| number << 8 | u32::from(*byte))
 }
 
-pub(crate) const DATA: u8 = 0;
-pub(crate) const HEADERS: u8 = 1;
-pub(crate) const RST_STREAM: u8 = 3;
-pub(crate) const SETTINGS: u8 = 4;
-pub(crate) const PUSH_PROMISE: u8 = 5;
-pub(crate) const GOAWAY: u8 = 7;
-pub(crate) const CONTINUATION: u8 = 9;
-pub(crate) const END_STREAM: u8 = 1;
-pub(crate) const END_HEADERS: u8 = 4;
+/// The type of a DATA frame.
+pub const DATA: u8 = 0;
+/// The type of a HEADERS frame.
+pub const HEADERS: u8 = 1;
+/// The type of a RST_STREAM frame.
+pub const RST_STREAM: u8 = 3;
+/// The type of a SETTINGS frame.
+pub const SETTINGS: u8 = 4;
+/// The type of a PUSH_PROMISE frame.
+pub const PUSH_PROMISE: u8 = 5;
+/// The type of a GOAWAY frame.
+pub const GOAWAY: u8 = 7;
+/// The type of a CONTINUATION frame.
+pub const CONTINUATION: u8 = 9;
+/// The flag of a stream's last frame.
+pub const END_STREAM: u8 = 1;
+/// The flag of a header block's last frame.
+pub const END_HEADERS: u8 = 4;
