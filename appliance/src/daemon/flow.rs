@@ -180,7 +180,7 @@ fn onboarding_pages<'a>(
     if port == gateway.proxy_port {
         return Err(Reason::SelfDestination);
     }
-    if !dial::is_own(address) {
+    if !gateway.services.resolver.off_limits().is_own(address) {
         return Ok(None);
     }
     let pages = policy_snapshot.onboarding(&group.name).filter(|_| port == Group::ONBOARDING_PORT);

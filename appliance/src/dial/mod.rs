@@ -15,10 +15,11 @@ mod found;
 mod hosts_file;
 mod name_servers;
 mod off_limits;
+mod own_addresses;
 mod resolver;
 mod translators;
 
-pub use address::{has_route, is_own, unwrapped};
+pub use address::{has_route, unwrapped};
 pub use answered::{Answered, GRACE, NAMELESS_GRACE};
 pub use control_plane::ControlPlane;
 pub use found::{Resolved, Unresolved};

@@ -1,5 +1,6 @@
 //! Helpers that every user of sockets shares: options, addresses, the end of a connection.
 
+pub(crate) mod netlink;
 mod packet_info;
 mod passthrough;
 mod socket;
