@@ -85,10 +85,6 @@ pub(super) async fn serve(
         }
     };
     let flow = Flow { id, group, agent: from, dialled, reached: Arc::default() };
-    if net::harden(&stream).is_err() {
-        // The kernel refuses these options only for a connection that is already gone.
-        return record.nothing_said();
-    }
     // Onboarding ends here: such a connection leads nowhere else.
     if let Some(pages) = pages {
         let agent = OnboardingAgent { stream, flow: &flow, share: &share };

@@ -39,7 +39,8 @@ use crate::{decide::Permit, identity::Flow, net, policy::DialledRule, reason::Re
 /// A connection to a permitted upstream.
 #[derive(Debug)]
 pub struct UpstreamConnection {
-    /// The connection.
+    /// The connection. Whoever keeps it for long makes it
+    /// [notice a peer that is gone](crate::net::notice_absence).
     pub stream: TcpStream,
     /// The address it goes to.
     pub address: IpAddr,
@@ -126,7 +127,7 @@ async fn connect_any(
 #[expect(clippy::disallowed_methods, reason = "the one place that may connect")]
 async fn connect_to(address: SocketAddr) -> std::io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
-    net::harden(&stream)?;
+    net::send_at_once(&stream)?;
     Ok(stream)
 }
 

@@ -62,6 +62,7 @@ use crate::{
     dial::{self, Resolver},
     identity::Flow,
     limits::AgentShare,
+    net::notice_absence,
     peek::{Hello, Rewind},
     phase::Phases,
     policy::Limits,
@@ -215,6 +216,7 @@ impl Interception<'_> {
         if dialled.elsewhere {
             record.dialled_elsewhere();
         }
+        notice_absence(&dialled.stream).map_err(|_| Reason::UpstreamUnreachable)?;
         let offer = Protocol::offered(&self.hello.alpn);
         let settings = ClientSettings {
             group: &self.flow.group.name,
