@@ -115,10 +115,12 @@ impl<'a, A: Leg, U: Leg> Relay<'a, A, U> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, timer: Pin<&mut Sleep>) -> Poll<SpliceEnd> {
+        self.up.closes = self.down.stage == DirectionStage::Ended;
         let up = self.up.poll(cx, &mut self.agent, &mut self.upstream, &self.traffic.from_agent);
         if let Poll::Ready(Err(broken)) = up {
             return Poll::Ready(broken.end(Side::Agent, Side::Upstream));
         }
+        self.down.closes = self.up.stage == DirectionStage::Ended;
         let down = self.down.poll(cx, &mut self.upstream, &mut self.agent, &self.traffic.to_agent);
         if let Poll::Ready(Err(broken)) = down {
             return Poll::Ready(broken.end(Side::Upstream, Side::Agent));
@@ -193,6 +195,9 @@ struct Direction {
     last_read: usize,
     /// Whether a byte was read or written since this was last asked.
     moved: bool,
+    /// The other direction has ended, so that the sink is closed when this one ends, and is told by
+    /// that.
+    closes: bool,
     /// splice(2) does not work on these sockets.
     copy_only: bool,
     /// Where its pipes are counted, if anywhere.
@@ -264,6 +269,9 @@ impl Direction {
             if ready!(self.poll_read(cx, from, to)).map_err(DirectionFailure::Source)? == 0 {
                 self.stage = DirectionStage::Ending;
             }
+        }
+        if self.stage == DirectionStage::Ending && self.closes {
+            self.stage = DirectionStage::Ended;
         }
         if self.stage == DirectionStage::Ending {
             match ready!(Pin::new(to).poll_shutdown(cx)) {
