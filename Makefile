@@ -148,7 +148,7 @@ test-vagrant: build vault
 
 test-image: image
 	@echo "== Another version of the image, for updates"
-	@tests/prerequisites qemu-system-x86 ovmf qemu-utils dosfstools mtools ethtool gpg
+	@tests/prerequisites qemu-system-x86 ovmf swtpm qemu-utils dosfstools mtools ethtool gpg
 	IMAGE_VERSION=$(NEXT) IMAGE_OUTPUT=$(CURDIR)/target/image-next image/build
 	@echo "== The image, booted (an hour where there is no KVM)"
 	CLOAKROOM_IMAGE=$(CURDIR)/target/image CLOAKROOM_NEXT=$(CURDIR)/target/image-next \

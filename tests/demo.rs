@@ -1,11 +1,11 @@
 //! `make demo`: the story of one placeholder, told with the real bytes.
 //!
 //! It runs in namespaces of its own, needs no network, and leaves nothing behind. Every line that
-//! it shows was received, sent or logged by a real program; where one is not what the story
-//! promises, the demonstration ends with an error, and so does one that takes too long.
+//! it shows was received, sent or logged by a real program. Where a line differs from the story, or
+//! the demonstration takes too long, it ends with an error.
 //!
-//! The keys are in a real Vault where one is found, or where `VAULT=1` asks for one; `VAULT=0`
-//! takes the file of secrets that the gateway comes with.
+//! The keys are in a real Vault if one is found, or if `VAULT=1` asks for one; `VAULT=0` uses the
+//! gateway's own file of secrets.
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -66,7 +66,7 @@ fn outside() -> ExitCode {
         Some(Ok(status)) => failure(&format!("the story did not come to its end ({status})")),
         Some(Err(error)) => failure(&error.to_string()),
         None => {
-            // The namespaces end with their first process, and everything with them.
+            // The namespaces end with their first process, and everything in them.
             let ended = story.kill().and_then(|()| story.wait());
             failure(&format!("no end after {LIMIT:?}; stopped ({ended:?})"))
         }
@@ -78,7 +78,7 @@ fn failure(why: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// What the variable VAULT says; `None` leaves it to what is found.
+/// Returns what the variable VAULT asks for; `None` where it is not set.
 fn wants_vault() -> Option<bool> {
     let value = std::env::var("VAULT").ok().filter(|value| !value.is_empty())?;
     Some(value != "0")
@@ -301,7 +301,7 @@ impl Scene {
     }
 }
 
-/// A record on one line; every word is the record's.
+/// Formats a record on one line; every word is the record's.
 fn summary(record: &Record) -> String {
     let word = |name: &str| record[name].as_str().unwrap_or_default().to_owned();
     let what = if record.is("request") {
@@ -318,7 +318,7 @@ fn summary(record: &Record) -> String {
 }
 
 fn say(text: &str) {
-    // Whoever closed the pipe has seen enough.
+    // The reader of a pipe that is closed has seen enough.
     let _ = writeln!(io::stdout(), "{text}");
 }
 
@@ -339,7 +339,7 @@ fn aside(text: &str) {
     say(&format!("\n  {text}"));
 }
 
-/// Shows a program's output or bytes from the wire; long lines end with an ellipsis.
+/// Shows a program's output or bytes from the wire; cuts long lines with an ellipsis.
 fn shown(text: &str) {
     for line in text.lines() {
         let mut line = line.replace(|letter: char| letter.is_control(), "");
@@ -350,7 +350,7 @@ fn shown(text: &str) {
     }
 }
 
-/// Says what was shown, or ends the demonstration.
+/// Prints the claim, or ends the demonstration where it does not hold.
 fn check(holds: bool, claim: &str) {
     if !holds {
         eprintln!("demo: this does not hold: {claim}");
@@ -359,7 +359,7 @@ fn check(holds: bool, claim: &str) {
     say(&format!("  {} {claim}", PAINT.good("=>")));
 }
 
-/// Colours, where a person looks.
+/// Colours, used where a person looks.
 struct Paint(bool);
 
 impl Paint {
@@ -391,7 +391,7 @@ static PAINT: LazyLock<Paint> = LazyLock::new(|| {
     Paint(io::stdout().is_terminal() && !unwanted)
 });
 
-/// A story that takes longer is stuck.
+/// Longest time of a story. One that takes longer is stuck.
 const LIMIT: Duration = Duration::from_secs(55);
 /// Letters of a line of output that are shown.
 const WIDTH: usize = 100;

@@ -1,5 +1,5 @@
-//! The documents are true: tests that they name exist, links lead somewhere, and the commands of
-//! the quick start work as they are written.
+//! The documents are true: the tests that they name exist, their links lead somewhere, and the
+//! commands of the quick start work as written.
 
 use std::{
     collections::HashSet,
@@ -33,7 +33,7 @@ fn every_test_that_a_document_names_exists() {
     }
 }
 
-/// Whether `module::...::name` is a test function, or `module::...::*` a module with some.
+/// Returns whether `module::...::name` is a test function, or `module::...::*` a module with some.
 fn exists(tests: &Path, name: &str) -> bool {
     let mut parts: Vec<&str> = name.split("::").collect();
     let Some(function) = parts.pop() else { return false };
@@ -116,7 +116,7 @@ fn every_page_a_packaged_page_links_is_packaged() {
     assert!(looked_at > 50, "{looked_at}");
 }
 
-/// Every Markdown file that is kept in the repository.
+/// Returns every Markdown file of the repository.
 fn pages(root: &Path) -> Vec<PathBuf> {
     let mut folders = vec![root.to_owned()];
     let mut pages = Vec::new();
@@ -135,13 +135,13 @@ fn pages(root: &Path) -> Vec<PathBuf> {
     pages
 }
 
-/// The targets of inline links, without those that lead out of the repository.
+/// Returns the targets of inline links, without those that lead out of the repository.
 fn links(text: &str) -> impl Iterator<Item = &str> {
     let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
     targets.filter(|target| !target.contains("://") && !target.contains(' '))
 }
 
-/// The anchors of headings, as GitHub makes them.
+/// Returns the anchors of headings, in GitHub's form.
 fn anchors(text: &str) -> HashSet<String> {
     let mut is_code = false;
     let headings = text.lines().filter(|line| {
@@ -217,7 +217,7 @@ fn no_page_marks_commands_as_run_that_no_test_runs() {
     assert_eq!(marked, [root.join("README.md")]);
 }
 
-/// The fenced blocks with this word behind the fence, without what they are indented by.
+/// Returns the fenced blocks with this word behind the fence, without their indent.
 fn blocks(text: &str, word: &str) -> Vec<String> {
     let fences = text.split("```").skip(1).step_by(2);
     let of_word = fences.filter_map(|it| it.split_once('\n')).filter(|(first, _)| *first == word);
@@ -226,8 +226,7 @@ fn blocks(text: &str, word: &str) -> Vec<String> {
     of_word.map(|(_, body)| outdented(body)).collect()
 }
 
-/// The text for the lab: its folder in place of the machine's, and its API in place of the real
-/// one.
+/// Adapts the text to the lab: its folder replaces the machine's, and its API the real one.
 fn here(lab: &Lab, text: &str) -> String {
     let dir = lab.dir.display();
     let folders = format!(

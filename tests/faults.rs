@@ -1,5 +1,5 @@
-//! Helpers of the tests of faults. Each test looks at three places: the agent's answer, the origins
-//! (nothing, or nothing but what was allowed), and the audit record.
+//! Helpers of the tests of faults. Each test checks three places: the agent's answer, the origins
+//! (which got nothing, or only what was allowed), and the audit record.
 
 use std::{fs, io, net::SocketAddr};
 
@@ -12,11 +12,11 @@ use lab::{
     origin::Origin,
 };
 
-/// A request that the usual policy allows, with the placeholder where it belongs.
+/// A request that the usual policy allows, with the placeholder in its place.
 pub(crate) const CHAT: &str = "POST /v1/chat/completions HTTP/1.1\r\nHost: api.openai.example\r\n\
     Authorization: Bearer OPENAI_API_KEY\r\nContent-Length: 2\r\n\r\n{}";
 
-/// The same, for any path, as a GET.
+/// Returns the same as a GET of any path.
 pub(crate) fn get(path: &str) -> String {
     format!(
         "GET {path} HTTP/1.1\r\nHost: api.openai.example\r\n\
@@ -24,18 +24,18 @@ pub(crate) fn get(path: &str) -> String {
     )
 }
 
-/// An HTTP/1.1 client of `host` that believes what agents believe.
+/// Returns an HTTP/1.1 client of `host` that trusts the CAs that agents trust.
 pub(crate) fn hello(lab: &Lab, host: Host) -> Hello {
     let bundle = fs::read_to_string(lab.dir.join("agents.pem")).expect("the gateway's root");
     Hello::h1(host.name).trusting(&bundle)
 }
 
-/// A TLS connection to `host` as an agent in `ns` makes it.
+/// Opens a TLS connection to `host` as an agent in `ns` does.
 pub(crate) fn open(lab: &Lab, ns: Ns, host: Host) -> io::Result<Tls> {
     Tls::open(ns, host.port(443), &hello(lab, host))
 }
 
-/// One request on a connection of its own, from the first agent to the first API.
+/// Sends one request on a connection of its own, from the first agent to the first API.
 #[track_caller]
 pub(crate) fn ask(lab: &Lab, gateway: &Gateway, request: &str) -> Response {
     let answer = open(lab, AGENT, OPENAI).and_then(|mut tls| tls.ask(request));
@@ -53,7 +53,7 @@ pub(crate) fn assert_refused(answer: &Response, status: u16, reason: &str) {
     );
 }
 
-/// Asserts that the answer is, to the letter, the one for a value that is not to be had now.
+/// Asserts that the answer is, to the letter, the one for a value that is not available now.
 #[track_caller]
 pub(crate) fn assert_unavailable(answer: &Response) {
     assert_refused(answer, 503, "secret_unavailable");
@@ -68,7 +68,7 @@ pub(crate) fn assert_unavailable(answer: &Response) {
     assert!(!text.contains("vault"), "the cause is for the operator alone: {text}");
 }
 
-/// The audit's records of this kind: `connection` or `request`.
+/// Returns the audit's records of this kind: `connection` or `request`.
 pub(crate) fn records(gateway: &Gateway, kind: &str) -> Vec<Record> {
     gateway.audit.of_kind(kind)
 }
@@ -95,7 +95,7 @@ pub(crate) fn connections(gateway: &Gateway, count: usize) -> Vec<Record> {
     records
 }
 
-/// Asserts that a start failed with exit 1 and one line on standard error that says all of `says`.
+/// Asserts that a start failed with exit 1 and one line on standard error that holds all of `says`.
 #[track_caller]
 pub(crate) fn assert_one_line(failed: &Failed, says: &[&str]) {
     assert_eq!(failed.code(), Some(1), "{}", failed.stderr);
@@ -126,12 +126,12 @@ pub(crate) fn assert_closed(origin: &Origin) {
     origin.log().assert_untouched();
 }
 
-/// Open descriptors of the gateway.
+/// Returns the number of the gateway's open descriptors.
 pub(crate) fn descriptors(gateway: &Gateway) -> usize {
     fs::read_dir(format!("/proc/{}/fd", gateway.pid())).expect("the gateway runs").count()
 }
 
-/// A listener in `ns` that must never be connected to, on each of these addresses.
+/// A listener in `ns` to which nobody may connect, on each of these addresses.
 pub(crate) struct Trap(Vec<std::net::TcpListener>);
 
 impl Trap {
@@ -147,7 +147,8 @@ impl Trap {
         }))
     }
 
-    /// Shows that the trap would notice: from `ns` each of these addresses leads into it.
+    /// Shows that the trap would notice a connection: from `ns` each of these addresses leads into
+    /// it.
     pub(crate) fn prove(self, ns: Ns, addresses: &[SocketAddr]) -> Self {
         for address in addresses {
             ns.connect(*address).unwrap_or_else(|error| panic!("{address}: {error}"));
@@ -157,7 +158,7 @@ impl Trap {
         self
     }
 
-    /// Asserts that nobody connected so far.
+    /// Asserts that nobody has connected so far.
     #[track_caller]
     pub(crate) fn assert_untouched(&self) {
         for listener in &self.0 {

@@ -1,8 +1,8 @@
 //! One folder for each subject, one file for each group of properties; each test runs in namespaces
 //! of its own.
 //!
-//! They are one program, so that the lab is linked once. Tests begin in the order of their names,
-//! and those that take minutes are named so that none is left alone at the end.
+//! All tests are one program, so that the lab is linked once. Tests begin in the order of their
+//! names, and tests that take minutes are named so that none is left alone at the end.
 
 mod attack;
 mod audit;

@@ -1,5 +1,5 @@
-//! The lab is what it says it is. A test that finds nothing at an origin proves something only if
-//! what does arrive there is seen.
+//! The lab works. A test that finds nothing at an origin proves something only if the lab would
+//! show what arrives there.
 
 use std::process::Command;
 
@@ -34,7 +34,7 @@ fn without_packet_rules_agents_reach_every_origin() {
     });
 }
 
-/// Of a job that a shell starts with `&`, for one.
+/// A job that a shell starts with `&` ignores some, for example.
 #[test]
 fn a_test_has_the_usual_signals_whatever_its_parent_ignores() {
     if !sandbox::inside() && std::env::var_os(IGNORED).is_none() {
@@ -51,14 +51,14 @@ fn a_test_has_the_usual_signals_whatever_its_parent_ignores() {
     sandboxed(|| assert_eq!(ignored() & INT_AND_QUIT, 0));
 }
 
-/// The signals that this process ignores (`proc_pid_status(5)`).
+/// Returns the signals that this process ignores (`proc_pid_status(5)`).
 fn ignored() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("readable");
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:\t"));
     u64::from_str_radix(mask.expect("a mask"), 16).expect("hexadecimal")
 }
 
-/// Set where this test was started once more.
+/// A variable that is set where this test was started a second time.
 const IGNORED: &str = "CLOAKROOM_TEST_SIGNALS_IGNORED";
 /// SIGINT is 2, SIGQUIT 3.
 const INT_AND_QUIT: u64 = 1 << 1 | 1 << 2;

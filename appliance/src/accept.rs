@@ -6,8 +6,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::{identity::AgentAddr, net::canonical};
 
-/// Accepts the next connection. Errors of single connections are passed over; where the machine is
-/// out of descriptors or memory it waits before it tries again (accept(2), "Error handling").
+/// Accepts the next connection. Passes over errors of single connections; where the machine is out
+/// of descriptors or memory, waits before it tries again (accept(2), "Error handling").
 pub async fn accept(listener: &TcpListener) -> (TcpStream, AgentAddr) {
     loop {
         match listener.accept().await {
@@ -26,5 +26,5 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), K::ConnectionAborted | K::ConnectionReset | K::Interrupted)
 }
 
-/// Pause after an accept that failed for want of something.
+/// Pause after an accept that failed for lack of descriptors or memory.
 const BACK_OFF: Duration = Duration::from_millis(50);

@@ -15,29 +15,29 @@ use serde_json::Value;
 
 use crate::policy::GroupName;
 
-/// What the daemon can be told to do.
+/// An order that the daemon can be given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Order {
     /// Take the configuration and the file of secrets again.
     Reload,
     /// Cut a group off.
     Quarantine(GroupName),
-    /// Undo that.
+    /// End the quarantine of a group.
     Release(GroupName),
-    /// Say how it is.
+    /// Report the state of the daemon.
     Status,
 }
 
-/// What the daemon says to an order.
+/// The daemon's reply to an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OrderReply {
-    /// The exit status that the command is to have: 0 done, 64 the configuration or the order is
-    /// wrong, 1 anything else.
+    /// The exit status for the command: 0 done, 64 the configuration or the order is wrong, 1
+    /// anything else.
     pub exit: u8,
-    /// What was done or what is wrong, for a person.
+    /// A text for a person: the result, or the mistake.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
-    /// How the daemon is, where that was the question.
+    /// The state of the daemon, where the order asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<Value>,
 }
@@ -75,12 +75,12 @@ impl fmt::Display for Order {
 }
 
 impl OrderReply {
-    /// Done, in a sentence.
+    /// Makes the reply to an order that was carried out.
     pub fn done(text: impl Into<String>) -> Self {
         Self { exit: 0, text: Some(text.into()), status: None }
     }
 
-    /// Not done, and why.
+    /// Makes the reply to an order that failed, with the reason.
     pub fn failed(exit: u8, text: impl Into<String>) -> Self {
         Self { exit, text: Some(text.into()), status: None }
     }
@@ -106,7 +106,7 @@ fn tell_within(timeout: Duration, path: &Path, order: &Order) -> io::Result<Orde
     serde_json::from_slice(&answer).map_err(|_| io::ErrorKind::UnexpectedEof.into())
 }
 
-/// A timeout of a socket looks as if the call should only be made again (`socket(7)`).
+/// The kernel reports a socket's timeout as if the call should be made again (`socket(7)`).
 fn in_words(error: io::Error) -> io::Error {
     match error.kind() {
         io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
@@ -114,10 +114,10 @@ fn in_words(error: io::Error) -> io::Error {
     }
 }
 
-/// How a command ends that was used the wrong way, or whose configuration is wrong (sysexits.h).
+/// The exit status for a wrong use of a command, or a wrong configuration (sysexits.h).
 pub const EX_USAGE: u8 = 64;
 
-/// A reload waits for values that are new in it.
+/// The time for a reply: a reload waits for values that are new in it.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Room for the state of every group and secret that a policy of 4 MiB can name.
 const MAX_ANSWER_BYTES: u64 = 16 << 20;

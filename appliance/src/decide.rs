@@ -1,4 +1,4 @@
-//! Policy, flow and peek in; a permit or a refusal out.
+//! The decision: takes policy, flow and peek, and returns a permit or a refusal.
 //!
 //! Pure, and the only maker of [`Permit`]s: nothing is dialled without one. A connection that is
 //! not listed is refused.
@@ -14,9 +14,9 @@ use crate::{
     reason::Reason,
 };
 
-/// Leave to dial one name on one port, and how the connection is to be carried.
+/// The right to dial one name on one port, and how the connection is to be carried.
 ///
-/// It is not `Clone`: one decision, one upstream.
+/// It is not `Clone`: one decision allows one upstream.
 #[derive(Debug)]
 pub struct Permit {
     route: Route,
@@ -30,7 +30,7 @@ pub struct Permit {
 pub enum Route {
     /// Opaque, byte for byte.
     Splice(Arc<Pass>),
-    /// Opaque, byte for byte, and without having been looked at: the protocol names no host.
+    /// Opaque, byte for byte, and without a peek: the protocol names no host.
     Tcp(Arc<Tcp>),
     /// TLS ends here; placeholders become secrets.
     Intercept(Arc<Api>),
@@ -39,22 +39,22 @@ pub enum Route {
 }
 
 impl Permit {
-    /// How the connection is to be carried.
+    /// Returns how the connection is to be carried.
     pub fn route(&self) -> &Route {
         &self.route
     }
 
-    /// The name to resolve and dial.
+    /// Returns the name to resolve and dial.
     pub fn host(&self) -> &Host {
         &self.host
     }
 
-    /// The TCP port to dial.
+    /// Returns the TCP port to dial.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// How the upstream is reached and verified.
+    /// Returns how the upstream is reached and verified.
     pub fn upstream(&self) -> &Upstream {
         match &self.route {
             Route::Splice(pass) | Route::Inspect(pass) => &pass.upstream,
@@ -63,17 +63,17 @@ impl Permit {
         }
     }
 
-    /// The address to dial where the agent dialled one that it was given for the name, and nothing
-    /// but that says which host it means; `None` where the name is resolved.
+    /// Returns the address to dial where the agent dialled an address that it was given for the
+    /// name, and only that address tells which host it means; `None` where the name is resolved.
     ///
-    /// A name can have several addresses that are not alike: one server of a database writes and
-    /// the others read, and its clients try one after the other. An agent that dials one of them
-    /// means that one. The agent chooses among the addresses that the gateway told it.
+    /// The addresses of a name may differ: one server of a database writes and the others read, and
+    /// its clients try one after the other. An agent that dials one of them means that one. The
+    /// agent chooses among the addresses that the gateway told it.
     pub fn given(&self) -> Option<IpAddr> {
         self.given
     }
 
-    /// Which addresses the agent may have dialled. Where TLS ends here, the name in the
+    /// Returns which addresses the agent may have dialled. Where TLS ends here, the name in the
     /// certificate and in every request is checked, and the dialled address is only recorded.
     pub fn dialled(&self) -> DialledRule {
         match &self.route {
@@ -85,7 +85,7 @@ impl Permit {
 }
 
 impl Route {
-    /// The word that the audit uses.
+    /// Returns the word that the audit uses.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Splice(_) => "splice",
@@ -95,7 +95,7 @@ impl Route {
         }
     }
 
-    /// The rule that allowed it.
+    /// Returns the rule that allowed the connection.
     pub fn rule(&self) -> &RuleName {
         match self {
             Self::Splice(pass) | Self::Inspect(pass) => &pass.name,
@@ -119,15 +119,15 @@ pub fn decide(policy: &Policy, flow: &Flow, peeked: &Peeked) -> Result<Permit, R
     }
 }
 
-/// The application protocols that the gateway can carry once TLS ends here (RFC 7301).
+/// The application protocols that the gateway can carry where TLS ends here (RFC 7301).
 pub const CARRIED_ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 fn decide_tls(policy: &Policy, group: &Group, port: u16, hello: &Hello) -> Result<Permit, Reason> {
     let host = hello.sni.as_ref().ok_or(Reason::SniMissing)?;
     let route = route_of(policy, group, host, port).ok_or(Reason::SniDenied)?;
     match &route {
-        // What is hidden in an encrypted hello would be carried to a name nobody checked. Where
-        // TLS ends here it is only an extension that the gateway does not answer.
+        // The names hidden in an encrypted hello would reach a server that nobody checked. Where
+        // TLS ends here, the encrypted hello is only an extension that the gateway does not answer.
         Route::Splice(pass) if hello.ech && !pass.carry.allows_ech() => {
             return Err(Reason::EchDenied);
         }
@@ -156,15 +156,16 @@ fn route_of(policy: &Policy, group: &Group, host: &Host, port: u16) -> Option<Ro
     })
 }
 
-/// An API's host is never passed around the API: a group that has no binding there has no use
-/// of the name on that port at all, however wide its other rules are.
+/// Returns the API of a host. An API's host is never passed around the API: a group without a
+/// binding there may not use the name on that port at all, however wide its other rules are.
 fn api_of(policy: &Policy, group: &Group, host: &Host, port: u16) -> Option<Arc<Api>> {
     let api = policy.apis.naming(host).find(|api| api.port == port)?;
     api.serves(&group.name).then(|| Arc::clone(api))
 }
 
-/// A host of an API is passed around it only where policy names that very host, for another port
-/// than the API's: never because a pattern happens to cover it.
+/// Returns the pass rule of a host. A host of an API is passed around the API only where policy
+/// names that very host, for another port than the API's: never because a pattern happens to cover
+/// it.
 fn pass_of(policy: &Policy, group: &Group, host: &Host, port: u16) -> Option<Arc<Pass>> {
     let mut homes = policy.apis.naming(host).peekable();
     let by = match homes.peek() {
@@ -177,7 +178,7 @@ fn pass_of(policy: &Policy, group: &Group, host: &Host, port: u16) -> Option<Arc
     let listed = policy.passes.of(&group.name, host, by);
     let mut passes = listed.filter(|pass| pass.ports.contains(&port));
     let first = passes.next()?;
-    // Where two rules name one host, the one that looks inside wins.
+    // Where two rules name one host, the one that inspects wins.
     let inspecting = passes.chain([first]).find(|pass| !pass.carry.is_splice());
     Some(Arc::clone(inspecting.unwrap_or(first)))
 }
@@ -204,7 +205,8 @@ fn decide_plain(
     }
 }
 
-/// Which of the names the agent means cannot be told, so it must be allowed to reach all of them.
+/// Decides on a connection that names no host. Nothing tells which of the names the agent means, so
+/// it must be allowed to reach all of them.
 fn decide_unread(policy: &Policy, flow: &Flow, names: &[Host]) -> Result<Permit, Reason> {
     let (group, dialled) = (&flow.group.name, flow.dialled.0);
     let (address, port) = (dialled.ip(), dialled.port());
@@ -217,8 +219,8 @@ fn decide_unread(policy: &Policy, flow: &Flow, names: &[Host]) -> Result<Permit,
     };
     let rules: Option<Vec<_>> = names.iter().map(|host| Some((host, rule_for(host)?))).collect();
     let rules = rules.ok_or(Reason::DestinationDenied)?;
-    // The address is checked by the one rule that is in the permit: by one that does not list it as
-    // private, if there is any.
+    // The one rule in the permit decides how the address is checked: a rule that does not list the
+    // address as private is taken, if there is any.
     let lists = |tcp: &Tcp| tcp.upstream.private_prefixes.iter().any(|it| it.contains(&address));
     let strictest = rules.into_iter().min_by_key(|(_, tcp)| lists(tcp));
     let (host, tcp) = strictest.ok_or(Reason::DialledElsewhere)?;

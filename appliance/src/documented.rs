@@ -1,6 +1,6 @@
-//! The documents that operators read agree with the code: `docs/audit.md` with the closed lists of
-//! words and the fields of records, `docs/troubleshooting.md` with the causes of health, and
-//! `docs/configuration.md` with the reference of the configuration.
+//! Tests that the documents for operators agree with the code: `docs/audit.md` with the closed
+//! lists of words and the fields of records, `docs/troubleshooting.md` with the causes of health,
+//! and `docs/configuration.md` with the reference of the configuration.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -17,7 +17,7 @@ const TROUBLESHOOTING: &str = include_str!("../../docs/troubleshooting.md");
 const CONFIGURATION: &str = include_str!("../../docs/configuration.md");
 const REFERENCE: &str = include_str!("../../image/cloakroom.toml");
 
-/// Below this heading, up to the next one of the same level or a higher one.
+/// Returns the text below this heading, up to the next one of the same level or a higher one.
 fn section<'a>(document: &'a str, heading: &str) -> &'a str {
     let level = heading.len() - heading.trim_start_matches('#').len();
     let start = document.find(&format!("\n{heading}\n"));
@@ -27,13 +27,13 @@ fn section<'a>(document: &'a str, heading: &str) -> &'a str {
     &rest[..(1..=level).map(ends).min().unwrap_or(rest.len())]
 }
 
-/// The cells of each row of the tables in this text, without the rows that head them.
+/// Returns the cells of each row of the tables in this text, without their header rows.
 fn rows(text: &str) -> impl Iterator<Item = Vec<&str>> {
     let rows = text.lines().filter(|line| line.starts_with("| `") || line.starts_with("| absent"));
     rows.map(|row| row.trim_matches('|').split(" | ").map(str::trim).collect())
 }
 
-/// What stands in backquotes.
+/// Returns the words in backquotes.
 fn quoted(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
 }
@@ -72,7 +72,7 @@ fn each_kind_of_record_is_in_the_audits_page() {
     assert_eq!(first_cells(section(AUDIT, "## Records")), kinds);
 }
 
-/// What the structs of the audit that are serialized have, as serde names it.
+/// Returns the fields of the audit's serialized structs, as serde names them.
 fn fields_of_records() -> BTreeSet<String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/audit");
     let mut fields = BTreeSet::new();
@@ -126,9 +126,9 @@ fn the_troubleshooting_page_has_each_health_cause_and_its_state() {
 struct Key {
     table: String,
     name: String,
-    /// What stands after it, where the line is commented out: its default, or an example.
+    /// The value after it, where the line is commented out: a default or an example.
     shown: Option<String>,
-    /// Whether the comment above speaks of a default: then an example may be shown.
+    /// Whether the comment above speaks of a default: then the value may be an example.
     says_default: bool,
 }
 
@@ -172,7 +172,7 @@ fn the_configuration_page_has_exactly_the_references_keys_and_defaults() {
     for Key { table, name, shown, .. } in &keys {
         let row = told.iter().find(|(of, key, _)| of == table && key == name);
         let (.., cell) = row.unwrap_or_else(|| panic!("{name} of {table} is not there"));
-        // One table refers to another for what its keys mean.
+        // One table may refer to another for the meaning of its keys.
         let says_default = keys.iter().any(|key| key.name == *name && key.says_default);
         let is_default = shown.as_ref().is_some_and(|value| *cell == format!("`{value}`"));
         let is_required = shown.is_none() && cell.starts_with("required");
@@ -196,7 +196,7 @@ fn row_of(provider: &Provider) -> String {
     format!("| `{name}` | {title} | {hosts} | {variables} | {places} | {ran} |")
 }
 
-/// `UPDATE=1 cargo test documented` writes the page again.
+/// `UPDATE=1 cargo test documented` rewrites the page.
 #[test]
 fn the_page_of_providers_is_what_the_program_knows() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/providers.md");
@@ -241,7 +241,7 @@ fn row_of_client(client: &Client) -> String {
     format!("| `{name}` | {title} | {providers} | {hosts} | {variables} | {quiet} | {ran} |")
 }
 
-/// `UPDATE=1 cargo test documented` writes the page anew.
+/// `UPDATE=1 cargo test documented` rewrites the page.
 #[test]
 fn the_page_of_clients_is_what_the_program_knows() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/clients.md");

@@ -7,11 +7,11 @@ pub use confinement::{Confinement, Enforced, Reach};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
-/// Turns core dumps and tracing by other processes off (prctl(2), `PR_SET_DUMPABLE`).
+/// Turns off core dumps and tracing by other processes (prctl(2), `PR_SET_DUMPABLE`).
 ///
 /// # Errors
 ///
-/// The system refuses; nothing secret should be read then.
+/// The system refuses. The caller should then read nothing secret.
 pub fn process() -> Result<(), String> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|error| format!("cannot turn core dumps off: {error}"))?;

@@ -1,21 +1,21 @@
-//! How the gateway is: one state, and every cause of it, in one closed list of words.
+//! The gateway's health: one state, and all its causes, out of one closed list of words.
 //!
-//! The same answer is in `cloakroom status`, in the service manager's line, behind the file that
-//! says ready and behind the metrics. It is made from what is, each time that it is asked for, so
-//! that nothing has to remember to take a cause back.
+//! `cloakroom status`, the service manager's line, the ready file and the metrics give the same
+//! answer. It is computed from the present each time that it is asked for, so that nothing has to
+//! remember to take a cause back.
 
 use std::{fmt, time::Duration};
 
 use serde::Serialize;
 
-/// Whether agents get what policy says that they get.
+/// Whether agents get what policy grants them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HealthState {
-    /// They do.
+    /// All agents do.
     #[default]
     Healthy,
-    /// Some get less, or will unless somebody acts.
+    /// Some agents get less, or will unless somebody acts.
     Degraded,
     /// Nothing new is carried.
     Closed,
@@ -28,15 +28,15 @@ macro_rules! causes {
         pub enum HealthCause { $($(#[$doc])* $variant,)+ }
 
         impl HealthCause {
-            /// Every cause there is, in the order of this file.
+            /// All causes, in the order of this file.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
-            /// Its word, in status and metrics.
+            /// Returns its word, in status and metrics.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word,)+ }
             }
 
-            /// The gateway's state that follows from it.
+            /// Returns the gateway's state that follows from it.
             pub const fn state(self) -> HealthState {
                 match self { $(Self::$variant => HealthState::$state,)+ }
             }
@@ -45,12 +45,11 @@ macro_rules! causes {
 }
 
 causes! {
-    /// The kernel's settings or the packet rules are not what the argument leans on, the guard
-    /// among them.
+    /// The kernel's settings, the packet rules or the guard are not as the daemon needs them.
     PacketsUnsure = "packets_unsure" Closed,
-    /// Less room on the audit's disk than is kept for what is under way.
+    /// The audit's disk has less room than is kept for flows under way.
     AuditReserve = "audit_reserve" Closed,
-    /// No room on it at all.
+    /// The audit's disk has no room at all.
     AuditFull = "audit_full" Closed,
     /// A write of the audit failed in another way.
     AuditUnwritten = "audit_unwritten" Closed,
@@ -58,31 +57,31 @@ causes! {
     AuditUnopened = "audit_unopened" Closed,
     /// Records come faster than the audit's disk takes them.
     AuditBehind = "audit_behind" Closed,
-    /// The audit's thread is gone.
+    /// The audit's thread has ended.
     AuditEnded = "audit_ended" Closed,
     /// The gateway is about to stop.
     ShuttingDown = "shutting_down" Closed,
     /// The audit's file has reached its size and cannot be moved aside.
     AuditUnrotated = "audit_unrotated" Degraded,
-    /// An interface was made again after the start, and nobody listens on it.
+    /// An interface was created again after the start, and nobody listens on it.
     InterfaceUnserved = "interface_unserved" Degraded,
-    /// Another program changes packet marks after the gateway's rules have set theirs.
+    /// Another program changes packet marks after the gateway's rules have set them.
     ForeignMarks = "foreign_marks" Degraded,
     /// The kernel does not confine the daemon to the folders that it needs.
     Unconfined = "unconfined" Degraded,
-    /// A secret has no value, or one that its binding cannot use.
+    /// A secret has no value, or its binding cannot use the value.
     SecretUnavailable = "secret_unavailable" Degraded,
-    /// A secret's source does not answer, and what was read last is used until its time is over.
+    /// A secret's source does not answer, and the last value is used until its time is over.
     SecretStale = "secret_stale" Degraded,
-    /// A rule has no issuing CA, or it has ended: its hosts are closed.
+    /// A rule has no issuing CA, or its CA has ended: its hosts are closed.
     CaMissing = "ca_missing" Degraded,
-    /// Less than three tenths of the life of a rule's issuing CA are left, and no other has come.
+    /// Less than three tenths of the life of a rule's issuing CA are left, and it was not replaced.
     CaEnding = "ca_ending" Degraded,
     /// A group is cut off.
     GroupQuarantined = "group_quarantined" Degraded,
 }
 
-/// One cause, where it is, and what to do.
+/// One cause, the place where it was found, and its remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     /// The cause.
@@ -93,25 +92,25 @@ pub struct Finding {
     pub rule: Option<String>,
     /// The reference of the secret that it is about.
     pub secret: Option<String>,
-    /// Why, as the audit says it.
+    /// The reason, in the audit's word.
     pub why: Option<&'static str>,
-    /// When it gets worse, if nothing is done: how long from now.
+    /// The time from now until it gets worse, if nothing is done.
     pub left: Option<Duration>,
     /// The fault and its remedy, for a person.
     pub text: String,
 }
 
-/// The state, and every cause of it, the worst first.
+/// The state, and all its causes, the worst first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Health {
     findings: Vec<Finding>,
 }
 
 impl HealthState {
-    /// Every state there is, from the best to the worst.
+    /// All states, from the best to the worst.
     pub const ALL: [Self; 3] = [Self::Healthy, Self::Degraded, Self::Closed];
 
-    /// Its word.
+    /// Returns its word.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Healthy => "healthy",
@@ -128,37 +127,37 @@ impl fmt::Display for HealthState {
 }
 
 impl Finding {
-    /// About the gateway as a whole.
+    /// Creates a finding about the gateway as a whole.
     pub fn new(cause: HealthCause, text: impl Into<String>) -> Self {
         let text = text.into();
         Self { cause, group: None, rule: None, secret: None, why: None, left: None, text }
     }
 
-    /// About this group.
+    /// Says that the finding is about this group.
     pub fn of_group(mut self, group: impl ToString) -> Self {
         self.group = Some(group.to_string());
         self
     }
 
-    /// About this rule.
+    /// Says that the finding is about this rule.
     pub fn of_rule(mut self, rule: impl ToString) -> Self {
         self.rule = Some(rule.to_string());
         self
     }
 
-    /// About this secret.
+    /// Says that the finding is about this secret.
     pub fn of_secret(mut self, secret: impl ToString) -> Self {
         self.secret = Some(secret.to_string());
         self
     }
 
-    /// Because of this.
+    /// Adds the reason.
     pub fn because(mut self, why: &'static str) -> Self {
         self.why = Some(why);
         self
     }
 
-    /// It gets worse after this time.
+    /// Says that it gets worse after this time.
     pub fn in_time(mut self, left: Duration) -> Self {
         self.left = Some(left);
         self
@@ -166,7 +165,7 @@ impl Finding {
 }
 
 impl Health {
-    /// The worst comes first, and of one kind what ends first.
+    /// Sorts the findings: the worst comes first, and within one kind the one that ends first.
     pub fn of(mut findings: Vec<Finding>) -> Self {
         let left = |it: &Finding| it.left.unwrap_or(Duration::MAX);
         findings.sort_by(|one, other| {
@@ -176,17 +175,17 @@ impl Health {
         Self { findings }
     }
 
-    /// The worst that any cause makes of it.
+    /// Returns the worst state that any cause leads to.
     pub fn state(&self) -> HealthState {
         self.findings.first().map_or(HealthState::Healthy, |worst| worst.cause.state())
     }
 
-    /// Every cause.
+    /// Returns all findings.
     pub fn findings(&self) -> &[Finding] {
         &self.findings
     }
 
-    /// The state in one line, with what is worst.
+    /// Returns the state in one line, with its worst cause.
     pub fn line(&self) -> String {
         let state = self.state();
         match self.kinds().as_slice() {
@@ -200,8 +199,8 @@ impl Health {
         }
     }
 
-    /// The state with the words of its causes, for the log: the text of each is there already,
-    /// where it was found.
+    /// Returns the state with the words of its causes, for the log, which already has the text of
+    /// each from where it was found.
     pub fn in_words(&self) -> String {
         let mut words: Vec<&str> = self.findings.iter().map(|it| it.cause.as_str()).collect();
         words.dedup();
@@ -211,12 +210,12 @@ impl Health {
         }
     }
 
-    /// A line for each kind of cause, for a person.
+    /// Returns a line for each kind of cause, for a person.
     pub fn lines(&self) -> Vec<String> {
         self.kinds().iter().map(ToString::to_string).collect()
     }
 
-    /// What there is of kinds of causes, without how long they have: news where it is another.
+    /// Returns the kinds of causes without the time that is left. Another text than before is news.
     pub fn kinds_in_words(&self) -> Vec<String> {
         let words = |kind: &SimilarFindings<'_>| {
             format!("{} {:?} {}", kind.first.cause.as_str(), kind.first.why, kind.more)
@@ -224,7 +223,7 @@ impl Health {
         self.kinds().iter().map(words).collect()
     }
 
-    /// Findings with the same cause and the same reason for it are told once: where Vault is sealed
+    /// Groups findings with the same cause and reason, which are shown once: where Vault is sealed,
     /// every secret has the same.
     fn kinds(&self) -> Vec<SimilarFindings<'_>> {
         let mut kinds: Vec<SimilarFindings<'_>> = Vec::new();
@@ -241,7 +240,7 @@ impl Health {
     }
 }
 
-/// A finding, and how many are like it.
+/// A finding, and the number of findings like it.
 struct SimilarFindings<'a> {
     first: &'a Finding,
     more: usize,
@@ -262,7 +261,7 @@ impl fmt::Display for SimilarFindings<'_> {
     }
 }
 
-/// A time as a person reads it: two units at most.
+/// Formats a time for people: two units at most.
 pub fn countdown(left: Duration) -> String {
     let seconds = left.as_secs();
     let units = [("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)];

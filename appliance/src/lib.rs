@@ -1,8 +1,8 @@
 //! Cloakroom: an AI agent carries a claim ticket; the coat stays behind the counter.
 //!
-//! The modules stand in an order, and `tests/floor_plan.rs` keeps it: a module takes only from
-//! modules that stand below it. `policy`, `decide`, `substitute`, `scrub` and the parsers of `peek`
-//! do no I/O and ask for no clock.
+//! The modules stand in an order, and `tests/floor_plan.rs` keeps it: a module uses only modules
+//! that stand below it. `policy`, `decide`, `substitute`, `scrub` and the parsers of `peek` do no
+//! I/O and read no clock.
 //!
 //! ```text
 //! accept → identify → peek → decide ┬→ splice      opaque, byte for byte

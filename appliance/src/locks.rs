@@ -1,9 +1,10 @@
 //! Locks that outlive a panic.
 //!
-//! The standard library poisons a lock once a thread has panicked while it held it: whoever takes
-//! it next gets an error. Here a panic ends one task and the daemon goes on, so a poisoned lock
-//! would carry one agent's panic to all the others. A lock is taken whether it is poisoned or not;
-//! what it guards is a table, a count or a word, which a change that stopped halfway leaves usable.
+//! The standard library poisons a lock when a thread panics while it holds it, and every later
+//! attempt to take the lock returns an error. Here a panic ends one task and the daemon goes on, so
+//! a poisoned lock would carry one agent's panic to all the others. A lock is therefore taken
+//! whether it is poisoned or not: it guards a table, a count or a word, which a change that stopped
+//! halfway leaves usable.
 
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 

@@ -1,5 +1,5 @@
-//! Numbers about what was done, in the words of the audit: for each group and rule, never for a
-//! path, an agent or a name, so that no agent decides how many series there are.
+//! Numbers about the gateway's work, in the words of the audit: for each group and rule, never for
+//! a path, an agent or a name, so that no agent decides how many series there are.
 //!
 //! Every record counts itself where it is written, so that the two cannot disagree. Text is made by
 //! `prometheus-client`, the client library of the Prometheus project: escaping and the format of
@@ -32,7 +32,7 @@ pub struct Metrics {
 /// A connection or a request, by what was decided. A text that does not apply is empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Decided {
-    /// Whose it was.
+    /// The group of its agent.
     pub group: String,
     /// The rule that it was decided by.
     pub rule: String,
@@ -45,7 +45,7 @@ pub struct Decided {
 /// Bytes of connections.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct CarriedLabels {
-    /// Whose they were.
+    /// The group of its agent.
     pub group: String,
     /// The rule that let them pass.
     pub rule: String,
@@ -71,7 +71,7 @@ struct DropLabels {
     reason: &'static str,
 }
 
-/// What a connection or a request spends its time on.
+/// A stage of a connection or of a request, for which time is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     /// Until its first bytes say what a connection is.
@@ -176,11 +176,12 @@ impl Metrics {
         }
     }
 
-    /// All of them in the Prometheus text format, version 0.0.4, with those of `now` after them.
+    /// Returns these counters in the Prometheus text format, version 0.0.4, and those of `now`
+    /// after them.
     ///
     /// # Errors
     ///
-    /// Whatever the library says; writing to memory does not fail.
+    /// Those of the library; writing to memory does not fail.
     pub fn text(&self, now: &Registry) -> Result<String, fmt::Error> {
         let mut text = String::new();
         prometheus_text::encode(&mut text, &self.registry)?;
@@ -216,7 +217,7 @@ mod tests {
             "state" => HealthState::ALL.iter().any(|state| state.as_str() == word),
             "stage" => Stage::ALL.iter().any(|stage| stage.as_str() == word),
             "decision" => word == "refuse",
-            // Those of the configuration, and Prometheus' own.
+            // The values of other labels are variables of the dashboard.
             _ => word.starts_with('$'),
         };
         let mut asked = 0;

@@ -13,12 +13,12 @@ pub enum Phase {
     Cut,
 }
 
-/// One watcher's view of the phase. A daemon that is gone counts as cut.
+/// One watcher's view of the phase. A daemon that has gone counts as cut.
 #[derive(Debug, Clone)]
 pub struct Phases(watch::Receiver<Phase>);
 
 impl Phase {
-    /// The word for it.
+    /// Returns the word for it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Run => "run",
@@ -29,13 +29,13 @@ impl Phase {
 }
 
 impl Phases {
-    /// The end that sets the phase, and the first watcher.
+    /// Creates the sender that sets the phase, and the first watcher.
     pub fn new() -> (watch::Sender<Phase>, Self) {
         let (sender, receiver) = watch::channel(Phase::Run);
         (sender, Self(receiver))
     }
 
-    /// The phase now.
+    /// Returns the phase now.
     pub fn now(&self) -> Phase {
         *self.0.borrow()
     }

@@ -24,7 +24,7 @@ use crate::{
 
 /// A policy in force.
 pub struct PolicySnapshot {
-    /// What the operator said.
+    /// The policy as the operator wrote it.
     pub policy: Policy,
     /// Settings of every TLS handshake under it.
     pub tls: Tls,
@@ -32,14 +32,14 @@ pub struct PolicySnapshot {
     pub masks: Arc<MaskCache>,
     /// Compressed answers under way.
     pub coded: CodedAnswers,
-    /// How often the system has lost a CA since the daemon began.
+    /// The number of times that the system has lost a CA since the daemon began.
     lost_roots: u64,
     cas: RuleCas,
     onboarding: HashMap<GroupName, Pages>,
     rules: Mutex<HashMap<(GroupName, RuleName), Arc<SubstitutionRules>>>,
 }
 
-/// Why a policy cannot be put in force.
+/// The reason why a policy cannot be put in force.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicySnapshotError {
     /// The TLS provider lacks what the gateway needs.
@@ -52,7 +52,7 @@ pub enum PolicySnapshotError {
         .0.as_str()
     )]
     NoSystemRoots(RuleName),
-    /// A group's bundle relies on them.
+    /// A group's bundle relies on the system's CAs, and there are none.
     #[error(transparent)]
     NoPublicCas(NoPublicCas),
 }
@@ -81,43 +81,44 @@ impl PolicySnapshot {
         })
     }
 
-    /// This one, where it comes after `older`.
+    /// Makes this snapshot the successor of `older`.
     #[must_use]
     pub fn after(self, older: &Self) -> Self {
         let lost = self.tls.has_lost_a_root_of(&older.tls);
         Self { lost_roots: older.lost_roots + u64::from(lost), ..self }
     }
 
-    /// Whether it says the same as `older`, and trusts whom that trusted.
+    /// Whether the policy equals that of `older`, and every CA that the system vouched for then is
+    /// still trusted.
     #[must_use]
     pub fn forbids_no_more_than(&self, older: &Self) -> bool {
         self.policy == older.policy && self.lost_roots == older.lost_roots
     }
 
-    /// Whether the certificate of an upstream that was verified under `older` would be under this:
-    /// no CA that may have vouched for it has gone. Where the rule has CAs of its own, they are in
-    /// the rule.
+    /// Whether an upstream's certificate that was verified under `older` is still trusted: no CA
+    /// that may have vouched for it has gone. A rule's own CAs are a part of the rule, which is
+    /// compared apart.
     #[must_use]
     pub fn trusts_as(&self, older: &Self, upstream: &Upstream) -> bool {
         upstream.ca_pem.is_some() || self.lost_roots == older.lost_roots
     }
 
-    /// The issuing CA of a rule that ends TLS here.
+    /// Returns the issuing CA of a rule that ends TLS here.
     pub fn ca(&self, rule: &RuleName) -> Option<&RuleCa> {
         self.cas.get(rule).map(Arc::as_ref)
     }
 
-    /// The issuing CAs of all rules that end TLS here.
+    /// Returns the issuing CAs of all rules that end TLS here.
     pub fn cas(&self) -> impl Iterator<Item = &RuleCa> {
         self.cas.values().map(Arc::as_ref)
     }
 
-    /// What the gateway's own address tells agents of a group, where that is anything.
+    /// Returns the pages that the gateway's own address shows agents of a group, if it has any.
     pub fn onboarding(&self, group: &GroupName) -> Option<&Pages> {
         self.onboarding.get(group)
     }
 
-    /// What a request of a group must look like at an API.
+    /// Returns the compiled rules for requests of a group at an API.
     pub fn rules(&self, group: &GroupName, api: &Arc<Api>) -> Arc<SubstitutionRules> {
         let mut rules = lock(&self.rules);
         let compiled = rules
@@ -141,7 +142,7 @@ fn check_roots(policy: &Policy, system_roots: &RootCertStore) -> Result<(), Poli
 /// Compiled masks for each group and host of one policy, made again when any value has changed.
 pub struct MaskCache {
     none: Arc<Masks>,
-    /// The APIs of a host: it has one for each of its ports, and what one is told another may know.
+    /// The APIs of a host, one for each of its ports; a secret that one is told, another may know.
     apis: HashMap<Host, Vec<Arc<Api>>>,
     compiled: RwLock<HashMap<(GroupName, Host), Compiled>>,
     minted: Mutex<HashMap<GroupName, Arc<Mutex<MintedMasks>>>>,
@@ -150,7 +151,7 @@ pub struct MaskCache {
 /// The generations of the values of the store and of tickets.
 pub type Generations = (u64, u64);
 
-/// Masks, and what they were made for.
+/// Masks, and the generations that they were made for.
 #[derive(Clone)]
 struct Compiled {
     made: Generations,
@@ -204,14 +205,14 @@ impl MaskCache {
         }
     }
 
-    /// Masks that mask nothing.
+    /// Returns masks that mask nothing.
     pub fn none(&self) -> Arc<Masks> {
         Arc::clone(&self.none)
     }
 
-    /// Masks for every known version of every secret that the group has at an API of the host,
-    /// and of those that it had anywhere before the policy changed; and for every credential that
-    /// was minted for the group. With the generations that they were made for.
+    /// Returns the masks for every known version of every secret that the group has at an API of
+    /// the host, and of those that it had anywhere before the policy changed, and for every
+    /// credential that was minted for the group; and the generations that they were made for.
     pub fn of(
         &self,
         (group, host): (&GroupName, &Host),
@@ -222,7 +223,7 @@ impl MaskCache {
         let before = read(&self.compiled).get(&key).cloned();
         let own = match before {
             Some(before) if before.made == generations => return (before.all, generations),
-            // Only what was minted is another.
+            // Only minted credentials have changed.
             Some(before) if before.made.0 == generations.0 => before.own,
             _ => Arc::new(self.own((group, host), snapshot)),
         };

@@ -1,9 +1,9 @@
 //! Groups that get nothing through, under every policy, until somebody releases them.
 //!
 //! A group is quarantined while a file with its name stands in the folder of marks, so that it
-//! stays so over a restart, a crash and a new policy. Marks that cannot be read are no marks that
-//! are not there: the daemon does not start. A quarantine holds from the moment it is asked for,
-//! written or not; a release holds once the mark is gone from the disk.
+//! stays so over a restart, a crash and a new policy. Marks that cannot be read do not count as
+//! absent: the daemon does not start. A quarantine holds from the moment of the order, whether its
+//! mark is written or not; a release holds once the mark is gone from the disk.
 
 use std::{
     collections::BTreeSet,
@@ -18,11 +18,11 @@ use tokio::sync::watch;
 
 use crate::{locks::lock, policy::GroupName};
 
-/// The marks, and who may set and remove them: one for the daemon.
+/// The marks, and the right to set and remove them: one for the daemon.
 #[derive(Debug)]
 pub struct Quarantine {
     folder: PathBuf,
-    /// One act after the other, or a mark and what is in force could part.
+    /// Allows one act at a time, because otherwise a mark could differ from what is in force.
     acting: Mutex<()>,
     groups: watch::Sender<Arc<Groups>>,
 }
@@ -33,7 +33,7 @@ type Groups = BTreeSet<GroupName>;
 #[derive(Debug, Clone)]
 pub struct Quarantined(watch::Receiver<Arc<Groups>>);
 
-/// The marks cannot be read for certain.
+/// The error where the marks cannot be read for certain.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: cannot tell which groups are quarantined: {what}")]
 pub struct QuarantineError {
@@ -42,13 +42,13 @@ pub struct QuarantineError {
 }
 
 impl Quarantine {
-    /// Reads the marks in the folder `quarantine` of `state_dir`, which is made where it is
+    /// Reads the marks in the folder `quarantine` of `state_dir`, which is created where it is
     /// missing.
     ///
     /// # Errors
     ///
-    /// Where somebody else could have taken a mark away, where something in the folder is no mark,
-    /// or where the folder cannot be read.
+    /// Another user could have taken a mark away, an entry of the folder is no mark, or the folder
+    /// cannot be read.
     pub fn open(state_dir: &Path) -> Result<Self, QuarantineError> {
         let folder = state_dir.join("quarantine");
         let doubt = |what: &dyn fmt::Display| QuarantineError {
@@ -60,20 +60,20 @@ impl Quarantine {
         Ok(Self { folder, acting: Mutex::default(), groups })
     }
 
-    /// Who is quarantined, and a way to learn of every change.
+    /// Returns a view of the quarantined groups that learns of every change.
     pub fn watch(&self) -> Quarantined {
         Quarantined(self.groups.subscribe())
     }
 
-    /// Quarantines a group at once, then marks it. False where it was quarantined already.
+    /// Quarantines a group at once, then writes its mark. Returns false where the group was
+    /// quarantined already.
     ///
     /// # Errors
     ///
-    /// Where the mark cannot be written. The group is quarantined all the same, until the daemon
-    /// ends.
+    /// The mark cannot be written. The group is quarantined all the same, until the daemon ends.
     pub fn hold(&self, group: &GroupName) -> io::Result<bool> {
-        // Before the turn is waited for: somebody else's may be with a disk that hangs. And again
-        // with it, because a release may have had it.
+        // Inserted before waiting for the turn, because another act may hold it while a disk hangs,
+        // and again after that, because that act may have been the group's release.
         let before = self.insert(group);
         let _acting = lock(&self.acting);
         let new = self.insert(group) || before;
@@ -84,11 +84,11 @@ impl Quarantine {
         Ok(new)
     }
 
-    /// Takes the mark away, then lets the group go. False where it was not quarantined.
+    /// Removes the mark, then lets the group go. Returns false where the group was not quarantined.
     ///
     /// # Errors
     ///
-    /// Where the mark cannot be taken away for certain. The group stays quarantined.
+    /// The mark cannot be removed for certain. The group stays quarantined.
     pub fn release(&self, group: &GroupName) -> io::Result<bool> {
         let _acting = lock(&self.acting);
         match fs::remove_file(self.folder.join(group.as_str())) {
@@ -98,8 +98,8 @@ impl Quarantine {
         Ok(self.groups.send_if_modified(|groups| Arc::make_mut(groups).remove(group)))
     }
 
-    /// Takes the marks that another daemon has made meanwhile. Whether there were any; what it took
-    /// away stays in force here.
+    /// Takes over the marks that another daemon has made meanwhile, and returns whether there were
+    /// any. A mark that the other daemon removed stays in force here.
     ///
     /// # Errors
     ///
@@ -127,20 +127,20 @@ impl Quarantine {
 }
 
 impl Quarantined {
-    /// Whether the group is quarantined now.
+    /// Returns whether the group is quarantined now.
     pub fn holds(&self, group: &GroupName) -> bool {
         self.0.borrow().contains(group)
     }
 
-    /// Every group that is quarantined now, in the policy or not.
+    /// Returns all groups that are quarantined now, in the policy or not.
     pub fn groups(&self) -> Vec<GroupName> {
         self.0.borrow().iter().cloned().collect()
     }
 
-    /// Ends as soon as the group is quarantined, at once where it is.
+    /// Waits until the group is quarantined; returns at once if it is.
     pub async fn reached(&mut self, group: &GroupName) {
         if self.0.wait_for(|groups| groups.contains(group)).await.is_err() {
-            // The daemon is going, which has a word of its own.
+            // The daemon is about to stop, which has a reason of its own.
             std::future::pending::<()>().await;
         }
     }
@@ -165,12 +165,12 @@ fn read(folder: &Path) -> io::Result<Groups> {
     Ok(groups)
 }
 
-/// A name that is not yet on the disk can be gone after a crash, and one that was removed back.
+/// Flushes the folder. Without that, a crash can lose a new name or bring a removed one back.
 fn sync(folder: &Path) -> io::Result<()> {
     fs::File::open(folder)?.sync_all()
 }
 
-/// A text for readers of the file. Only its presence counts.
+/// A text for people who read the file. Only its presence counts.
 const MARK: &[u8] = b"This group is quarantined. Undo it with: cloakroom release GROUP\n";
 
 #[cfg(test)]

@@ -1,22 +1,22 @@
 //! Why a connection or a request was refused: one closed list of words.
 //!
-//! The same word stands in the audit record, in the answer, and in the packet rules for what the
-//! kernel refuses. A new reason does not compile until it has its word here and its wire form in
+//! The same word stands in the audit record, in the answer, and, for what the kernel refuses, in
+//! the packet rules. A new reason does not compile until it has its word here and its wire form in
 //! [`crate::refuse`].
 
 use std::fmt;
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $variant:ident = $word:literal,)+) => {
-        /// Why the gateway said no.
+        /// The reasons for which the gateway refuses.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Reason { $($(#[$doc])* $variant,)+ }
 
         impl Reason {
-            /// Every reason there is, in the order of this file.
+            /// All reasons, in the order of this file.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
-            /// The word that audit, answers and packet rules share.
+            /// Returns the word that audit, answers and packet rules share.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word,)+ }
             }
@@ -29,7 +29,7 @@ reasons! {
     NoGroup = "no_group",
     /// The source address is not one that its interface may use.
     SpoofedSource = "spoofed_source",
-    /// Multicast or broadcast, which reaches nobody beyond the link of who sends it.
+    /// Multicast or broadcast, which reaches nobody beyond the sender's link.
     MulticastDenied = "multicast_denied",
     /// The dialled address may not be reached by policy.
     DestinationDenied = "destination_denied",
@@ -54,13 +54,13 @@ reasons! {
     EchDenied = "ech_denied",
     /// No application protocol in common.
     AlpnDenied = "alpn_denied",
-    /// The dialled address is not one the gateway answers for this name.
+    /// The dialled address is not one that the gateway answers for this name.
     DialledElsewhere = "dialled_elsewhere",
     /// The name could not be resolved.
     ResolveFailed = "resolve_failed",
     /// The name resolves to an address that must not be dialled.
     PrivateAddress = "private_address",
-    /// No connection to the upstream, or no answer over it that can be passed on: it ended early,
+    /// No connection to the upstream, or no answer that can be passed on: the answer ended early,
     /// or its head is larger than the gateway takes.
     UpstreamUnreachable = "upstream_unreachable",
     /// The upstream's certificate did not verify for the exact name.
@@ -85,7 +85,7 @@ reasons! {
     ConnectDenied = "connect_denied",
     /// An Upgrade that the gateway does not carry.
     UpgradeDenied = "upgrade_denied",
-    /// A frame of a WebSocket that its protocol forbids, of the agent's or the upstream's.
+    /// A frame of a WebSocket, of the agent's or the upstream's, that its protocol forbids.
     WebsocketMalformed = "websocket_malformed",
     /// A message of a WebSocket, or a rate of its control frames, beyond the bounds.
     WebsocketLimit = "websocket_limit",
@@ -99,15 +99,15 @@ reasons! {
     TrailerDenied = "trailer_denied",
     /// A request without any credential where one is required.
     PlaceholderMissing = "placeholder_missing",
-    /// A placeholder of this group at a host it does not belong to.
+    /// A placeholder of this group at a host that it does not belong to.
     PlaceholderWrongHost = "placeholder_wrong_host",
-    /// A placeholder of this host in a place its binding does not list.
+    /// A placeholder of this host in a place that its binding does not list.
     PlaceholderWrongPlace = "placeholder_wrong_place",
     /// A placeholder in the clear.
     PlaintextPlaceholder = "plaintext_placeholder",
     /// A credential that is not a placeholder of this group and host.
     ForeignCredential = "foreign_credential",
-    /// What looks like a ticket, and is none of this group that is good.
+    /// A text that looks like a ticket, but is no good ticket of this group.
     TicketEnded = "ticket_ended",
     /// The agent, or its group, has as many tickets as it may have.
     TicketLimit = "ticket_limit",
@@ -117,7 +117,7 @@ reasons! {
     CredentialMalformed = "credential_malformed",
     /// A signature of AWS for a service or region that is not listed.
     ScopeDenied = "scope_denied",
-    /// A signature of AWS of a kind that is not made anew.
+    /// A signature of AWS of a kind that the gateway does not make again.
     SignatureDenied = "signature_denied",
     /// A signature of AWS that was made too long ago, or in the future.
     SignatureExpired = "signature_expired",
@@ -127,13 +127,13 @@ reasons! {
     ResponseUnscannable = "response_unscannable",
     /// A response in which a secret was masked.
     ResponseMasked = "response_masked",
-    /// Responses that look as if somebody were guessing at a secret: they hold much of one, often.
+    /// Responses that look as if somebody were guessing at a secret: they often hold much of one.
     SecretProbed = "secret_probed",
     /// The audit cannot be written.
     AuditUnavailable = "audit_unavailable",
     /// Too many connections at once.
     ConnectionLimit = "connection_limit",
-    /// Too many connections or requests in a while.
+    /// Too many connections or requests in an interval.
     RateLimit = "rate_limit",
     /// The policy that allowed this flow no longer does.
     PolicyRevoked = "policy_revoked",
@@ -160,19 +160,19 @@ pub enum SecretCause {
     VaultUnreachable,
     /// Vault is sealed, in standby or not initialised.
     VaultSealed,
-    /// A quota of Vault's leaves no room for the question.
+    /// A quota of Vault's refuses the request.
     VaultQuota,
-    /// The lease, or the time that a value may outlive its source, has ended, and nothing is known
-    /// yet of what keeps another one away.
+    /// The lease, or the time that a value may outlive its source, has ended, and it is not known
+    /// yet why there is no other value.
     LeaseEnded,
-    /// The value is not one that can be put on the wire safely.
+    /// The value cannot be put on the wire safely.
     ValueInvalid,
     /// The file of secrets does not hold this name.
     NotInFile,
 }
 
 impl SecretCause {
-    /// Every cause there is.
+    /// All causes.
     pub const ALL: &'static [Self] = &[
         Self::VaultDenied,
         Self::VaultUnreachable,
@@ -183,7 +183,7 @@ impl SecretCause {
         Self::NotInFile,
     ];
 
-    /// The word that the audit uses.
+    /// Returns the word that the audit uses.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::VaultDenied => "vault_denied",
@@ -208,21 +208,22 @@ impl fmt::Display for SecretCause {
 pub enum TlsCause {
     /// The certificate, or one above it, is no longer valid.
     Expired,
-    /// It is not valid yet: it, or the gateway's clock, is wrong.
+    /// It is not valid yet, or the gateway's clock is wrong.
     NotYetValid,
     /// It is for other names.
     WrongName,
-    /// It signs itself, and is not among the CAs that are trusted here.
+    /// It signs itself and is not among the CAs that are trusted here.
     SelfSigned,
-    /// It is signed by a CA that is not trusted here, or one between the two was not sent.
+    /// It is signed by a CA that is not trusted here, or the server did not send a CA between the
+    /// two.
     UnknownIssuer,
     /// A signature in the chain, or in the handshake, does not fit its key.
     BadSignature,
-    /// It cannot be read, or is not one for a server.
+    /// It cannot be read, or is not a server's certificate.
     CertificateInvalid,
     /// The upstream ended the handshake with an alert.
     AlertReceived,
-    /// There is no version, cipher suite or application protocol that both sides speak.
+    /// The two sides have no version, cipher suite or application protocol in common.
     NothingInCommon,
     /// The server breaks the rules of TLS.
     ProtocolViolated,
@@ -231,7 +232,7 @@ pub enum TlsCause {
 }
 
 impl TlsCause {
-    /// Every cause there is.
+    /// All causes.
     pub const ALL: &'static [Self] = &[
         Self::Expired,
         Self::NotYetValid,
@@ -246,7 +247,7 @@ impl TlsCause {
         Self::NotTls,
     ];
 
-    /// The word that the audit uses.
+    /// Returns the word that the audit uses.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Expired => "certificate_expired",
@@ -280,7 +281,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// The word that the audit uses.
+    /// Returns the word that the audit uses.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Secret(cause) => cause.as_str(),

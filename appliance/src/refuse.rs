@@ -1,4 +1,4 @@
-//! From a refusal to what the agent sees on the wire: one total map.
+//! Maps every refusal to the bytes that the agent sees: one total map.
 //!
 //! Before anything was understood a refusal is a reset; after a ClientHello it is a TLS alert;
 //! where HTTP is spoken it is `application/problem+json` (RFC 9457), and where gRPC is, a status of
@@ -18,12 +18,12 @@ use crate::{
     reason::{Reason, TlsCause},
 };
 
-/// What an agent is told: why, and what is behind it where that is no secret of the gateway's.
+/// The reason that an agent is told, with its cause where that is no secret of the gateway's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refusal {
-    /// Why.
+    /// The reason.
     pub reason: Reason,
-    /// What TLS had against the upstream.
+    /// The fault that TLS found in the upstream.
     pub cause: Option<TlsCause>,
 }
 
@@ -42,17 +42,17 @@ impl Refusal {
     }
 }
 
-/// How an answer is read by whoever asked.
+/// The way in which a client reads an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
     /// By its HTTP status and its body.
     Http,
-    /// By `grpc-status` and `grpc-message`; this is the type of its content.
+    /// By `grpc-status` and `grpc-message`; the text is the answer's content type.
     Grpc(&'static str),
 }
 
 impl Dialect {
-    /// The one that a request with these fields is in.
+    /// Returns the dialect of a request with these fields.
     pub fn of(headers: &HeaderMap) -> Self {
         let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
         let is = |name: &str| {
@@ -65,18 +65,18 @@ impl Dialect {
     }
 }
 
-/// What a refusal looks like in each of the three languages.
+/// The forms of a refusal in TLS, in HTTP and in words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wire {
     /// The TLS alert's description (RFC 8446, section 6).
     pub alert: u8,
     /// The HTTP status.
     pub status: StatusCode,
-    /// What an agent's developer reads. Says what to do where something can be done.
+    /// The sentence for the agent's developer, with a remedy where there is one.
     pub text: &'static str,
 }
 
-/// The one map from reason to wire.
+/// Maps each reason to its forms: the one such map.
 pub const fn wire(reason: Reason) -> Wire {
     use Reason as R;
     let (alert, status, text) = match reason {
@@ -239,12 +239,13 @@ pub const fn wire(reason: Reason) -> Wire {
     Wire { alert, status, text }
 }
 
-/// One fatal TLS alert record, in the clear (RFC 8446, section 6). Good before a handshake only.
+/// Returns one fatal TLS alert record in the clear (RFC 8446, section 6), for use before a
+/// handshake only.
 pub const fn alert_record(reason: Reason) -> [u8; 7] {
     [0x15, 0x03, 0x03, 0, 2, 2, wire(reason).alert]
 }
 
-/// What is told of an upstream's TLS.
+/// Returns the sentence for a fault in an upstream's TLS.
 const fn tls_text(cause: TlsCause) -> &'static str {
     match cause {
         TlsCause::Expired => "the upstream's certificate has expired",
@@ -271,7 +272,7 @@ const fn tls_text(cause: TlsCause) -> &'static str {
     }
 }
 
-/// The answer of a refusal, as a client of this dialect reads it.
+/// Makes the answer for a refusal, in the client's dialect.
 pub fn answer(refusal: impl Into<Refusal>, flow: FlowId, dialect: Dialect) -> Response<Bytes> {
     let refusal = refusal.into();
     match dialect {
@@ -295,15 +296,15 @@ fn grpc_answer(refusal: Refusal, flow: FlowId, kind: &'static str) -> Response<B
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(GRPC_STATUS, grpc_status(wire(refusal.reason).status).into());
-    // What is percent-encoded is a value.
+    // Percent-encoded text is always a valid field value.
     if let Ok(message) = HeaderValue::try_from(grpc_message(&message(refusal, flow))) {
         headers.insert(GRPC_MESSAGE, message);
     }
     response
 }
 
-/// The code of gRPC that says the same ("Status codes and their use in gRPC"). A failure that may
-/// pass is UNAVAILABLE, which clients try again.
+/// Returns the gRPC code that means the same ("Status codes and their use in gRPC"). A failure that
+/// may pass is UNAVAILABLE, which clients try again.
 fn grpc_status(status: StatusCode) -> u16 {
     match status {
         BAD_REQUEST => 3,
@@ -318,7 +319,7 @@ fn grpc_status(status: StatusCode) -> u16 {
     }
 }
 
-/// Printable ASCII but `%` as it is, and every other byte as `%XX`.
+/// Keeps printable ASCII other than `%`, and writes every other byte as `%XX`.
 fn grpc_message(text: &str) -> String {
     text.bytes().fold(String::with_capacity(text.len()), |mut encoded, byte| {
         match byte {
@@ -329,7 +330,8 @@ fn grpc_message(text: &str) -> String {
     })
 }
 
-/// The same answer as bytes of HTTP/1.1, for where no HTTP stack is at hand. Closes.
+/// Returns the same answer as bytes of HTTP/1.1, for callers without an HTTP stack. It closes the
+/// connection.
 pub fn answer_bytes(reason: Reason, flow: FlowId) -> Vec<u8> {
     let status = wire(reason).status;
     let body = problem(reason.into(), flow);
@@ -344,14 +346,14 @@ pub fn answer_bytes(reason: Reason, flow: FlowId) -> Vec<u8> {
     [head.as_bytes(), &body].concat()
 }
 
-/// The fields of every answer, and what a client has to know of some.
+/// Returns the fields of every answer, and those that this reason adds.
 fn fields(reason: Reason) -> impl Iterator<Item = (HeaderName, &'static str)> {
     let status = wire(reason).status;
     let always = [(CONTENT_TYPE, "application/problem+json"), (CACHE_CONTROL, "no-store")];
     let later = matches!(status, BAD_GATEWAY | UNAVAILABLE | TOO_MANY);
-    // RFC 9110, section 15.5.22: it names what is spoken here.
+    // RFC 9110, section 15.5.22: the answer names the protocol that is spoken here.
     let instead = status == UPGRADE_REQUIRED;
-    // RFC 6750, section 3.1: what clients renew a token for.
+    // RFC 6750, section 3.1: clients renew a token when they read this.
     let renew = status == UNAUTHORIZED;
     let always = always.into_iter().chain(renew.then_some((WWW_AUTHENTICATE, INVALID_TOKEN)));
     always.chain(later.then_some((RETRY_AFTER, RETRY_AFTER_SECONDS))).chain(
@@ -359,9 +361,9 @@ fn fields(reason: Reason) -> impl Iterator<Item = (HeaderName, &'static str)> {
     )
 }
 
-/// The last frame of an HTTP/2 connection that ends for this reason: GOAWAY, with the reason's word
-/// where RFC 9113, section 6.8, leaves room for one. It says of no stream that it may be tried
-/// again.
+/// Returns the last frame of an HTTP/2 connection that ends for this reason: GOAWAY, with the
+/// reason's word where RFC 9113, section 6.8, leaves room for one. It names the highest stream, so
+/// that clients may try none of them again.
 pub fn goaway(reason: Reason) -> Vec<u8> {
     let word = reason.as_str().as_bytes();
     let [.., length] = (word.len() + 8).to_be_bytes();
@@ -369,8 +371,8 @@ pub fn goaway(reason: Reason) -> Vec<u8> {
     [&frame, &LAST_STREAM.to_be_bytes()[..], &PROTOCOL_ERROR.to_be_bytes(), word].concat()
 }
 
-/// `message` and `error` are what clients print: they look where their own API tells an error, and
-/// a number is the code that all of them can read.
+/// Clients print `message` and `error`, because they look where their own API puts an error. They
+/// can all read a `code` that is a number.
 fn problem(refusal: Refusal, flow: FlowId) -> Bytes {
     let (code, reason) = (wire(refusal.reason).status.as_u16(), refusal.reason);
     let (text, message) = (refusal.text(), message(refusal, flow));
@@ -383,7 +385,7 @@ fn problem(refusal: Refusal, flow: FlowId) -> Bytes {
     ))
 }
 
-/// All of it in one line, for whoever prints no more.
+/// Puts all of it in one line, for clients that print no more.
 fn message(refusal: Refusal, flow: FlowId) -> String {
     let (reason, text) = (refusal.reason, refusal.text());
     format!("refused by the gateway: {text} ({reason}, flow {flow})")
@@ -447,7 +449,7 @@ mod tests {
         }
     }
 
-    /// Where clients look: `message`, `error.message`, and a code that is a number.
+    /// Clients look at `message`, `error.message`, and a code that is a number.
     #[test]
     fn every_answer_says_all_in_the_members_that_clients_print() {
         for refusal in every_refusal() {

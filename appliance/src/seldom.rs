@@ -1,20 +1,20 @@
-//! Words in the log that agents can cause. They decide how often, and must not fill it.
+//! Messages in the log that agents can cause. Agents decide how often, and must not fill the log.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// One kind of word, which is said once in a while at most.
+/// One kind of message, which is logged only once in a while.
 pub(crate) struct Seldom(AtomicU64);
 
 impl Seldom {
-    /// Not said yet.
+    /// Creates a kind that was not logged yet.
     pub(crate) const fn new() -> Self {
         Self(AtomicU64::new(0))
     }
 
-    /// Whether it may be said now. A caller that is told so says it.
+    /// Returns whether the message may be logged now. A caller that gets `true` logs it.
     pub(crate) fn is_due(&self, now: SystemTime) -> bool {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let last = self.0.load(Relaxed);

@@ -47,15 +47,16 @@ pub struct Tls {
     clients: Mutex<HashMap<ClientKey, Arc<ClientConfig>>>,
 }
 
-/// Whose connection to which upstream. Sessions are resumed within one key and never beyond.
+/// The group, rule and offered protocols of a connection. Sessions are resumed within one key and
+/// never beyond.
 type ClientKey = (GroupName, RuleName, Vec<Protocol>);
 
-/// Why there is no verified upstream.
+/// The reason why there is no verified upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unverified {
     /// The reason.
     pub reason: Reason,
-    /// What TLS had against it, where it was TLS.
+    /// The failure of TLS, where it was TLS that failed.
     pub failure: Option<TlsFailure>,
 }
 
@@ -65,14 +66,14 @@ impl From<Reason> for Unverified {
     }
 }
 
-/// What decides how an upstream is met.
+/// The group, rule, CAs and protocols by which a connection to an upstream is made.
 #[derive(Clone, Copy)]
 pub struct ClientSettings<'a> {
     /// The agent's group.
     pub group: &'a GroupName,
     /// The rule that permits the connection.
     pub rule: &'a RuleName,
-    /// Which CAs to trust.
+    /// The CAs to trust.
     pub upstream: &'a Upstream,
     /// The protocols to offer.
     pub offer: &'a [Protocol],
@@ -86,8 +87,8 @@ impl Protocol {
         }
     }
 
-    /// What to offer upstream for what the agent offers: the same, so that both sides speak one
-    /// protocol. An agent that offers nothing speaks HTTP/1.1 (RFC 9110, section 4.2.2).
+    /// Returns the protocols to offer upstream: those that the agent offers, so that both sides
+    /// speak one protocol. An agent that offers nothing speaks HTTP/1.1 (RFC 9110, section 4.2.2).
     pub fn offered(alpn: &[Box<[u8]>]) -> Vec<Self> {
         let offers = |protocol: Self| alpn.iter().any(|name| **name == *protocol.name());
         let both = [Self::H2, Self::H1].into_iter().filter(|&protocol| offers(protocol));
@@ -97,19 +98,19 @@ impl Protocol {
 }
 
 impl Tls {
-    /// Whether a CA that the system vouched for under `older` is none of its own under this.
+    /// Whether a system CA that `older` trusts is missing here.
     pub(crate) fn has_lost_a_root_of(&self, older: &Self) -> bool {
         older.system_roots.roots.iter().any(|root| !self.system_roots.roots.contains(root))
     }
 
-    /// Settings that trust `system_roots` for every upstream without a CA of its own.
+    /// Makes settings that trust `system_roots` for every upstream without a CA of its own.
     pub fn new(system_roots: Arc<RootCertStore>) -> Result<Self, rustls::Error> {
         let provider = Arc::new(provider());
         let server = server_base(&provider)?;
         Ok(Self { provider, system_roots, server, clients: Mutex::default() })
     }
 
-    /// Verifies the upstream for exactly `host`, and says which protocol it chose.
+    /// Verifies the upstream for exactly `host`, and returns the protocol that it chose.
     pub async fn connect<S>(
         &self,
         stream: S,
@@ -178,7 +179,8 @@ impl Tls {
         )
         .build()
         .map_err(|_| Reason::UpstreamTlsInvalid)?;
-        // What is trusted is the library's word alone; only why it is not is told better.
+        // The library alone decides what is trusted; `Verifier` only tells better why something is
+        // not.
         let verifier = Arc::new(Verifier(verifier));
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_safe_default_protocol_versions()
@@ -191,9 +193,8 @@ impl Tls {
     }
 }
 
-/// Settings for asking DNS servers over TLS (RFC 7858): each is verified for its name, by the CAs
-/// in
-/// `ca_pem` alone where that is given, else by `system_roots`.
+/// Makes the settings for asking DNS servers over TLS (RFC 7858): each is verified for its name, by
+/// the CAs in `ca_pem` alone where it is given, else by `system_roots`.
 ///
 /// # Errors
 /// There is no CA to verify a server with.
@@ -218,15 +219,15 @@ pub fn resolver_client(
     Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// The CAs of this system. Certificates that it holds but rustls cannot read are passed over, as
-/// elsewhere.
+/// Returns the CAs of this system. Certificates that the system holds but rustls cannot read are
+/// passed over, as elsewhere.
 pub fn system_roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(public_cas());
     roots
 }
 
-/// The same as they are, in DER.
+/// Returns the CAs of this system as it holds them, in DER.
 pub fn public_cas() -> Vec<CertificateDer<'static>> {
     rustls_native_certs::load_native_certs().certs
 }
@@ -255,7 +256,7 @@ fn server_base(provider: &Arc<CryptoProvider>) -> Result<ServerConfig, rustls::E
     Ok(config)
 }
 
-/// Stands in the shared settings until a connection's own leaf takes its place.
+/// A stand-in in the shared settings, until a connection's own leaf takes its place.
 #[derive(Debug)]
 struct UnsetLeaf;
 
@@ -273,7 +274,7 @@ fn roots_of(pem: &str) -> Option<RootCertStore> {
     (!roots.is_empty()).then_some(roots)
 }
 
-/// Whether TLS itself said no, or the connection under it broke.
+/// Tells a failure of TLS from a broken connection below it.
 fn unverified(error: &io::Error, host: &Host) -> Unverified {
     tracing::debug!(%host, %error, "upstream handshake");
     let failure = TlsFailure::of(error);

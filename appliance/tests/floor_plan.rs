@@ -1,8 +1,8 @@
-//! The modules have an order, the one of `lib.rs`: a module takes only from modules that stand
-//! below it. Inside a folder no order is written down, but its files form no circle.
+//! The modules have an order, that of `lib.rs`: a module uses only modules that stand below it.
+//! Inside a folder no order is written down, but its files form no circle.
 //!
-//! Both are read off the sources: `use` lines, and paths in code that begin with `crate`, `super`
-//! or a child module. Code for tests may take from anywhere.
+//! Both are checked in the sources: `use` lines, and paths in code that begin with `crate`, `super`
+//! or a child module. Code for tests may use any module.
 //!
 //! The name of a test, anywhere in the repository, is a sentence of at most ten words.
 
@@ -114,7 +114,7 @@ fn words(name: &str) -> usize {
     name.split('_').count()
 }
 
-/// The names of the tests in a source.
+/// Returns the names of the tests in a source.
 fn tests(source: &str) -> Vec<String> {
     let mut names = Vec::new();
     let mut lines = source.lines().map(str::trim);
@@ -127,7 +127,7 @@ fn tests(source: &str) -> Vec<String> {
     names
 }
 
-/// A crate of two modules. `bottom/right.rs` takes from `bottom/left.rs`, which begins as `left`.
+/// Returns a crate of two modules. `bottom/right.rs` uses `bottom/left.rs`, which begins as `left`.
 fn house(left: &str) -> BTreeMap<PathBuf, String> {
     [
         ("lib.rs", "pub mod top; pub mod bottom;"),
@@ -143,7 +143,7 @@ fn house(left: &str) -> BTreeMap<PathBuf, String> {
     .into()
 }
 
-/// Every file that takes from a module above its own, with that module.
+/// Returns every file that uses a module above its own, with that module.
 fn upward(map: &CrateMap) -> BTreeSet<String> {
     let floor = |module: &str| map.order().iter().position(|listed| listed == module);
     let above = |(file, own, taken): (String, String, String)| {
@@ -152,7 +152,7 @@ fn upward(map: &CrateMap) -> BTreeSet<String> {
     map.top_edges().into_iter().filter_map(above).collect()
 }
 
-/// Every set of files of one folder that take from each other in a circle.
+/// Returns every set of files of one folder that use each other in a circle.
 fn circles(map: &CrateMap) -> BTreeSet<String> {
     let of_folder = |(folder, edges): (String, graph::Edges)| {
         graph::circles(&edges).into_iter().map(move |files| {
@@ -170,12 +170,12 @@ fn circle(folder: &str, files: &[&str]) -> String {
     format!("{folder}: {}", files.join(" "))
 }
 
-/// The sources of the crate, by their path below `src`.
+/// Returns the sources of the crate, by their path below `src`.
 fn sources() -> BTreeMap<PathBuf, String> {
     read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"))
 }
 
-/// The sources of a folder, by their path below it.
+/// Returns the sources of a folder, by their path below it.
 fn read(root: &Path) -> BTreeMap<PathBuf, String> {
     let mut sources = BTreeMap::new();
     let mut folders = vec![root.to_owned()];

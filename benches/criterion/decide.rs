@@ -1,4 +1,4 @@
-//! One decision, against a short and a long list of hosts.
+//! The cost of one decision, against a short and a long list of hosts.
 
 use std::hint::black_box;
 

@@ -1,4 +1,4 @@
-//! One DNS query, from its bytes to those of its answer, without the sockets.
+//! The cost of one DNS query, from its bytes to those of its answer, without the sockets.
 
 use std::{
     hint::black_box,
@@ -32,7 +32,7 @@ fn bench(c: &mut Criterion) {
     }
 }
 
-/// A query for an IPv4 address with EDNS, as clients write it.
+/// Returns a query for an IPv4 address with EDNS, in the form that clients send.
 fn query(name: &str) -> Vec<u8> {
     let mut query = vec![0xbe, 0xef, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1];
     for label in name.split('.') {

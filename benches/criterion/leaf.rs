@@ -1,4 +1,4 @@
-//! The certificate that an agent is shown: newly made, and from the cache.
+//! The cost of the certificate that an agent is shown: newly made, and from the cache.
 
 use std::{fs, hint::black_box, time::SystemTime};
 

@@ -1,6 +1,6 @@
 //! Criterion benches of the parts that every connection or request pays for.
 //!
-//! `cargo bench -p cloakroom-benches`, with a part's name behind `--` for that part alone.
+//! Run `cargo bench -p cloakroom-benches`, with a part's name behind `--` for that part alone.
 
 mod decide;
 mod dns;

@@ -1,6 +1,6 @@
-//! Secrets in the body of an answer, in chunks of 16 KiB, as they come out of TLS: what it costs by
-//! the number of secrets, whatever the bytes; how much passes a second, plain and compressed; and
-//! that it does not tell how much of one is guessed.
+//! The cost of masking secrets in the body of an answer, in chunks of 16 KiB, as they come out of
+//! TLS: by the number of secrets, whatever the bytes; the throughput, plain and compressed; and
+//! that the time does not tell how much of a secret is guessed.
 
 use std::{fmt::Write as _, hint::black_box, io::Write as _, sync::Arc};
 
@@ -18,7 +18,8 @@ fn cost(c: &mut Criterion) {
         ("JSON", repeated(JSON)),
         ("JSON full of escapes", repeated(ESCAPED)),
         ("random bytes", random()),
-        // Behind the letters that the secrets are made of: those would be guesses.
+        // The bytes begin behind the letters of which the secrets are made, because those would be
+        // guesses.
         ("base64", letters(2 * MIB).split_off(MIB)),
         ("what all secrets begin with", repeated(PREFIX)),
     ];
@@ -35,7 +36,7 @@ fn cost(c: &mut Criterion) {
     group.finish();
 }
 
-/// How much text a second passes, as the origin sent it and compressed.
+/// Measures how much text passes in a second, as the origin sent it and compressed.
 fn throughput(c: &mut Criterion) {
     let text = events();
     let packed = gzip(&text);
@@ -53,7 +54,7 @@ fn throughput(c: &mut Criterion) {
     group.finish();
 }
 
-/// The same 16 MiB of guesses, for secrets of which they hold so many bytes at each place.
+/// Measures the same 16 MiB of guesses, for secrets of which they hold so many bytes at each place.
 fn guessed(c: &mut Criterion) {
     let secret = format!("{PREFIX}{}", letters_text(40));
     let mut group = c.benchmark_group("mask 16 MiB of guesses, bytes that are right");
@@ -61,12 +62,12 @@ fn guessed(c: &mut Criterion) {
     group.sample_size(20);
     let body: Vec<u8> = secret.bytes().cycle().take(16 * MIB).collect();
     for right in [0, 6, 11] {
-        // The last bytes are those that the search looks for. The others are wrong, and of the same
-        // kind: a form of many signs has more spellings than one of letters.
+        // The search looks for the last bytes. The others are wrong, but of the same kind: a form
+        // of many signs has more spellings than one of letters.
         let (other, kept) = secret.split_at(secret.len() - right);
         let other: String = other.bytes().map(another).collect();
         let secret = [value(&format!("{other}{kept}"))];
-        // Compiled anew each time: which windows pass the filter by chance depends on the key.
+        // Compiled for each run: which windows pass the filter by chance depends on the key.
         let setup = || (Arc::new(Masks::new(&secret)), chunks(&body));
         group.bench_function(BenchmarkId::from_parameter(right), |bench| {
             bench.iter_batched(setup, |(masks, it)| run(&masks, it), BatchSize::LargeInput);
@@ -108,7 +109,7 @@ fn gzip(text: &[u8]) -> Vec<u8> {
     encoder.finish().expect("memory")
 }
 
-/// Chunks of their own, as from a socket, so that masking in place is possible.
+/// Returns separate chunks, as from a socket, so that masking in place is possible.
 fn chunks(body: &[u8]) -> Vec<Bytes> {
     body.chunks(CHUNK).map(|chunk| BytesMut::from(chunk).freeze()).collect()
 }
@@ -122,7 +123,7 @@ fn value(text: &str) -> SecretValue {
     SecretValue::load(Zeroizing::new(text.into()), 16).expect("a value")
 }
 
-/// Some other byte, a letter for a letter.
+/// Returns some other byte, a letter for a letter.
 fn another(byte: u8) -> char {
     let place = LETTERS.iter().position(|&letter| letter == byte);
     place.map_or('_', |place| char::from(LETTERS[(place + 7) % LETTERS.len()]))
@@ -132,7 +133,7 @@ fn repeated(text: &str) -> Vec<u8> {
     text.bytes().cycle().take(MIB).collect()
 }
 
-/// Events of an API, each with words and a number of its own.
+/// Returns events of an API, each with words and a number of its own.
 fn events() -> Vec<u8> {
     let words: Vec<_> = WORDS.split(' ').collect();
     let mut numbers = numbers();
@@ -162,7 +163,7 @@ fn letters_text(count: usize) -> String {
     letters(count).into_iter().map(char::from).collect()
 }
 
-/// The same numbers in each run.
+/// Returns the same numbers in each run.
 fn numbers() -> impl Iterator<Item = u32> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     std::iter::repeat_with(move || {

@@ -1,4 +1,4 @@
-//! The first bytes of a connection.
+//! The cost of reading the first bytes of a connection.
 
 use std::hint::black_box;
 

@@ -1,7 +1,7 @@
-//! What grows with the size of an installation: the cost of one decision against the hosts and the
-//! rules of a policy, of a check of the configuration against groups, names and rules, and of the
-//! first read of a file of secrets against its lines. A line that doubles its length and more than
-//! doubles the cost is a cliff.
+//! The costs that grow with the size of an installation: one decision against the hosts and the
+//! rules of a policy, a check of the configuration against groups, names and rules, and the first
+//! read of a file of secrets against its lines. A curve whose cost more than doubles when its
+//! length doubles is a cliff.
 
 use std::{
     fmt::Write as _,
@@ -24,7 +24,7 @@ use crate::world;
 
 const SIZES: [usize; 5] = [1, 10, 100, 1_000, 10_000];
 
-/// One decision, for the last of so many names, and for one that is not listed.
+/// Measures one decision, for the last of so many names, and for one that is not listed.
 fn decisions(c: &mut Criterion) {
     let mut group = c.benchmark_group("scaling");
     for size in SIZES {
@@ -45,7 +45,7 @@ fn decisions(c: &mut Criterion) {
     group.finish();
 }
 
-/// All of a configuration: read, checked, made a policy.
+/// Measures all of a configuration: reading, checking, making a policy.
 fn checks(c: &mut Criterion) {
     let mut group = c.benchmark_group("scaling");
     group.sample_size(10);
@@ -67,7 +67,7 @@ fn checks(c: &mut Criterion) {
     group.finish();
 }
 
-/// From the start until every secret of the file was asked for.
+/// Measures the time from the start until every secret of the file was asked for.
 fn secrets(c: &mut Criterion) {
     let folder = std::env::temp_dir().join(format!("cloakroom-bench-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder");
@@ -128,7 +128,7 @@ fn many_rules(rules: usize) -> String {
     (0..rules).map(rule).fold(world::one_api(), Config::with).to_string()
 }
 
-/// Each with a prefix and a rule of its own.
+/// Returns a configuration of groups, each with a prefix and a rule of its own.
 fn many_groups(groups: usize) -> String {
     let of_group = |config: Config, number| {
         let (name, host) = (format!("g{number}"), format!("host{number}.example"));
@@ -142,7 +142,7 @@ fn many_groups(groups: usize) -> String {
     (0..groups).fold(world::one_api(), of_group).to_string()
 }
 
-/// Every other name is a suffix, and the last.
+/// Makes every other name, and the last, a suffix.
 fn wild(number: usize, of: usize) -> &'static str {
     if (of - number) % 2 == 1 { "*." } else { "" }
 }

@@ -1,4 +1,4 @@
-//! A placeholder in a request head becomes the value.
+//! The cost of replacing a placeholder in a request head by the value.
 
 use std::{hint::black_box, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! Helpers that several benches share: a policy, a flow, and a ClientHello as a client sends it.
+//! Helpers that several benches share: a policy, a flow, and a client's ClientHello.
 
 use std::{path::Path, sync::Arc};
 
@@ -11,7 +11,7 @@ use policy_builder::{Config, api, binding, group, splice};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, crypto::aws_lc_rs};
 use rustls_pki_types::ServerName;
 
-/// A policy of one API and `hosts` spliced names, half of them suffixes.
+/// Returns a policy of one API and `hosts` spliced names, half of them suffixes.
 pub fn policy(hosts: usize) -> Policy {
     let names: Vec<_> = (0..hosts)
         .map(|number| {
@@ -22,7 +22,7 @@ pub fn policy(hosts: usize) -> Policy {
     parsed(&one_api().with(splice("many", &["research"], &[]).set("hosts", names)).to_string())
 }
 
-/// One group, and one API.
+/// Returns a configuration of one group and one API.
 pub fn one_api() -> Config {
     let key =
         binding("research", "OPENAI_API_KEY", &["header authorization bearer"], "file:openai");
@@ -30,7 +30,7 @@ pub fn one_api() -> Config {
     Config::of_rules().with(group("research", "agents0", &["192.0.2.0/25"])).with(openai)
 }
 
-/// The policy of a configuration.
+/// Returns the policy of a configuration.
 pub fn parsed(text: &str) -> Policy {
     let none = |_: &Path| Err(std::io::ErrorKind::NotFound.into());
     config::parse(text, Some(Path::new("/")), "bench.toml", &none)
@@ -38,7 +38,7 @@ pub fn parsed(text: &str) -> Policy {
         .policy
 }
 
-/// A flow of the policy's group to port 443.
+/// Returns a flow of the policy's group to port 443.
 pub fn flow(policy: &Policy) -> Flow {
     Flow {
         id: FlowId(1),
@@ -49,7 +49,7 @@ pub fn flow(policy: &Policy) -> Flow {
     }
 }
 
-/// The first flight of a client, with or without a hybrid post-quantum share.
+/// Returns the first flight of a client, with or without a hybrid post-quantum share.
 pub fn client_hello(name: &'static str, post_quantum: bool) -> Vec<u8> {
     let mut provider = aws_lc_rs::default_provider();
     if !post_quantum {

@@ -37,7 +37,7 @@ use crate::{
     origin::{BODY, Order, head_end},
 };
 
-/// How the agent speaks TLS.
+/// The agent's TLS settings and credential.
 #[derive(Clone)]
 pub struct Agent {
     h1: TlsConnector,
@@ -47,8 +47,9 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Trusts what is in the bundle. Full handshakes only, because a new connection is to be one;
-    /// without post-quantum key exchange, because the rivals' OpenSSL has none, unless asked for.
+    /// Creates an agent that trusts the CAs in the bundle. It makes full handshakes only, because a
+    /// new connection must be one, and uses no post-quantum key exchange unless asked to, because
+    /// the rivals' OpenSSL has none.
     pub fn new(bundle: &Path, post_quantum: bool) -> Self {
         let mut provider = aws_lc_rs::default_provider();
         if !post_quantum {
@@ -79,12 +80,12 @@ impl Agent {
         }
     }
 
-    /// One that has the real key, for the way without a gateway.
+    /// Gives the agent the real key, for the way without a gateway.
     pub fn with_the_key(self) -> Self {
         Self { credential: OPENAI_SECRET, ..self }
     }
 
-    /// Requests over `connections` that are kept.
+    /// Sends requests over `connections` that are kept.
     pub async fn requests(
         &self,
         to: SocketAddr,
@@ -103,7 +104,7 @@ impl Agent {
         .await
     }
 
-    /// Requests over HTTP/2 `connections`, as many streams at once as it takes.
+    /// Sends requests over HTTP/2 `connections`, on as many streams at once as it takes.
     pub async fn streams(
         &self,
         to: SocketAddr,
@@ -130,7 +131,7 @@ impl Agent {
         .await
     }
 
-    /// New connections, each for one request.
+    /// Opens new connections, each for one request.
     pub async fn connections(&self, to: SocketAddr, load: Load, meter: Option<Meter>) -> Outcome {
         open_loop(load, meter, |_| {
             let agent = self.clone();
@@ -154,7 +155,7 @@ impl Agent {
         kept
     }
 
-    /// Small requests and answers over spliced connections that are kept.
+    /// Sends small requests over spliced connections that are kept, and reads their answers.
     pub async fn spliced_requests(
         &self,
         to: SocketAddr,
@@ -174,7 +175,7 @@ impl Agent {
         .await
     }
 
-    /// New spliced connections, each for one small request.
+    /// Opens new spliced connections, each for one small request.
     pub async fn spliced_connections(
         &self,
         to: SocketAddr,
@@ -271,7 +272,7 @@ impl H1 {
     }
 }
 
-/// A connection that is let through. What follows the hello is no TLS, see [`crate::origin`].
+/// A spliced connection. The bytes after the hello are no TLS, see [`crate::origin`].
 struct Spliced {
     stream: TcpStream,
     answer: Vec<u8>,

@@ -1,8 +1,8 @@
-//! The agents' resolver: answers a second, what each costs, and what is lost, beside dnsmasq.
+//! The agents' resolver beside dnsmasq: answers a second, the cost of each, and lost queries.
 //!
-//! Both hold every listed name in their cache and say of every other that there is no such name.
-//! Cloakroom answers from one thread, with the original destination as the source of each answer,
-//! and counts each query against its agent's rate; dnsmasq has one thread, too.
+//! Both hold every listed name in their cache and answer for every other name that it does not
+//! exist. Cloakroom answers from one thread, with the original destination as the source of each
+//! answer, and counts each query against its agent's rate; dnsmasq has one thread, too.
 
 use std::{
     io,
@@ -14,10 +14,10 @@ use lab::net::{AGENT, OPENAI};
 
 use crate::measure::Meter;
 
-/// Where queries go, and what answering them costs.
+/// A server that is asked, and the meter of its cost.
 #[derive(Clone, Copy)]
 pub struct Server {
-    /// Its column.
+    /// The name of its column.
     pub name: &'static str,
     /// Any address for Cloakroom, which captures them all.
     pub address: SocketAddr,
@@ -25,16 +25,16 @@ pub struct Server {
     pub meter: Meter,
 }
 
-/// How queries are offered.
+/// The way in which queries are offered.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Arrivals {
-    /// So many a second, whatever becomes of them.
+    /// So many queries a second, whether or not they are answered.
     Offered(f64),
-    /// Always so many on the way on each socket: the most that the server answers.
+    /// Always so many queries on the way on each socket: the most that the server answers.
     Kept(usize),
 }
 
-/// What came of it.
+/// The result of a row.
 #[derive(Debug, Clone, Copy)]
 pub struct Answers {
     /// Answers each second.
@@ -45,21 +45,21 @@ pub struct Answers {
     pub lost: f64,
 }
 
-/// One row: names that are listed, or that are not.
+/// The work of one row: names that are listed, or that are not.
 #[derive(Debug, Clone, Copy)]
 pub struct Question {
-    /// What the row is called.
+    /// The name of the row.
     pub work: &'static str,
     /// Whether the name is on the list.
     pub listed: bool,
-    /// How it is asked.
+    /// The way in which it is asked.
     pub arrivals: Arrivals,
 }
 
 /// Asks from [`SOCKETS`] sockets for as long as `warm` and `span` say, and measures the latter.
 ///
 /// # Panics
-/// When an answer is not the right one, or the server answers nothing at all.
+/// When an answer is wrong, or the server answers nothing at all.
 pub fn ask(server: Server, question: Question, warm: Duration, span: Duration) -> Answers {
     let mut asker = AGENT.enter(|| Asker::new(server.address, question));
     asker.run(warm);
@@ -79,7 +79,7 @@ pub fn ask(server: Server, question: Question, warm: Duration, span: Duration) -
     }
 }
 
-/// Prints rows of what each server did.
+/// Prints rows with each server's results.
 pub fn print(rows: &[(Question, Vec<(Server, Answers)>)]) {
     println!("| DNS | offered | server | answers/s | CPU µs for each | a CPU's worth | lost |");
     println!("|---|---|---|---|---|---|---|");
@@ -144,7 +144,7 @@ impl Asker {
             if self.answered > progress.1 {
                 progress = (Instant::now(), self.answered);
             } else if progress.0.elapsed() > LOST {
-                // Whatever was on the way is not any more.
+                // Queries that were on the way count as lost.
                 self.sockets.iter_mut().for_each(|(_, on_the_way)| *on_the_way = 0);
                 progress.0 = Instant::now();
             }
@@ -194,14 +194,15 @@ impl Asker {
     }
 }
 
-/// An address, or that there is no such name (RFC 1035, section 4.1.1).
+/// Returns whether an answer is right: an address, or that there is no such name (RFC 1035, section
+/// 4.1.1).
 fn is_right(answer: &[u8], listed: bool) -> bool {
     let code = answer.get(3).map(|flags| flags & 0x0f);
     let answers = answer.get(6..8).map(|count| u16::from_be_bytes([count[0], count[1]]));
     (code, answers) == if listed { (Some(0), Some(1)) } else { (Some(3), Some(0)) }
 }
 
-/// A query for an IPv4 address with EDNS, as clients write it.
+/// Returns a query for an IPv4 address with EDNS, in the form that clients send.
 fn query(name: &str) -> Vec<u8> {
     let mut query = vec![0xbe, 0xef, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1];
     for label in name.split('.') {
@@ -213,11 +214,11 @@ fn query(name: &str) -> Vec<u8> {
     query
 }
 
-/// Sockets that ask.
+/// Number of sockets that ask.
 const SOCKETS: usize = 8;
-/// Between two bursts of an offered load.
+/// Time between two bursts of an offered load.
 const PAUSE: Duration = Duration::from_millis(1);
-/// A query that is not answered by then never is.
+/// Time after which an unanswered query counts as lost.
 const LOST: Duration = Duration::from_millis(200);
 
 /// The rows.

@@ -1,8 +1,8 @@
 //! The three gateways, each with one worker on one CPU of its own.
 //!
-//! HAProxy and nginx stand in a namespace of their own beside Cloakroom's, with the same hops to
-//! both sides. They listen on addresses instead of capturing packets: what transparency costs is
-//! charged to Cloakroom alone. They write no access log, while Cloakroom writes its audit.
+//! HAProxy and nginx have a namespace of their own beside Cloakroom's, with the same hops to both
+//! sides. They listen on addresses instead of capturing packets, so only Cloakroom pays the cost of
+//! transparency. They write no access log, while Cloakroom writes its audit.
 
 use std::{
     fs,
@@ -21,10 +21,10 @@ use policy_builder::{Config, api, binding, group, splice};
 
 use crate::{dns::Server, measure::Meter};
 
-/// Where each kind of work goes for one gateway.
+/// The addresses of one gateway for each kind of work.
 #[derive(Clone, Copy)]
 pub struct Gateway {
-    /// What it costs; nothing for the way without any gateway.
+    /// The meter of its cost; nothing for the way without any gateway.
     pub meter: Option<Meter>,
     /// HTTP/1.1, with connections to the upstream that are kept and, if it can, shared.
     pub h1: SocketAddr,
@@ -32,11 +32,11 @@ pub struct Gateway {
     pub own: SocketAddr,
     /// HTTP/2.
     pub h2: SocketAddr,
-    /// Let through by server name.
+    /// Connections that are spliced by server name.
     pub splice: SocketAddr,
 }
 
-/// Everything that runs.
+/// All gateways.
 pub struct Gateways {
     /// The program under test.
     pub cloakroom: Gateway,
@@ -107,7 +107,7 @@ impl Gateways {
         gateways
     }
 
-    /// The agents' resolver and a rival, which has to be ended.
+    /// Returns the agents' resolver and a rival, which has to be ended.
     ///
     /// # Panics
     /// When dnsmasq does not start; `benches/prerequisites` installs it.
@@ -125,7 +125,7 @@ impl Gateways {
         (rival, servers)
     }
 
-    /// The audit is in memory here, and is not kept.
+    /// Empties the audit, which is in memory here.
     pub fn forget_audit(&self, lab: &Lab) {
         let file = fs::OpenOptions::new().write(true).open(lab.dir.join("audit.jsonl"));
         file.and_then(|file| file.set_len(0)).expect("the audit can be cut");
@@ -135,7 +135,7 @@ impl Gateways {
     pub fn stop(mut self) {
         self.daemon.kill();
         for rival in &mut self.rivals {
-            // nginx takes its worker along only when it is asked to end.
+            // nginx ends its worker only when it is asked to end itself.
             lab::tools::signal(rival, rustix::process::Signal::TERM);
             rival.wait().expect("a rival ends");
         }
@@ -156,7 +156,7 @@ pub fn network() {
     run("ip", &["netns", "exec", "rivals", "sh", "-c", line]);
 }
 
-/// Where clients and servers meet without a gateway.
+/// Returns the addresses of client and server without a gateway.
 pub fn direct() -> (SocketAddr, SocketAddr) {
     (at(DIRECT, 443), at(DIRECT, 444))
 }
@@ -208,7 +208,7 @@ fn nginx(dir: &Path) -> String {
 // Addresses for benchmarks (RFC 2544): agent, rivals, internet.
 const RIVALS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const DIRECT: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 1);
-/// No resolver is there: the gateway answers in its place.
+/// An address without a resolver: the gateway answers in its place.
 const ANYWHERE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 99);
 const HAPROXY: u16 = 9440;
 const NGINX: u16 = 8440;
@@ -232,7 +232,7 @@ link add wan0 netns rivals type veth peer name rivals0 netns internet
 -n internet route add 198.18.0.0/24 via 198.18.1.2
 ";
 
-/// The same names as in [`CONFIG`], and no other.
+/// The names of [`CONFIG`], and no others.
 const DNSMASQ: [&str; 13] = [
     "--keep-in-foreground",
     "--conf-file=/dev/null",
@@ -249,7 +249,8 @@ const DNSMASQ: [&str; 13] = [
     "--log-facility=-",
 ];
 
-/// One group, one API and one rule of names that pass through, without limits that would be met.
+/// Returns a configuration of one group, one API and one rule of names that are spliced, with
+/// limits that are not reached.
 fn config() -> Config {
     let openai = api("openai", &[OPENAI.name])
         .set("methods", ["GET", "POST"])

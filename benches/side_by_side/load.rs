@@ -18,7 +18,7 @@ use tokio::{io::unix::AsyncFd, task::JoinSet};
 
 use crate::measure::Meter;
 
-/// What is offered, and for how long.
+/// The offered load, and its time.
 #[derive(Debug, Clone, Copy)]
 pub struct Load {
     /// Units of work per second.
@@ -29,7 +29,7 @@ pub struct Load {
     pub span: Duration,
 }
 
-/// What came of it, within the measured time.
+/// The result within the measured time.
 #[derive(Debug, Default, Clone)]
 pub struct Outcome {
     /// Units of work done.
@@ -38,18 +38,18 @@ pub struct Outcome {
     pub cpu: Duration,
     /// Requests that failed.
     pub failed: u64,
-    /// Share of the offered load that was done.
+    /// The part of the offered load that was done.
     pub kept_up: f64,
-    /// The longest that the generator itself was held up.
+    /// The longest time for which the generator itself was delayed.
     pub lag: Duration,
-    /// Sorted, in microseconds.
+    /// Latencies, sorted, in microseconds.
     pub latencies: Vec<f64>,
 }
 
-/// What a unit of work answers.
+/// The result of a unit of work.
 pub type Done = Result<(), String>;
 
-/// Starts `work` at the load's pace and measures what `meter` costs meanwhile.
+/// Starts `work` at the load's pace and measures the cost that `meter` counts meanwhile.
 pub async fn open_loop<F>(
     load: Load,
     meter: Option<Meter>,
@@ -103,7 +103,7 @@ where
     }
     outcome.cpu = cpu().saturating_sub(cpu_from.unwrap_or_default());
     outcome.kept_up = outcome.done / offered.max(1) as f64;
-    // What is still under way is finished, so that the next measurement begins with quiet.
+    // Requests under way are finished, so that the next measurement begins without them.
     let rest = async { while running.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(Duration::from_secs(5), rest).await;
     outcome.latencies.sort_by(f64::total_cmp);
@@ -111,18 +111,18 @@ where
 }
 
 impl Outcome {
-    /// CPU time in microseconds per unit of work.
+    /// Returns the CPU time in microseconds per unit of work.
     pub fn cost(&self) -> f64 {
         self.cpu.as_secs_f64() * 1e6 / self.done.max(1e-9)
     }
 
-    /// Whether what was offered was done. Where it was not, the machine was needed elsewhere or
-    /// the gateway was saturated, and the figure says nothing about equal load.
+    /// Returns whether the offered load was done. If not, the machine was needed elsewhere or the
+    /// gateway was saturated, and the figure says nothing about equal load.
     pub fn is_good(&self) -> bool {
         self.failed == 0 && (0.97..1.03).contains(&self.kept_up) && self.lag < MAX_LAG
     }
 
-    /// The latency that this share of requests did not exceed, in microseconds.
+    /// Returns the latency that this share of requests did not exceed, in microseconds.
     pub fn percentile(&self, share: f64) -> f64 {
         let index = (self.latencies.len() as f64 * share) as usize;
         self.latencies.get(index).or(self.latencies.last()).copied().unwrap_or(f64::NAN)
@@ -146,10 +146,10 @@ impl Outcome {
     }
 }
 
-/// A generator that was held up for longer has offered bursts.
+/// Longest delay of the generator. One that was delayed for longer has offered bursts.
 const MAX_LAG: Duration = Duration::from_millis(40);
 
-/// Exponential gaps from a fixed seed: every gateway meets the same arrivals.
+/// Exponential gaps from a fixed seed: every gateway gets the same arrivals.
 struct Arrivals {
     mean: f64,
     state: u64,
@@ -170,7 +170,8 @@ impl Arrivals {
     }
 }
 
-/// The runtime's own timer counts milliseconds, in which several requests would begin at once.
+/// A timer of its own, because the runtime's counts milliseconds, in which several requests would
+/// begin at once.
 struct Timer(AsyncFd<OwnedFd>);
 
 impl Timer {

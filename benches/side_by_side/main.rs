@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Everything runs in the lab's sandbox and is gone with it. Repetitions are interleaved, so that
-//! whatever else the machine does meets all of them; what counts are the ratios.
+//! other work of the machine affects all of them; only the ratios count.
 
 mod client;
 mod dns;
@@ -120,7 +120,7 @@ impl Bench<'_> {
         Some(Row { work: work.name, unit: work.unit, offered, samples, aim: work.aim })
     }
 
-    /// Measures again where the load was not what it should have been.
+    /// Measures, and repeats that where the load was not as intended.
     fn measure_well(&self, work: &Work, index: usize, gateway: Gateway) -> Outcome {
         let mut outcome = self.measure(work, gateway);
         for _ in 1..TRIES {
@@ -187,7 +187,7 @@ impl Bench<'_> {
         rows.into()
     }
 
-    /// What the agents' resolver does, beside dnsmasq. The repetition with the median rate counts.
+    /// Measures the agents' resolver beside dnsmasq. The repetition with the median rate counts.
     fn dns(&self) -> Vec<(Question, Vec<(Server, Answers)>)> {
         if !self.options.wants(DNS) {
             return Vec::new();
@@ -225,7 +225,7 @@ impl Bench<'_> {
     }
 }
 
-/// Memory that an idle connection holds, in gateways that have done nothing else yet.
+/// Measures the memory of an idle connection, in gateways that have done nothing else yet.
 fn idle(lab: &Lab, options: &Options) -> Option<Row> {
     if !options.wants(IDLE) {
         return None;
@@ -366,10 +366,10 @@ fn usage() -> ! {
 const IDLE: &str = "idle intercepted connection";
 const DNS: &str = "DNS";
 const LATENCY: &str = "latency of an h1 request, median";
-/// How often a measurement is made before it is taken as it is.
+/// Most measurements of one kind, after which the last is taken as it is.
 const TRIES: usize = 4;
 const QUIET_RATE: f64 = 200.0;
-/// Load and origins on one CPU, gateways on the other.
+/// The CPU of load and origins; the gateways have the other.
 const LOAD_CPU: usize = 0;
 const GATEWAY_CPU: usize = 1;
 

@@ -13,23 +13,24 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Of the process `pid`.
+    /// Creates a meter of the process `pid`.
     pub fn new(pid: u32) -> Self {
         Self { pid }
     }
 
-    /// The process itself.
+    /// Returns the process itself.
     pub fn pid(self) -> u32 {
         self.pid
     }
 
-    /// CPU time so far, user and system, of every thread of the process and its children.
+    /// Returns the CPU time so far, user and system, of every thread of the process and its
+    /// children.
     pub fn cpu(self) -> Duration {
         let nanoseconds = self.processes().into_iter().flat_map(threads).map(run_time).sum();
         Duration::from_nanos(nanoseconds)
     }
 
-    /// Resident memory in KiB, of the process and its children.
+    /// Returns the resident memory in KiB of the process and its children.
     pub fn resident_kib(self) -> u64 {
         self.processes().into_iter().map(resident).sum()
     }

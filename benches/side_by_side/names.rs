@@ -1,6 +1,6 @@
-//! A resolver whose answers may be remembered for five minutes, as on the internet. The lab's own
-//! forbids remembering, which would charge every new connection with a question that the rivals,
-//! configured with addresses, never ask.
+//! A resolver whose answers may be cached for five minutes, as on the internet. The lab's own
+//! forbids caching, which would charge every new connection with a query that the rivals,
+//! configured with addresses, never send.
 
 use std::net::{Ipv4Addr, UdpSocket};
 
@@ -20,7 +20,7 @@ pub fn start() {
     });
 }
 
-/// The question comes back with one address (RFC 1035, section 4.1), or with none.
+/// Returns the query as an answer with one address (RFC 1035, section 4.1), or with none.
 fn reply(query: &[u8]) -> Option<Vec<u8>> {
     let (header, rest) = query.split_at_checked(12)?;
     let (name, after) = name(rest)?;

@@ -1,9 +1,9 @@
-//! The servers behind the gateways: quick enough not to be what is measured.
+//! The servers behind the gateways, which are fast enough not to affect the measurement.
 //!
 //! One speaks TLS with HTTP/1.1 or HTTP/2 and answers every request that carries the real key with
-//! 1 KiB. The other is what a spliced connection leads to: it reads a ClientHello and then speaks
-//! plain bytes, because nobody between it and the client looks at what follows the hello, and
-//! TLS at both ends would only take CPU from the machine that is measured.
+//! 1 KiB. The other serves spliced connections: it reads a ClientHello and then speaks plain bytes,
+//! because nobody between it and the client reads the bytes after the hello, and TLS at both ends
+//! would only take CPU from the machine that is measured.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -25,9 +25,9 @@ pub const BODY: usize = 1024;
 pub struct Order {
     /// Bytes to send at once.
     pub chunk: u32,
-    /// How often, or without an end.
+    /// Number of chunks, or no end.
     pub times: u32,
-    /// Milliseconds between.
+    /// Milliseconds between chunks.
     pub every: u32,
 }
 
@@ -35,7 +35,7 @@ impl Order {
     /// Bytes of a request: the order and something to carry.
     pub const LENGTH: usize = 256;
 
-    /// As it is sent.
+    /// Returns the order as it is sent.
     pub fn bytes(self) -> [u8; Self::LENGTH] {
         let mut bytes = [0; Self::LENGTH];
         bytes[..4].copy_from_slice(&self.chunk.to_be_bytes());
@@ -86,7 +86,7 @@ where
         loop {
             let Ok((stream, _)) = listener.accept().await else { continue };
             let _ = stream.set_nodelay(true);
-            // How a connection ends is the client's concern.
+            // The client checks how a connection ends.
             tokio::spawn(talk(stream));
         }
     });
@@ -148,7 +148,7 @@ async fn h2(stream: TlsStream<TcpStream>) -> Result<(), h2::Error> {
     Ok(())
 }
 
-/// Reads one ClientHello, then does as it is told.
+/// Reads one ClientHello, then follows the client's order.
 async fn obey(mut stream: TcpStream) -> io::Result<()> {
     let mut header = [0; 5];
     stream.read_exact(&mut header).await?;
@@ -175,7 +175,7 @@ async fn obey(mut stream: TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Where a head ends, if it does.
+/// Returns where a head ends, if it does.
 pub fn head_end(bytes: &[u8]) -> Option<usize> {
     bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
 }

@@ -1,16 +1,16 @@
 //! The table: medians, with the least and the most beside them, and ratios of medians.
 
-/// What one gateway cost, once for each repetition.
+/// The costs of one gateway, one for each repetition.
 #[derive(Debug, Default, Clone)]
 pub struct Samples(Vec<f64>);
 
 impl Samples {
-    /// One more repetition.
+    /// Adds a repetition.
     pub fn push(&mut self, value: f64) {
         self.0.push(value);
     }
 
-    /// The median.
+    /// Returns the median.
     pub fn median(&self) -> Option<f64> {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
@@ -28,20 +28,20 @@ impl Samples {
 /// One kind of work.
 #[derive(Debug, Clone)]
 pub struct Row {
-    /// What it is.
+    /// The name of the work.
     pub work: &'static str,
-    /// What the figures count.
+    /// The unit of the figures.
     pub unit: &'static str,
-    /// What was offered.
+    /// The offered load.
     pub offered: String,
     /// Cloakroom, HAProxy, nginx, and no gateway.
     pub samples: [Samples; 4],
-    /// The most that Cloakroom may cost: against whom (an index of `samples`; itself for an
-    /// absolute bound) and how much.
+    /// The most that Cloakroom may cost: the rival (an index of `samples`; Cloakroom's own for an
+    /// absolute bound) and the factor.
     pub aim: Option<(usize, f64)>,
 }
 
-/// Prints it as Markdown.
+/// Prints the table as Markdown.
 pub fn print(rows: &[Row]) {
     println!(
         "| work | unit | offered | Cloakroom | HAProxy | nginx | no gateway | ÷ HAProxy | ÷ nginx | aim |"
@@ -97,5 +97,5 @@ fn short(value: f64) -> String {
     }
 }
 
-/// In the order of a row's samples.
+/// The names, in the order of a row's samples.
 pub const NAMES: [&str; 4] = ["Cloakroom", "HAProxy", "nginx", "no gateway"];

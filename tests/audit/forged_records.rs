@@ -1,5 +1,5 @@
-//! What an attacker says stands in the audit as text: it starts no line, ends no field, and is cut
-//! where it would fill the disk. And nobody's request travels in anybody else's connection.
+//! An attacker's text stands in the audit as text: it starts no line, ends no field, and is cut
+//! where it would fill the disk. And no agent's request travels in another agent's connection.
 
 use lab::{
     client::Hello,
@@ -9,7 +9,7 @@ use lab::{
 
 use crate::attack::{Ask, Scene, local, say};
 
-/// Where a line would begin, if it could.
+/// The text of a record that would begin here, if it could.
 const FORGED: &str = r#"","record":"connection","decision":"splice","reason":null,"x":""#;
 
 #[test]
@@ -134,7 +134,7 @@ fn names_of_an_agents_flows_tell_nothing_of_other_agents() {
             own.push(flow(AGENT));
             (0..others).for_each(|_| _ = flow(AGENT2));
         }
-        // Numbers without a relation are as close as this once in a million runs.
+        // Unrelated numbers are as close as this once in a million runs.
         let near =
             |one: u64, other: u64| one.wrapping_sub(other).min(other.wrapping_sub(one)) < 1 << 38;
         for (at, one) in own.iter().enumerate() {

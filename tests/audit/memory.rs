@@ -1,5 +1,5 @@
-//! Where a value could be seen besides on its way to its API: logs, records, answers, the
-//! process as others see it.
+//! Places other than its way to the API where a value could be seen: logs, records, answers, and
+//! the process as others see it.
 
 use std::fs;
 
@@ -26,7 +26,7 @@ fn no_value_or_token_is_logged_even_at_debug() {
         let _dns = Dns::start();
         let mut vault = Vault::start(&lab);
         let config = vault.config();
-        // The certificates come with a first, short run.
+        // A first, short run makes the certificates.
         Gateway::start(&lab, &config).kill();
         let path = gateway::install(&lab, &config);
         let gateway = Gateway::run_logging(&lab, &path, "debug")
@@ -46,7 +46,7 @@ fn no_value_or_token_is_logged_even_at_debug() {
         assert_eq!(git.ask(request).expect("an answer").status, 200);
         origin.log().wait_requests(3);
 
-        // Every kind of answer that is the gateway's own, and the ones that reflect.
+        // Every kind of answer of the gateway's own, and the answers that reflect.
         let mut told = String::new();
         for request in [
             get("/v1/models").replace("OPENAI_API_KEY", "sk-of-the-attackers-own"),
@@ -68,7 +68,7 @@ fn no_value_or_token_is_logged_even_at_debug() {
         let stranger = Tls::open(AGENT, OPENAI.port(443), &Hello::h1("attacker.example"));
         told += &stranger.map(drop).expect_err("not listed").to_string();
 
-        // Vault is lost and found, which is when its client has most to say.
+        // Vault is lost and found again, when its client logs most.
         vault.forbid();
         wait::expect("denied", || ask(&lab, &gateway, CHAT).status == 503);
         told += &ask(&lab, &gateway, CHAT).text();
@@ -109,8 +109,8 @@ fn the_daemons_memory_is_nobody_elses() {
         let core: Vec<&str> = core.unwrap_or_default().split_whitespace().collect();
         assert_eq!(core.get(4..6), Some(&["0", "0"][..]), "{core:?}");
 
-        // Again, with neighbours of the same user and the same capabilities, none of which lets
-        // them look at what they like: what is left is whether the process allows it.
+        // The same with neighbours of the same user and the same capabilities, none of which gives
+        // them access by itself: only the process decides whether it allows it.
         gateway.kill();
         let neighbour = |program: &str| {
             let mut command = GATEWAY.command("setpriv");
@@ -149,5 +149,5 @@ fn the_daemons_memory_is_nobody_elses() {
     });
 }
 
-/// What tracing takes; the first also lets a namespace's owner in.
+/// Capabilities that tracing needs; the first also admits a namespace's owner.
 const CAPABILITIES: &str = "--bounding-set=-sys_admin,-sys_ptrace,-perfmon";

@@ -1,4 +1,4 @@
-//! Health and metrics: one answer everywhere, for those who look after the gateway and for no
+//! Health and metrics: every place gives the same answer, to the gateway's operators and to no
 //! agent.
 
 use std::{
@@ -20,7 +20,7 @@ use crate::{
     world::{TICKET, World, get, get_path},
 };
 
-/// An address of the uplink: agents have a route to it.
+/// An address of the uplink, to which agents have a route.
 const MANAGEMENT: &str = "203.0.113.2:9464";
 
 /// A query for `x.example`, which is not listed.
@@ -116,7 +116,7 @@ fn metrics_on_the_agents_side_are_no_start() {
     });
 }
 
-/// The status and the text of an answer at the management address.
+/// Returns the status and the text of an answer at the management address.
 fn scrape(path: &str) -> (u16, String) {
     let address: SocketAddr = MANAGEMENT.parse().expect("an address");
     let mut stream = GATEWAY.connect(address).expect("it listens");
@@ -129,7 +129,7 @@ fn scrape(path: &str) -> (u16, String) {
     (status.expect("a status"), body.to_owned())
 }
 
-/// The labels' names and the value of each sample of a metric.
+/// Returns the labels' names and the value of each sample of a metric.
 fn samples(text: &str, metric: &str) -> Vec<(BTreeSet<String>, u64)> {
     let of_metric = |line: &&str| {
         line.strip_prefix(metric).is_some_and(|rest| rest.starts_with('{') || rest.starts_with(' '))
@@ -143,7 +143,8 @@ fn samples(text: &str, metric: &str) -> Vec<(BTreeSet<String>, u64)> {
     text.lines().filter(of_metric).map(sample).collect()
 }
 
-/// Every metric and every label that the dashboard and the alerts ask for is in the text.
+/// Checks that every metric and every label that the dashboard and the alerts ask for is in the
+/// text.
 fn asked_for_exists(text: &str) {
     let folder = tools::repository().join("docs/monitoring");
     let mut asked = 0;

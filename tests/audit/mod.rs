@@ -1,4 +1,4 @@
-//! The gateway's reports about itself, complete and without a secret: the audit, metrics and
+//! The gateway's reports about itself are complete and hold no secret: the audit, metrics and
 //! memory.
 
 mod forged_records;

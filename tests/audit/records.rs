@@ -1,4 +1,5 @@
-//! Nothing is done that cannot be recorded, and whatever ends a connection leaves one record.
+//! Nothing is done that cannot be recorded, and every connection leaves one record, however it
+//! ends.
 
 use std::{
     collections::BTreeSet,
@@ -50,7 +51,7 @@ fn a_full_disk_closes_the_gateway_and_loses_no_record() {
 
         let mut filler = fs::File::create(disk.join("filler")).expect("a file");
         while filler.write_all(&[0; 512]).is_ok() {}
-        // What is left of the last page takes a few records more.
+        // The rest of the last page takes a few more records.
         let refused = || open(&lab, AGENT, OPENAI).and_then(|mut tls| tls.ask(CHAT)).is_err();
         wait::expect("connections are refused", refused);
         wait::expect("no record is under way", || {
@@ -78,7 +79,7 @@ fn a_full_disk_closes_the_gateway_and_loses_no_record() {
             records.iter().filter(|record| record["upstream_status"] == 200).count() == now
         });
 
-        // Full again; this time it is the audit's own file that goes.
+        // The disk is full again; this time the audit's own file is removed.
         let mut filler = fs::File::create(disk.join("filler")).expect("a file");
         while filler.write_all(&[0; 512]).is_ok() {}
         wait::expect("connections are refused", refused);
@@ -125,7 +126,7 @@ fn the_last_of_a_disk_is_for_open_connections() {
         assert_open(&lab);
         assert_eq!(reload(&lab), (Some(0), "reloaded\n".into()));
 
-        // So many that the file is moved aside several times, by the gateway and by somebody else.
+        // So many records that the gateway and another program move the file aside several times.
         let mut kept = open(&lab, AGENT, OPENAI).expect("a connection");
         for round in 0..3 {
             for _ in 0..300 {
@@ -150,7 +151,7 @@ fn the_last_of_a_disk_is_for_open_connections() {
     });
 }
 
-/// A gateway whose audit has a small disk to itself, in this test's own mount namespace.
+/// Returns a gateway whose audit has a small disk to itself, in this test's own mount namespace.
 fn on_a_disk_of(lab: &Lab, size: &str, config: Config) -> (PathBuf, Gateway) {
     let disk = lab.dir.join("disk");
     fs::create_dir(&disk).expect("a folder");
@@ -165,7 +166,7 @@ fn on_a_disk_of(lab: &Lab, size: &str, config: Config) -> (PathBuf, Gateway) {
     (disk, gateway)
 }
 
-/// Asserts that everybody who asks is told that nothing is carried, and why.
+/// Asserts that all reports say that nothing is carried, and the reason.
 #[track_caller]
 fn assert_closed_for(lab: &Lab, why: &str) {
     let status = tell(lab, "status").1;
@@ -187,7 +188,7 @@ fn reload(lab: &Lab) -> (Option<i32>, String) {
     tell(lab, "reload")
 }
 
-/// What the gateway says to an order, and the exit status.
+/// Returns the exit status and the gateway's answer to an order.
 fn tell(lab: &Lab, order: &str) -> (Option<i32>, String) {
     let mut command = gateway::program();
     command.arg(order).arg("--control").arg(lab.dir.join("control/control.sock"));
@@ -217,7 +218,7 @@ fn whatever_ends_a_connection_it_has_one_record() {
         reset(AGENT.connect(OPENAI.port(443)).expect("captured"));
         connections(&gateway, count(2));
 
-        // Silence, garbage, half a hello, and a hello after which nothing comes.
+        // Silence, garbage, half a hello, and a hello without anything after it.
         held.push(AGENT.connect(OPENAI.port6(443)).expect("captured"));
         let mut garbage = AGENT.connect(OPENAI.port(443)).expect("captured");
         garbage.write_all(b"\0\0\0garbage").expect("sent");
@@ -229,7 +230,7 @@ fn whatever_ends_a_connection_it_has_one_record() {
         }
         connections(&gateway, count(4));
 
-        // A client that does not trust the leaf; a reset in the middle of a head, a body, an
+        // A client that does not trust the leaf; a reset in the middle of a head, a body and an
         // answer.
         let distrusting = Hello::h1(OPENAI.name).trusting(lab.public.pem());
         Tls::open(AGENT, OPENAI.port(443), &distrusting).map(drop).expect_err("another root");
@@ -250,7 +251,7 @@ fn whatever_ends_a_connection_it_has_one_record() {
         });
         origin.log().wait_all_closed();
 
-        // Open when the daemon ends.
+        // This one is open when the daemon ends.
         let mut spliced = open(&lab, AGENT, PYPI).expect("spliced");
         spliced.send("GET /sse?n=1000&ms=50 HTTP/1.1\r\nHost: pypi.example\r\n\r\n").expect("sent");
         spliced.read_some(10).expect("an answer");
@@ -288,7 +289,7 @@ fn an_agents_words_are_escaped_and_capped_in_the_audit() {
         many.alpn = vec![&[b'x'; 255]; 150];
         drop(Tls::open(AGENT, CDN.port(443), &many));
 
-        // A name of the same length with a quote, a line feed and an escape in it.
+        // The name has the same length, with a quote, a line feed and an escape in it.
         let mut bytes = client::client_hello(&Hello::h1(CDN.name));
         let at = bytes.windows(CDN.name.len()).position(|at| at == CDN.name.as_bytes());
         let at = at.expect("the name is in the clear");
@@ -321,7 +322,7 @@ fn an_unread_audit_lets_the_daemon_end() {
         let _dns = Dns::start();
         let pipe = lab.dir.join("pipe");
         GATEWAY.shell(&format!("mkfifo '{}'", pipe.display()));
-        // Open, so that the daemon can write, and never read.
+        // The pipe is open, so that the daemon can write, but is never read.
         let _held = fs::File::options().read(true).write(true).open(&pipe).expect("a pipe");
         let config = usual_config()
             .gateway("audit", "{dir}/pipe")

@@ -1,5 +1,5 @@
 //! A gateway that has been through everything, at the level debug: no token, SecretID or value is
-//! in what it said, wrote or left behind.
+//! in its messages, files or remains.
 
 use std::{
     fs,
@@ -33,7 +33,7 @@ path "ssh/creds/otp" { capabilities = ["update"] }
 path "sys/leases/revoke" { capabilities = ["update"] }
 "#;
 
-/// A gateway, its Vault, and everything that anybody was told so far.
+/// A gateway, its Vault, and all answers so far.
 struct Scene {
     lab: Lab,
     origin: Origin,
@@ -58,7 +58,7 @@ impl Scene {
         let config = vault.config().binding("ANTHROPIC_API_KEY", |it| {
             it.set("secret", "vault-write:ssh/creds/otp?ip=192.0.2.1#key")
         });
-        // The certificates come with a first, short run.
+        // A first, short run makes the certificates.
         Gateway::start(&lab, &config).kill();
         let policy = config;
         let config = gateway::install(&lab, &policy);
@@ -66,7 +66,7 @@ impl Scene {
         Self { lab, origin, _dns: dns, vault, gateway, policy, config, told: String::new() }
     }
 
-    /// The status of what an agent gets with this credential; the answer is kept.
+    /// Returns the status of an agent's answer with this credential; keeps the answer.
     fn status(&mut self, ns: Ns, host: Host, credential: &str) -> u16 {
         let request =
             format!("GET /v1/models HTTP/1.1\r\nHost: {}\r\n{credential}\r\n\r\n", host.name);
@@ -82,12 +82,12 @@ impl Scene {
 
     #[track_caller]
     fn becomes(&mut self, what: &str, status: u16) {
-        // A login that fails is tried again less and less often, and this machine may be busy.
+        // A failed login is repeated less and less often, and this machine may be busy.
         let came = wait::until(LOGGED_IN, || (self.openai() == status).then_some(()));
         assert!(came.is_some(), "did not happen: {what}");
     }
 
-    /// `cloakroom` with these arguments; what it says is kept.
+    /// Runs `cloakroom` with these arguments; keeps its output.
     fn tell(&mut self, arguments: &[&str]) -> Option<i32> {
         let mut command = gateway::program();
         command.args(arguments).arg("--control").arg(self.lab.dir.join("control/control.sock"));
@@ -110,7 +110,7 @@ impl Scene {
         self.told += &(log + &self.gateway.audit.text());
     }
 
-    /// A configuration with an error in it: it must be refused, and what it says be kept.
+    /// Reloads a configuration with an error in it, which must be refused; keeps the output.
     fn refused_reload(&mut self, change: impl FnOnce(Config) -> Config) {
         let wrong = change(self.policy.clone());
         gateway::install(&self.lab, &wrong);
@@ -156,7 +156,7 @@ fn after_everything_no_token_secret_id_or_value_is_left() {
         it.vault.resume();
         it.becomes("there again", 200);
 
-        // The lab's policies are not the plan's, so that the doctor has much to say.
+        // The lab's policies are not the plan's, so that the doctor reports much.
         for word in ["plan", "doctor"] {
             let mut command = gateway::program();
             command.args(["vault", word]).arg(&it.config);
@@ -173,7 +173,7 @@ fn after_everything_no_token_secret_id_or_value_is_left() {
         assert_eq!(it.tell(&["release", "research"]), Some(0));
         it.becomes("released", 200);
 
-        // The last one is what an operator does who takes the reference for the value.
+        // In the last one the operator has put the value in the place of the reference.
         it.refused_reload(|config| config.with(Table::section("gatewya")));
         it.refused_reload(|config| config.vault("refresh", "often"));
         let key = |it: Table| it.set("secret", OPENAI_SECRET);
@@ -212,5 +212,5 @@ fn after_everything_no_token_secret_id_or_value_is_left() {
     });
 }
 
-/// Longest time until a state is there, on a machine with other work.
+/// Longest time for a state to be reached, on a machine with other work.
 const LOGGED_IN: Duration = Duration::from_secs(45);

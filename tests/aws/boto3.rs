@@ -1,4 +1,4 @@
-//! boto3 as it comes, with placeholders for keys.
+//! Unmodified boto3, with placeholders for keys.
 
 use std::{
     net::IpAddr,
@@ -23,16 +23,16 @@ use serde_json::json;
 
 use super::{BEARER, ID, KEY, SECRET, TOKEN, amazon, key_of, only, script, secrets, with_keys};
 
-/// Names as Amazon has them, which lead to an address of the lab here.
+/// Amazon's names, which lead to an address of the lab here.
 const NAMES: [&str; 4] = [
     "coats.s3.eu-central-1.amazonaws.com",
-    // Where boto3 has its links lead.
+    // The host of boto3's links.
     "coats.s3.amazonaws.com",
     "dynamodb.eu-central-1.amazonaws.com",
     "bedrock-runtime.eu-central-1.amazonaws.com",
 ];
 
-/// For some 200 MiB through a debug build on a busy machine.
+/// Longest time for some 200 MiB through a debug build on a busy machine.
 const LARGE: Duration = Duration::from_secs(300);
 
 /// The lab with Amazon's services in it.
@@ -83,14 +83,14 @@ impl Amazon {
         succeed(&mut command);
     }
 
-    /// The requests that arrived so far.
+    /// Returns the requests that have arrived so far.
     fn arrived(&self) -> Vec<Arrived> {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         text.lines().map(Arrived::read).collect()
     }
 
-    /// Requires that each request arrived signed with the real keys, and that what the gateway
-    /// wrote tells of none.
+    /// Requires that each request arrived signed with the real keys, and that no key is in the
+    /// gateway's output.
     #[track_caller]
     fn assert_signed(&self) -> Vec<Arrived> {
         let arrived = self.arrived();
@@ -186,7 +186,8 @@ fn boto3_moves_64_mib_in_parts_and_at_once() {
     });
 }
 
-/// Without `keep_ranges`, each part is cut out of the whole, whose checksum is none of the part.
+/// Without `keep_ranges`, each part is cut out of the whole object, whose checksum does not fit the
+/// part.
 #[test]
 fn boto3_gets_a_large_object_in_cut_parts() {
     sandboxed(|| {

@@ -1,5 +1,5 @@
 //! Requests to Amazon's services: an agent signs them with placeholders, the gateway signs them
-//! anew with the real keys, and botocore's own signers say at the origin whether that is good.
+//! again with the real keys, and botocore's own signers check the signatures at the origin.
 
 mod boto3;
 mod signatures;
@@ -25,26 +25,26 @@ const ID: &str = "ASIALABLABLABLAB4W7Q";
 const SECRET: &str = "kLab/9sX2vB7nQ4wE6rT8yU1iO3pA5sD+gH0jK2l";
 const TOKEN: &str = "FwoGZXIvYXdzELabLabLab//////////wEaDGxhYmxhYmxhYg+session/token==";
 const BEARER: &str = "bedrock-api-key-lab-4f8e2a6c";
-/// The placeholder, which is called like its variable.
+/// The placeholder, which has its variable's name.
 const KEY: &str = "AWS_ACCESS_KEY_ID";
 
-/// The file of secrets.
+/// Returns the file of secrets.
 fn secrets() -> String {
     format!("aws = {ID}:{SECRET}:{TOKEN}\nbearer = {BEARER}\n")
 }
 
-/// An API of these services in one region.
+/// Returns an API of these services in one region.
 fn amazon(hosts: &[&str], services: &[&str]) -> Table {
     let scope = Table::section("aws").set("services", services).set("regions", ["eu-central-1"]);
     api("amazon", hosts).set("upstream_ca", "{dir}/public-ca.pem").with(scope)
 }
 
-/// A binding of a pair of keys.
+/// Returns a binding of a pair of keys.
 fn key_of(group: &str, placeholder: &str, secret: &str) -> Table {
     binding(group, placeholder, &["aws"], secret)
 }
 
-/// The usual policy with this API alone.
+/// Returns the usual policy with this API alone.
 fn only(amazon: Table) -> Config {
     gateway::usual_config().without("api").with(amazon)
 }
@@ -53,7 +53,7 @@ fn script(name: &str) -> PathBuf {
     tools::repository().join("tests/aws").join(name)
 }
 
-/// A program that has these keys.
+/// Gives these keys to a program.
 fn with_keys<'c>(command: &'c mut Command, (id, secret, token): Keys<'_>) -> &'c mut Command {
     command
         .env(KEY, id)
@@ -62,7 +62,7 @@ fn with_keys<'c>(command: &'c mut Command, (id, secret, token): Keys<'_>) -> &'c
         .env("PYTHONDONTWRITEBYTECODE", "1")
 }
 
-/// Requires that botocore's own signer, with these keys, says that the request is signed.
+/// Requires that botocore's own signer, with these keys, finds the request signed.
 #[track_caller]
 fn assert_signed(what: &str, request: &Received, keys: Keys<'_>) {
     let fields: Vec<(String, String)> = request
@@ -87,7 +87,7 @@ fn assert_signed(what: &str, request: &Received, keys: Keys<'_>) {
     assert!(output.status.success(), "{what}, {:?}: {stderr}\n{asked}", request.version);
 }
 
-/// A time from now, as AWS writes it.
+/// Returns a time relative to now, in AWS's form.
 fn date(from_now: time::Duration) -> String {
     let at = time::OffsetDateTime::now_utc() + from_now;
     let ((year, month, day), (hour, minute, second)) = (at.date().to_calendar_date(), at.to_hms());
@@ -95,7 +95,7 @@ fn date(from_now: time::Duration) -> String {
     format!("{year}{month:02}{day:02}T{hour:02}{minute:02}{second:02}Z")
 }
 
-/// So long ago that `verify.py` tells it from the time that the gateway writes.
+/// Returns a time so long ago that `verify.py` can tell it from the time that the gateway writes.
 fn earlier() -> String {
     date(-time::Duration::minutes(10))
 }
@@ -117,7 +117,7 @@ fn asked(path: &str) -> Ask {
     Ask::to(OPENAI).path(path)
 }
 
-/// The same, signed with the placeholder.
+/// Returns the same, signed with the placeholder.
 fn signed(path: &str, scope: &str) -> Ask {
     asked(path).field("authorization", field_for(KEY, scope)).field("x-amz-date", earlier())
 }

@@ -1,4 +1,4 @@
-//! Signatures of AWS that an agent writes by hand, good and bad ones, over both versions of HTTP.
+//! Signatures of AWS that an agent makes by hand, good and bad ones, over both versions of HTTP.
 
 use lab::{
     net::{AGENT, OPENAI},
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::attack::Scene;
 
-/// An API at a host that speaks both versions of HTTP, and echoes.
+/// Returns an API at a host that speaks both versions of HTTP and echoes.
 fn scene() -> Scene {
     let amazon = amazon(&[OPENAI.name], &["s3", "dynamodb"])
         .with(key_of("research", KEY, "file:aws"))
@@ -93,7 +93,7 @@ fn a_request_is_signed_again_in_http_1_and_2() {
                 assert!(!all.contains(KEY) && !all.contains(SECRET), "{all}");
             }
         }
-        // What the request says is signed; that it is true is for the server to see.
+        // The hash that the request states is signed; the server must check that it is true.
         let claimed =
             signed("/a", "eu-central-1/s3").field("x-amz-content-sha256", hash).body("other");
         for received in scene.forwards("a hash", (AGENT, OPENAI), &claimed) {
@@ -203,7 +203,7 @@ fn nothing_is_signed_for_another_service_region_or_host() {
     });
 }
 
-/// What is made anew would be good whenever it was signed.
+/// A signature that the gateway makes would be good whenever the agent's was made.
 #[test]
 fn a_signature_or_link_of_another_time_is_refused() {
     sandboxed(|| {
@@ -260,7 +260,7 @@ fn other_signatures_and_large_bodies_are_refused() {
     });
 }
 
-/// The origin answers with the whole request, as AWS does with much of one whose signature is
+/// The origin answers with the whole request. AWS does so with much of a request whose signature is
 /// wrong.
 #[test]
 fn nothing_comes_back_of_the_keys_that_signed_a_request() {

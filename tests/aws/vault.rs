@@ -1,4 +1,4 @@
-//! Keys that come from a real Vault: a pair in two fields of KV, and a lent one.
+//! Keys from a real Vault: a pair in two fields of KV, and a leased one.
 
 use lab::{
     Lab,
@@ -13,7 +13,7 @@ use lab::{
 use super::{KEY, amazon, assert_signed, key_of, signed};
 use crate::{vault::leased_users::Lender, world::World};
 
-/// A gateway that signs with what is behind this reference, and Vault.
+/// Returns a gateway that signs with the keys at this reference, and Vault.
 fn world(reference: &str, prepare: impl FnOnce(&Lab, &Lender)) -> (World, Lender) {
     let lab = Lab::new();
     let (origin, dns) = (Origin::start(&lab), Dns::start());
@@ -25,7 +25,7 @@ fn world(reference: &str, prepare: impl FnOnce(&Lab, &Lender)) -> (World, Lender
     (World { lab, origin, dns, gateway }, lender)
 }
 
-/// Sends a request and gives it as it arrived.
+/// Sends a request and returns it as it arrived.
 #[track_caller]
 fn ask(world: &World) -> Received {
     let ask =
@@ -65,7 +65,7 @@ fn a_pair_in_two_fields_signs_in_each_version() {
     });
 }
 
-/// The database engine lends in the same way as the engine for AWS, which wants AWS behind it: two
+/// The database engine leases in the same way as the engine for AWS, which needs AWS behind it: two
 /// fields, one lease.
 #[test]
 fn a_lent_pair_signs_and_is_given_back() {

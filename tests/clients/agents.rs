@@ -1,5 +1,4 @@
-//! Agents themselves, as npm has them: Claude Code and codex, unmodified, under the real names of
-//! their APIs.
+//! Agents from npm: Claude Code and codex, unmodified, under the real names of their APIs.
 
 use std::{fs, net::IpAddr, process::Command};
 
@@ -16,22 +15,22 @@ use policy_builder::{Config, Table, inspect};
 
 use crate::world::World;
 
-/// Names that Claude Code and codex have built in, and where they live in the lab.
+/// Names that are built into Claude Code and codex, and their hosts in the lab.
 const NAMES: [(&str, Host); 3] =
     [("api.anthropic.com", ANTHROPIC), ("platform.claude.com", OTHER), ("api.openai.com", OPENAI)];
 
-/// A world where these names are real.
+/// Returns a world where these names are real.
 fn world(inspected: Option<Table>) -> World {
     changed(|config| inspected.into_iter().fold(config, Config::with))
 }
 
-/// The same, where the group of the agents has these clients, and nothing else is said of them.
-/// The system's CAs vouch for the upstreams.
+/// Returns the same where the group of the agents has these clients, and no other setting for them.
+/// The upstreams are verified with the system's CAs.
 fn world_of_clients(clients: &[&str]) -> World {
     changed(|config| config.group("research", |it| it.set("client", clients)))
 }
 
-/// Has the system trust the lab's public CA, in this sandbox's own view of the file system.
+/// Makes the system trust the lab's public CA, in this sandbox's own view of the file system.
 fn trust(lab: &Lab) {
     let trusted = "/etc/ssl/certs/ca-certificates.crt";
     let before = fs::read_to_string(trusted).expect("Debian's CAs");
@@ -57,7 +56,8 @@ fn changed(change: impl FnOnce(Config) -> Config) -> World {
     World { lab, origin, dns, gateway }
 }
 
-/// With nothing but the provider's name about what this API is, and where its placeholder stands.
+/// Changes an API so that only the provider's name says what it is, and where its placeholder
+/// stands.
 fn by_provider(api: Table, provider: &str, placeholder: &str) -> Table {
     ["name", "hosts", "methods", "paths"]
         .into_iter()
@@ -66,7 +66,7 @@ fn by_provider(api: Table, provider: &str, placeholder: &str) -> Table {
         .binding(placeholder, |it| it.without("places"))
 }
 
-/// `agents.py`, which runs the agent.
+/// Returns a command of `agents.py`, which runs the agent.
 fn command(world: &World, arguments: &[&str]) -> Command {
     let mut command = agent(&world.lab, AGENT, &python().display().to_string());
     command.arg(tools::repository().join("tests/clients/agents.py")).args(arguments);
@@ -78,10 +78,10 @@ fn command(world: &World, arguments: &[&str]) -> Command {
     command
 }
 
-/// What Claude Code asks once it has started.
+/// The first question of Claude Code after its start.
 const FIRST_QUESTION: &str = "Choose the text style";
 
-/// What docs/configuration.md and image/cloakroom.toml have for it.
+/// Returns its rules in docs/configuration.md and image/cloakroom.toml.
 fn hello() -> Table {
     inspect("claude-code", &["research"], &["platform.claude.com"])
         .set("methods", ["GET"])
@@ -89,7 +89,8 @@ fn hello() -> Table {
         .set("upstream_ca", PUBLIC_CA)
 }
 
-/// It asks two hosts whether they are there, without a credential, and ends unless both are.
+/// At its start Claude Code checks without a credential that two hosts are there, and ends unless
+/// both are.
 #[test]
 fn claude_code_starts_in_a_terminal_with_the_documented_rules() {
     sandboxed(|| starts_in_a_terminal(&world(Some(hello()))));
@@ -140,7 +141,7 @@ fn claude_code_works_with_a_placeholder() {
     });
 }
 
-/// It tries a WebSocket first. What it is told of that it takes at its word, and asks over HTTP.
+/// codex tries a WebSocket first. When that is refused, it asks over HTTP.
 #[test]
 fn codex_is_refused_its_websocket_once_and_asks_over_http() {
     sandboxed(|| {
@@ -151,7 +152,7 @@ fn codex_is_refused_its_websocket_once_and_asks_over_http() {
             requests.into_iter().find(|request| request.uri.path() == "/v1/responses")
         };
         let sent = wait::until(wait::SOON * 3, over_http).expect("it asks over HTTP");
-        // What the lab answers there is no stream of an API's, and it would try again for long.
+        // The lab's answer is no stream of an API's, and codex would go on trying for long.
         codex.kill().expect("it runs");
         codex.wait().expect("it ends");
         let upgrades = || {

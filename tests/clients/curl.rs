@@ -10,7 +10,7 @@ use super::{Family, Scene, Swap};
 
 const MODELS: &str = "https://api.openai.example/v1/models";
 
-/// As a shell would do it: the key comes from the environment.
+/// Asks in a shell's way: the key comes from the environment.
 fn ask(family: Family, version: &str, alpn: &str) {
     let scene = Scene::new(family);
     let script = format!(
@@ -64,7 +64,8 @@ fn works_with_a_field_of_the_apis_own() {
     });
 }
 
-/// One connection, several requests: each is swapped on its own, and each has its record.
+/// Sends several requests on one connection: each has its placeholder replaced by itself, and its
+/// own record.
 fn kept(version: &str) {
     let scene = Scene::new(Family::V6);
     let authorization = "Authorization: Bearer OPENAI_API_KEY";

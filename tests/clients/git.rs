@@ -8,7 +8,8 @@ use super::{Family, Scene, Swap};
 
 const CLONE: &str = "/run/lab/clone";
 
-/// The URL names the user; the placeholder comes from the environment, as a CI job has it.
+/// Clones with the user's name in the URL; the placeholder comes from the environment, as in a CI
+/// job.
 fn clone(family: Family) {
     let scene = Scene::new(family);
     scene.world.origin.repository("coat", "the coat behind the counter");
@@ -43,10 +44,10 @@ fn clone(family: Family) {
             swap.assert_told(record);
         }
     }
-    // What git keeps is the placeholder.
+    // git keeps the placeholder.
     let config = fs::read_to_string(format!("{CLONE}/.git/config")).expect("a clone");
     assert!(config.contains("GIT_TOKEN") && !config.contains(GIT_SECRET), "{config}");
-    // Its own form of it is in Base64, with a user in front.
+    // git's own form of it is base64, with a user in front.
     let basic = super::base64("agent:GIT_TOKEN");
     let sessions = scene.wire.sessions();
     assert!(sessions.iter().any(|session| session.sends(&basic)), "the search is broken");

@@ -1,5 +1,5 @@
 //! Clients that get a credential from one host and take it to another: git-lfs, skopeo, authlib and
-//! huggingface_hub, as they come from Debian and from the index. They hold tickets, and each works.
+//! huggingface_hub, as Debian and the index ship them. They hold tickets, and each works.
 
 use std::fs;
 
@@ -15,7 +15,8 @@ use policy_builder::{binding, mint};
 use super::{Family, Scene};
 use crate::http::minted::times;
 
-/// Git's host and OpenAI's mint; Anthropic's and OpenAI's want what they mint.
+/// Returns a scene in which Git's host and OpenAI's mint credentials, and Anthropic's and OpenAI's
+/// want them.
 fn scene(family: Family) -> Scene {
     let (anthropic, openai) = ([ANTHROPIC.name], [OPENAI.name]);
     let remote = "header authorization scheme RemoteAuth";
@@ -51,8 +52,8 @@ fn scene(family: Family) -> Scene {
     Scene::with(family, &config)
 }
 
-/// Every request that carries a minted credential has it once, in this field, and there is one at
-/// least; the agent's link had tickets and no credential.
+/// Asserts that every request with a minted credential has it once, in this field, that there is at
+/// least one, and that the agent's link had tickets and no credential.
 #[track_caller]
 fn assert_redeemed(scene: &Scene, is_there: impl Fn(&Received) -> bool, value: &str) {
     let requests = scene.world.origin.log().requests();
@@ -71,7 +72,7 @@ fn assert_redeemed(scene: &Scene, is_there: impl Fn(&Received) -> bool, value: &
     scene.world.assert_secrets_untold();
 }
 
-/// Whether a ticket is there in HTTP/1.1.
+/// Returns whether there is a ticket in HTTP/1.1.
 fn holds(bytes: &[u8]) -> bool {
     bytes.windows(7).any(|part| part == b"ticket_")
 }
@@ -80,7 +81,7 @@ fn to(path: &str) -> impl Fn(&Received) -> bool + '_ {
     move |request| request.uri.path().starts_with(path)
 }
 
-/// A program in Go writes no keys of its TLS down. Git-lfs says itself what it was told.
+/// A program in Go does not write its TLS keys down. Git-lfs itself logs the answers that it got.
 #[test]
 fn git_lfs_fetches_from_its_storage_host_with_a_ticket() {
     sandboxed(|| {
@@ -202,8 +203,8 @@ answer = requests.get(info.endpoint + "/mine", headers={"authorization": f"Beare
 answer.raise_for_status()
 "#;
 
-/// hf_xet itself needs a storage that the lab does not have; the token is fetched by the library's
-/// own code, and sent as hf_xet sends it.
+/// hf_xet itself needs a storage that the lab does not have. The library's own code fetches the
+/// token, and the test sends it as hf_xet does.
 #[test]
 fn huggingface_gets_a_ticket_for_xet() {
     sandboxed(|| {

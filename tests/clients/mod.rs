@@ -1,9 +1,8 @@
-//! Unmodified clients with a placeholder for a key: each works, its request arrives with the real
-//! key, once, in that client's place, and whoever listens on the agent's side never sees the key,
-//! with or without the keys of the agent's own TLS library.
+//! Unmodified clients with a placeholder for a key: each works, and its request arrives with the
+//! real key, once, in that client's place. A listener on the agent's side never sees the key, with
+//! or without the keys of the agent's own TLS library.
 //!
-//! Each property holds over IPv4 and IPv6; a test that finds no packet of the family it asked for
-//! fails.
+//! Each property holds over IPv4 and IPv6; a test without a packet of its family fails.
 
 mod agents;
 mod curl;
@@ -47,7 +46,7 @@ struct Scene {
     family: Family,
 }
 
-/// What an API must receive instead of a placeholder.
+/// The key and the place that an API must receive instead of a placeholder.
 struct Swap {
     host: Host,
     placeholder: &'static str,
@@ -85,20 +84,20 @@ impl Scene {
         Self { world, wire, family }
     }
 
-    /// An agent's program that writes down the keys of its TLS connections.
+    /// Returns a command for an agent's program, which writes down the keys of its TLS connections.
     fn agent(&self, program: &str) -> Command {
         let mut command = agent(&self.world.lab, AGENT, program);
         command.env("SSLKEYLOGFILE", self.wire.keys());
         command
     }
 
-    /// Runs curl as an agent would and returns what it printed.
+    /// Runs curl as an agent would and returns its output.
     #[track_caller]
     fn curl(&self, arguments: &[&str]) -> String {
         succeed(self.agent("curl").args(["-sS", "--fail", "--max-time", "30"]).args(arguments))
     }
 
-    /// Waits for this many records of connections and requests, and that no more come.
+    /// Waits for this many records of connections and requests, and checks that no more come.
     #[track_caller]
     fn records(&self, connections: usize, requests: usize) -> (Vec<Record>, Vec<Record>) {
         let count = || (self.world.connections().len(), self.world.requests().len());
@@ -109,8 +108,8 @@ impl Scene {
         (self.world.connections(), self.world.requests())
     }
 
-    /// Requires that these requests, all of them, arrived as they should, and that the audit has
-    /// one record for each of them and for each connection that was on the wire.
+    /// Requires that these requests, all of them, arrived with the key, and that the audit has one
+    /// record for each of them and for each connection that was on the wire.
     #[track_caller]
     fn assert_swapped(&self, swap: &Swap, requests: usize) -> Vec<Received> {
         let sessions = self.wire.sessions();
@@ -133,14 +132,15 @@ impl Scene {
         received
     }
 
-    /// The agent dialled this family, and so did the gateway.
+    /// Asserts that the agent dialled this family, and so did the gateway.
     #[track_caller]
     fn assert_family(&self, record: &Record, host: Host) {
         assert_eq!(record["dialled"], self.family.https(host).to_string(), "{record}");
         assert_eq!(record["upstream"], self.family.address(host).to_string(), "{record}");
     }
 
-    /// The agent's side sent the placeholder and never held a key; nor do the audit and the log.
+    /// Asserts that the agent's side sent the placeholder and never held a key, and that audit and
+    /// log do not either.
     #[track_caller]
     fn assert_untold(&self, swap: &Swap) {
         let sessions = self.wire.sessions();
@@ -155,7 +155,7 @@ impl Scene {
 }
 
 impl Swap {
-    /// In `Authorization: Bearer`.
+    /// The key is in `Authorization: Bearer`.
     fn bearer(host: Host, placeholder: &'static str, secret: &'static str) -> Self {
         Self {
             host,
@@ -166,7 +166,7 @@ impl Swap {
         }
     }
 
-    /// As the value of a field of the API's own.
+    /// The key is the value of a field of the API's own.
     fn field(
         host: Host,
         placeholder: &'static str,
@@ -176,13 +176,13 @@ impl Swap {
         Self { host, placeholder, secret, field, value: secret.to_owned() }
     }
 
-    /// As a password.
+    /// The key is a password.
     fn basic(host: Host, placeholder: &'static str, secret: &'static str, user: &str) -> Self {
         let value = format!("Basic {}", base64(&format!("{user}:{secret}")));
         Self { host, placeholder, secret, field: "authorization", value }
     }
 
-    /// The key is in its place, once, and nothing of the placeholder is left anywhere.
+    /// Asserts that the key is in its place, once, and nothing of the placeholder is left anywhere.
     #[track_caller]
     fn assert_in(&self, request: &Received) {
         assert_eq!(request.authority(), self.host.name);
@@ -196,7 +196,7 @@ impl Swap {
         assert_no_trace(&everything, self.placeholder);
     }
 
-    /// The audit names the placeholder and what came of it.
+    /// Asserts that the audit names the placeholder and the result.
     #[track_caller]
     fn assert_told(&self, record: &Record) {
         assert!(record.is("request"), "{record}");
@@ -209,7 +209,7 @@ impl Swap {
     }
 }
 
-/// Every field, name and byte of a request, as text.
+/// Returns every field, name and byte of a request, as text.
 fn everything(request: &Received) -> String {
     let fields = request.headers.iter().chain(&request.trailers);
     let mut all = format!("{} {}\n", request.method, request.uri);
@@ -219,7 +219,7 @@ fn everything(request: &Received) -> String {
     all + &String::from_utf8_lossy(&request.body)
 }
 
-/// Neither the placeholder nor its Base64 is in the text, at any alignment.
+/// Asserts that neither the placeholder nor its base64 is in the text, at any alignment.
 #[track_caller]
 fn assert_no_trace(text: &str, placeholder: &str) {
     for form in lab::wire::forms(placeholder) {

@@ -1,5 +1,5 @@
-//! What agents fetch at the gateway's own address to trust it: the pages, the script that installs
-//! them, and that nothing else got open by it.
+//! The pages that agents fetch at the gateway's own address to trust it, the script that installs
+//! them, and that nothing else is open because of them.
 
 use std::{
     fs,
@@ -158,7 +158,7 @@ fn what_is_not_a_page_is_refused_and_recorded() {
         }
         let count = world.connections().len();
         assert_eq!(count, cases.len(), "one record for each");
-        // What comes after the answer is nobody's request.
+        // Bytes after the request are no further request.
         let mut stream = AGENT.connect(at()).expect("captured");
         stream.write_all(request("GET", "/ca.pem", at()).as_bytes()).expect("sent");
         let mut first = [0; 64];
@@ -175,18 +175,19 @@ fn what_is_not_a_page_is_refused_and_recorded() {
 fn nobody_else_gets_it() {
     sandboxed(|| {
         let world = onboarding();
-        // Another group, at its own side of the gateway and at that of the group that has it.
+        // Another group, at its own side of the gateway and at the side of the group with
+        // onboarding.
         for gateway in ["192.0.2.129:80", "192.0.2.1:80", "[2001:db8:b::1]:80"] {
             let to: SocketAddr = gateway.parse().expect("an address");
             assert!(silent(AGENT2, to), "{to} answers another group");
         }
-        // The group itself, anywhere but at the address that the gateway has on its interface.
+        // The group itself, anywhere except at the address that the gateway has on its interface.
         for gateway in ["192.0.2.129:80", "203.0.113.2:80", "[2001:db8:f::2]:80", "192.0.2.1:8080"]
         {
             let to: SocketAddr = gateway.parse().expect("an address");
             assert!(silent(AGENT, to), "{to} answers");
         }
-        // Somebody outside, to whom no port is open here: nothing listens.
+        // A host outside, to which no port is open: nothing listens.
         for gateway in ["203.0.113.2:80", "192.0.2.1:80"] {
             let to: SocketAddr = gateway.parse().expect("an address");
             let outside = INTERNET.enter(|| TcpStream::connect_timeout(&to, wait::QUIET));
@@ -222,19 +223,19 @@ fn a_flood_of_it_takes_no_place_from_others() {
             .limit("connections", 512)
             .limit("peek_time", "2s");
         let mut world = prepared(&config);
-        // More than it may have at once, each with a head that never ends.
+        // The agent opens more than it may have at once, each with a head that never ends.
         let begun = Instant::now();
         let mut slow: Vec<TcpStream> = (0..200).filter_map(|_| AGENT.connect(at()).ok()).collect();
         for stream in &mut slow {
             let _ = stream.write_all(b"GET /ca.pem HTTP/1.1\r\n");
         }
-        // Meanwhile another agent has all that it needs.
+        // Meanwhile another agent gets all that it needs.
         let other = world.h1_from(AGENT2, lab::net::OPENAI.port(443), lab::net::OPENAI.name);
         let chat = "GET /v1/models HTTP/1.1\r\nHost: api.openai.example\r\n\
                     Authorization: Bearer OPS_OPENAI_KEY\r\n\r\n";
         assert_eq!(other.expect("a place").ask(chat).expect("an answer").status, 200);
         for stream in &mut slow {
-            // Cut or answered, it ends.
+            // The connection ends, cut or answered.
             let _ = stream.set_read_timeout(Some(wait::SOON));
             let _ = stream.read_to_end(&mut Vec::new());
         }
@@ -255,18 +256,18 @@ fn the_script_is_plain_posix_shell() {
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
 }
 
-/// The usual policy, in which one of the two groups has onboarding.
+/// Returns the usual policy, in which one of the two groups has onboarding.
 pub fn with_onboarding() -> Config {
     let root = "{dir}/root/root.pem";
     gateway::usual_config().group("research", |it| it.set("onboarding", root))
 }
 
-/// A gateway with that policy.
+/// Returns a gateway with that policy.
 pub fn onboarding() -> World {
     prepared(&with_onboarding())
 }
 
-/// The configuration names the root, so that is made before.
+/// Makes the root first, because the configuration names it.
 fn prepared(config: &Config) -> World {
     let world = World::prepared(config, |lab, _| {
         succeed(gateway::program().args(["ca", "init", "--dir"]).arg(lab.dir.join("root")));
@@ -289,20 +290,20 @@ fn ask(to: SocketAddr, bytes: &str) -> String {
     ask_from(to, bytes).0
 }
 
-/// The answer, and who asked.
+/// Returns the answer, and the agent's address.
 fn ask_from(to: SocketAddr, bytes: &str) -> (String, SocketAddr) {
     let stream = AGENT.connect(to).expect("captured");
     let me = stream.local_addr().expect("connected");
     (String::from_utf8_lossy(&say(stream, bytes.as_bytes())).into_owned(), me)
 }
 
-/// Whether an attempt to connect is not answered at all, as the gateway's own addresses do.
+/// Returns whether an attempt to connect gets no answer at all, as at the gateway's own addresses.
 fn silent(from: lab::net::Ns, to: SocketAddr) -> bool {
     let refused = from.enter(|| TcpStream::connect_timeout(&to, wait::QUIET));
     refused.is_err_and(|error| error.kind() == std::io::ErrorKind::TimedOut)
 }
 
-/// What openssl says of the root.
+/// Returns openssl's fingerprint of the root.
 fn fingerprint(world: &World) -> String {
     let root = world.lab.dir.join("root/root.pem");
     let mut openssl = Command::new("openssl");
@@ -311,7 +312,7 @@ fn fingerprint(world: &World) -> String {
     said.trim().split_once('=').expect("a fingerprint").1.to_owned()
 }
 
-/// A program in an agent's namespace with nothing in its environment but placeholders.
+/// Returns a program in an agent's namespace with nothing in its environment but placeholders.
 fn person(home: &Path, program: &str) -> Command {
     let mut command = AGENT.command(program);
     command.env("HOME", home);
@@ -321,7 +322,7 @@ fn person(home: &Path, program: &str) -> Command {
     command
 }
 
-/// A call of an intercepted API by each client, which prints the status.
+/// Returns a call of an intercepted API by each client, which prints the status.
 fn clients() -> [String; 4] {
     let python = client::python();
     let requests = "import requests; print(requests.get('https://api.openai.example/v1/models', \
@@ -337,7 +338,7 @@ fn clients() -> [String; 4] {
     ]
 }
 
-/// Every file below a folder, with what is in it.
+/// Returns every file below a folder, with its content.
 fn tree(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).expect("a folder") {
@@ -354,8 +355,8 @@ fn tree(folder: &Path) -> Vec<(String, Vec<u8>)> {
 const CURL: &str = "curl -fsS -o /dev/null -w '%{http_code}\\n' https://api.openai.example/v1/models \
                     -H 'Authorization: Bearer OPENAI_API_KEY'";
 
-/// Root of a machine of its own, as far as the script can tell: what it writes goes to layers above
-/// the real folders, and what is left there after undo is told.
+/// Makes the script root of a machine of its own, as far as it can tell: its writes go to layers
+/// above the real folders, and the files that are left after undo are printed.
 const SYSTEM: &str = r#"
 set -eu
 mount -t tmpfs tmpfs "$1"

@@ -1,4 +1,4 @@
-//! QUIC: a client of HTTP/3 is told at once that there is none, and goes on over TCP.
+//! QUIC: a client of HTTP/3 learns at once that there is none, and goes on over TCP.
 
 use lab::{
     client::{python, succeed},
@@ -9,9 +9,9 @@ use lab::{
 
 use super::{Family, Scene, Swap};
 
-/// aioquic makes the first flight; the socket is connected, as browsers and curl do it, so that the
-/// kernel hands over what the gateway answers. Each attempt is timed by itself, from its first
-/// datagram to the refusal: neither the interpreter's start nor the flight's making is in it.
+/// aioquic makes the first flight. The socket is connected, as in browsers and curl, so that the
+/// kernel passes on the gateway's answer. Each attempt is timed by itself, from its first datagram
+/// to the refusal, without the start of the interpreter and the making of the flight.
 const QUIC_SCRIPT: &str = r#"
 import socket, sys, time
 from aioquic.quic.configuration import QuicConfiguration
@@ -52,8 +52,8 @@ fn falls_back(family: Family) {
         let times = times.split_whitespace().map(|time| time.parse::<f64>().expect("seconds"));
         times.collect::<Vec<_>>()
     };
-    // On a busy machine a client may be late to notice. Then all is measured again: in the run
-    // that counts none is late.
+    // On a busy machine a client may notice late. Then all of it is measured again; in the run that
+    // counts, none is late.
     let mut runs: Vec<Vec<f64>> = Vec::new();
     let none_is_late = |times: &Vec<f64>| times.len() == 5 && times.iter().all(|time| *time < 0.3);
     while runs.len() < 3 && !runs.last().is_some_and(none_is_late) {

@@ -1,6 +1,6 @@
 //! The `openai`, `anthropic`, `datadog-api-client`, `fal-client`, `googlemaps`,
-//! `python-telegram-bot`, `authlib` and `hvac` Python packages, as they come from the
-//! index: the key from the environment, plain and streamed answers; pip, node and npm.
+//! `python-telegram-bot`, `authlib` and `hvac` Python packages, unmodified from the index, with the
+//! key from the environment, plain and streamed answers; and pip, node and npm.
 
 use lab::{
     client::{python, succeed, tool},
@@ -86,7 +86,7 @@ client.auth.userpass.login(username="agent", password="VAULT_PASSWORD")
 assert client.token == "lab-token", client.token
 "#;
 
-/// What each client prints of a refusal, in its own kind of error.
+/// Makes each client print a refusal, in its own kind of error.
 const REFUSED_SCRIPT: &str = r#"
 import os, openai, grpc, boto3, huggingface_hub, postgrest, supabase
 from botocore.exceptions import ClientError
@@ -194,13 +194,13 @@ fn anthropic_works_over_ipv6() {
     sandboxed(|| anthropic(Family::V6));
 }
 
-/// The usual policy, with another placeholder for the first API's key, and another place.
+/// Returns the usual policy, with another placeholder for the first API's key, and another place.
 fn standing_for_openai(placeholder: &str, place: &str) -> Config {
     gateway::usual_config()
         .binding("OPENAI_API_KEY", |it| it.set("placeholder", placeholder).set("places", [place]))
 }
 
-/// Two keys, each in a field of its own.
+/// Datadog has two keys, each in a field of its own.
 #[test]
 fn datadog_sends_two_placeholders_and_both_are_swapped() {
     sandboxed(|| {
@@ -224,7 +224,7 @@ fn datadog_sends_two_placeholders_and_both_are_swapped() {
     });
 }
 
-/// `Authorization: Key ...`.
+/// The field is `Authorization: Key ...`.
 #[test]
 fn fal_sends_a_scheme_word_of_its_own() {
     sandboxed(|| {
@@ -240,7 +240,7 @@ fn fal_sends_a_scheme_word_of_its_own() {
     });
 }
 
-/// `?key=`, behind other names.
+/// The key is `?key=`, behind other names.
 #[test]
 fn google_maps_sends_its_key_in_the_query() {
     sandboxed(|| {
@@ -259,7 +259,7 @@ fn google_maps_sends_its_key_in_the_query() {
     });
 }
 
-/// `/botTOKEN/`.
+/// The path is `/botTOKEN/`.
 #[test]
 fn telegram_sends_its_token_in_the_path() {
     sandboxed(|| {
@@ -278,7 +278,7 @@ fn telegram_sends_its_token_in_the_path() {
     });
 }
 
-/// `client_secret` in a form (RFC 6749, section 2.3.1).
+/// The key is `client_secret` in a form (RFC 6749, section 2.3.1).
 #[test]
 fn authlib_sends_its_client_secret_in_a_form() {
     sandboxed(|| {
@@ -295,7 +295,7 @@ fn authlib_sends_its_client_secret_in_a_form() {
     });
 }
 
-/// A password in JSON.
+/// The key is a password in JSON.
 #[test]
 fn hvac_sends_its_password_in_json() {
     sandboxed(|| {
@@ -319,7 +319,7 @@ fn swapped_in_a_body(scene: &Scene, placeholder: &str) {
     scene.world.assert_secrets_untold();
 }
 
-/// npm asks for a scoped package with an encoded slash.
+/// npm requests a scoped package with an encoded slash.
 #[test]
 fn npm_reads_a_scoped_package() {
     sandboxed(|| {
@@ -333,7 +333,7 @@ fn npm_reads_a_scoped_package() {
              update-notifier=false\nfetch-retries=0\n",
         );
         let mut command = scene.agent(&tool("npm").display().to_string());
-        // A machine-wide `cafile` of npm's would take the place of NODE_EXTRA_CA_CERTS.
+        // A machine-wide `cafile` of npm's would replace NODE_EXTRA_CA_CERTS.
         command.env("NPM_CONFIG_CAFILE", lab.dir.join("agents.pem"));
         command.env("NPM_CONFIG_USERCONFIG", own).env("HOME", &lab.dir);
         command.env("NPM_CONFIG_CACHE", lab.dir.join("npm")).current_dir(&lab.dir);

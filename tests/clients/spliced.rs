@@ -1,5 +1,5 @@
-//! A host that is let through: the agent sees the host's own certificate, and what each side
-//! receives is what the other sent, byte for byte.
+//! A host that is spliced: the agent sees the host's own certificate, and each side receives the
+//! other's bytes unchanged.
 
 use lab::{
     client::{H2, Hello, Tls},
@@ -10,7 +10,7 @@ use lab::{
 
 use super::{Family, Scene};
 
-/// Believes the lab's public root, and not the gateway's.
+/// Makes a hello trust the lab's public root, and not the gateway's.
 fn public(scene: &Scene, hello: Hello) -> Hello {
     hello.trusting(scene.world.lab.public.pem())
 }
@@ -61,7 +61,8 @@ fn http_2(family: Family) {
     scene.world.assert_secrets_stay();
 }
 
-/// One record, of a connection that was let through; whose leaf it was; no key anywhere.
+/// Checks that there is one record, of a spliced connection, that the leaf was the host's, and that
+/// no key is anywhere.
 fn told(scene: &Scene, leaf: &[u8]) {
     let (connections, _) = scene.records(1, 0);
     let record = &connections[0];
@@ -94,7 +95,8 @@ fn http_2_over_ipv6_is_untouched() {
     sandboxed(|| http_2(Family::V6));
 }
 
-/// What the wire carries is counted to the byte: the sum of the packets' payloads, and no key.
+/// The bytes on the wire are counted exactly: the sum of the packets' payloads. No key is among
+/// them.
 #[test]
 fn an_unmodified_client_passes_and_the_audit_counts_it() {
     sandboxed(|| {
@@ -115,7 +117,7 @@ fn an_unmodified_client_passes_and_the_audit_counts_it() {
     });
 }
 
-/// The control of every other test here: what an agent does send, a tap finds.
+/// This is the control of every other test here: a tap finds what an agent does send.
 #[test]
 fn a_tap_finds_a_value_in_every_clients_form() {
     sandboxed(|| {

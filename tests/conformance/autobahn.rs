@@ -1,9 +1,9 @@
-//! The cases of the Autobahn test suite, run by kosoku. As a client it fuzzes the `websockets` of
-//! Python behind the gateway, as a server that of an agent; each with the gateway between and
-//! without it.
+//! The cases of the Autobahn test suite, run by kosoku. As a client it fuzzes Python's `websockets`
+//! behind the gateway, as a server that of an agent; each with the gateway in between and without
+//! it.
 //!
-//! It speaks in clear text, so a relay stands on its side that adds TLS and, in a handshake, what
-//! the API is named and its placeholder. The same relay stands there without the gateway.
+//! kosoku speaks in clear text, so a relay on its side adds TLS and, in a handshake, the API's name
+//! and its placeholder. The same relay is there without the gateway.
 
 use std::process::{Child, Command};
 
@@ -19,20 +19,20 @@ use policy_builder::{Config, api, binding};
 use super::{Meant, Outcomes, compare, suite, whole};
 use crate::attack::Scene;
 
-/// Cases of a minute; the rest is of `make test-conformance`.
+/// The cases that take a minute in all; `make test-conformance` runs the rest.
 const PART: &str = "1.*,2.*,3.*,4.1.*,4.2.*,5.*,6.2.*,6.4.*,7.1.*,7.3.*,9.1.1";
 const WHOLE: &str = "1.*,2.*,3.*,4.*,5.*,6.*,7.*,9.*,10.*";
 
-/// Those about compression, which the gateway declines before a size is of any matter: of each way
-/// the smallest.
+/// The cases about compression, which the gateway declines before any size matters: the smallest of
+/// each way.
 const COMPRESSED: &str = ",12.*.1,13.*.1";
 
-/// How many cases run at once, and how often those are run again, one by one, that did not come
-/// off: an answer has a second to come, which a busy machine may miss.
+/// How many cases run at once, and how often failed cases are run again, one by one: an answer has
+/// a second to arrive, which a busy machine may miss.
 const MANY: &str = "10";
 const AGAIN: usize = 2;
 
-/// Outcomes from the best: of messages, and of the end.
+/// Outcomes from the best to the worst: of messages, and of the end.
 const BEST: [&str; 8] = [
     "OK / OK",
     "NON-STRICT / OK",
@@ -44,7 +44,7 @@ const BEST: [&str; 8] = [
     "OK / FAILED",
 ];
 
-/// What the gateway declines: a compressed frame would have to be decoded to be masked.
+/// The cases that the gateway declines: a compressed frame would have to be decoded to be masked.
 const SERVER_MEANT: [Meant; 2] = [declined("12.*"), declined("13.*")];
 
 const fn declined(case: &'static str) -> Meant {
@@ -52,8 +52,8 @@ const fn declined(case: &'static str) -> Meant {
     Meant { case, without: "OK / OK", through: "UNIMPLEMENTED / OK", why }
 }
 
-/// What a client behind the gateway has otherwise. Python's `websockets` takes a close frame within
-/// a message for an error of the server's, which the suite does not.
+/// The case that differs for a client behind the gateway. Python's `websockets` takes a close frame
+/// within a message for an error of the server's, which the suite does not.
 const CLIENT_MEANT: [Meant; 1] = [Meant {
     case: "7.1.5",
     without: "FAILED / WRONG CODE",
@@ -61,7 +61,7 @@ const CLIENT_MEANT: [Meant; 1] = [Meant {
     why: "a fragment that waits to be masked is not sent ahead of the close frame behind it",
 }];
 
-/// The port at the API's address that is not one of the lab's own servers.
+/// A port at the API's address that is none of the lab's own servers'.
 const PORT: u16 = 9443;
 
 fn script(ns: Ns, python: &std::path::Path, arguments: &[&str]) -> Command {
@@ -70,7 +70,7 @@ fn script(ns: Ns, python: &std::path::Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// A program that runs until the test ends, once it says so.
+/// Starts a program that runs until the test ends, and waits until it is ready.
 #[track_caller]
 fn start(mut command: Command, scene: &Scene, name: &str) -> Child {
     let log = scene.lab.dir.join(name);
@@ -99,7 +99,7 @@ fn scene() -> Scene {
     scene
 }
 
-/// The best outcome of each case in a few tries.
+/// Returns the best outcome of each case in a few attempts.
 #[track_caller]
 fn outcomes(more: &str, mut run: impl FnMut(&str, &str) -> String) -> Outcomes {
     let cases = if whole() { WHOLE } else { PART };
@@ -121,7 +121,7 @@ fn outcomes(more: &str, mut run: impl FnMut(&str, &str) -> String) -> Outcomes {
     all
 }
 
-/// Nearly all are as they should be.
+/// Asserts that nearly all outcomes are good.
 #[track_caller]
 fn assert_good(all: &Outcomes) {
     let good = all.values().filter(|it| rank(it) < 4).count();

@@ -1,6 +1,6 @@
 //! Requests that servers are known to read in two ways. Each is tried as the first on a connection
-//! and behind a good one, and has a marked request behind it, all in one write. Whatever becomes
-//! of it, the marked request never arrives but as itself: with an answer and a record of its own.
+//! and behind a good one, with a marked request behind it, all in one write. Whatever becomes of
+//! the case, the marked request arrives only as itself: with an answer and a record of its own.
 //!
 //! Texts stand for bytes one by one: `\u{ff}` is the byte 0xff.
 
@@ -28,13 +28,13 @@ use crate::attack::{Before, Scene, local};
 const FIRST: &str = "/v1/first";
 const MARKED: &str = "/v1/marked";
 
-/// How long nothing comes of a request that is not whole.
+/// Time for which an incomplete request must get no answer.
 const SILENCE: Duration = Duration::from_millis(200);
 
-/// How long a group of cases may take on a busy machine.
+/// Longest time of a group of cases on a busy machine.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// What an answer is one to.
+/// The request that an answer belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Answer {
     First,
@@ -44,7 +44,7 @@ enum Answer {
 }
 
 impl Fate {
-    /// The answers that the agent gets, in order.
+    /// Returns the answers that the agent gets, in order.
     fn answers(self) -> Vec<Answer> {
         let refusal = |status, reason: &str| Answer::Refusal(status, reason.to_owned());
         match self {
@@ -58,7 +58,7 @@ impl Fate {
         }
     }
 
-    /// The reason of a record of what has no answer.
+    /// Returns the reason in the record of a request without an answer.
     fn unanswered(self) -> Option<&'static str> {
         (self == Self::Waits).then_some("http_malformed")
     }
@@ -72,8 +72,8 @@ fn request(path: &str, fields: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Everything that comes until the gateway ends the connection, or, where it waits, for a while
-/// behind what is sure to come.
+/// Reads until the gateway ends the connection, or, where it waits, for a while after the expected
+/// answers.
 fn hear(tls: &mut Tls, fate: Fate, behind: bool) -> Vec<u8> {
     let mut heard = vec![];
     if fate == Fate::Waits {
@@ -89,7 +89,7 @@ fn hear(tls: &mut Tls, fate: Fate, behind: bool) -> Vec<u8> {
     heard
 }
 
-/// The answers in `bytes`; interim ones are none.
+/// Returns the answers in `bytes`, without interim ones.
 #[track_caller]
 fn answers(what: &str, mut bytes: &[u8]) -> Vec<Answer> {
     let mut answers = vec![];
@@ -121,8 +121,8 @@ fn answers(what: &str, mut bytes: &[u8]) -> Vec<Answer> {
     answers
 }
 
-/// The requests that arrived since `before`, by a reader that takes nothing but what it would
-/// write.
+/// Returns the requests that arrived since `before`, read by a reader that accepts only the forms
+/// that it would write.
 #[track_caller]
 fn arrived(scene: &Scene, what: &str, before: Before, fate: Fate) -> Vec<Answer> {
     scene.origin.log().wait_all_closed();
@@ -131,7 +131,7 @@ fn arrived(scene: &Scene, what: &str, before: Before, fate: Fate) -> Vec<Answer>
         let requests = strict::requests(what, &connection.bytes);
         assert_eq!(requests.len(), connection.requests.len(), "{what}: {connection:#?}");
         let marked = requests.iter().filter(|it| it.target == MARKED).count();
-        // Where it is waited for as a body, it is one.
+        // Where its bytes are awaited as a body, they are one.
         let expected = if fate == Fate::Waits { connection.count(MARKED) } else { marked };
         assert_eq!(connection.count(MARKED), expected, "{what}: {connection:#?}");
         for request in requests {
@@ -166,7 +166,7 @@ fn try_one(scene: &Scene, case: &Case, behind: bool) {
         .iter()
         .map(|answer| match answer {
             Answer::Refusal(_, reason) => Some(&**reason),
-            // The API says back what it received.
+            // The API returns the bytes that it received.
             _ => Some("response_masked"),
         })
         .collect();
@@ -176,7 +176,7 @@ fn try_one(scene: &Scene, case: &Case, behind: bool) {
     assert_eq!(arrived(scene, &what, before, case.fate), expected, "{what}");
 }
 
-/// Tries each, and says of all that go wrong.
+/// Tries each, and reports all that fail.
 fn try_all(cases: Vec<Case>) {
     let scene = Scene::usual();
     let mut wrong = vec![];

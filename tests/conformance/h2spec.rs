@@ -1,5 +1,5 @@
-//! h2spec, which sends a server what RFC 9113 and RFC 7541 forbid and looks at what it says: to an
-//! API's own server, and to the gateway in front of it.
+//! h2spec, which sends a server requests that RFC 9113 and RFC 7541 forbid and checks its answers:
+//! an API's own server, and the gateway in front of it.
 
 use std::process::Command;
 
@@ -13,7 +13,7 @@ use policy_builder::{Table, api, binding};
 use super::{Meant, Outcomes, compare, suite};
 use crate::attack::Scene;
 
-/// h2spec sends no credential.
+/// Returns an API without a credential, because h2spec sends none.
 fn measured() -> Table {
     api("measured", &[OTHER.name])
         .set("methods", ["GET", "HEAD", "OPTIONS", "POST"])
@@ -23,13 +23,13 @@ fn measured() -> Table {
         .with(binding("research", "MEASURED_API_KEY", &[BEARER], "file:openai"))
 }
 
-/// There is none.
+/// No case is meant to differ.
 const MEANT: [Meant; 0] = [];
 
-/// h2spec knows this many, with those that it calls strict.
+/// The number of h2spec's cases, including those that it calls strict.
 const CASES: usize = 146;
 
-/// Each case by its section and number, and its outcome.
+/// Returns the outcome of each case, by its section and number.
 fn run(scene: &Scene, from: Ns) -> Outcomes {
     let report = scene.lab.dir.join("h2spec.xml");
     let _ = std::fs::remove_file(&report);
@@ -42,7 +42,7 @@ fn run(scene: &Scene, from: Ns) -> Outcomes {
     outcomes(&xml)
 }
 
-/// Reads the report: JUnit's XML, of which an outcome is the element within a case.
+/// Reads the report: JUnit's XML, in which an outcome is the element within a case.
 fn outcomes(xml: &str) -> Outcomes {
     let mut outcomes = Outcomes::new();
     for case in xml.split("<testcase ").skip(1) {

@@ -1,5 +1,5 @@
-//! What others have written down about a protocol, tried through the gateway: every known way to
-//! have two readers of HTTP/1 see two messages in one, and the suites that servers are measured by.
+//! Independent tests of protocols, run through the gateway: every known way to make two readers of
+//! HTTP/1 see two messages in one, and the suites by which servers are measured.
 
 mod autobahn;
 mod h1_readers;
@@ -12,8 +12,8 @@ use lab::tools;
 /// The outcome of each case, by its name.
 type Outcomes = BTreeMap<String, String>;
 
-/// A case that has another outcome through the gateway than without it, and why that is meant: its
-/// name, or the beginning of it before a `*`; the outcomes without the gateway and through it.
+/// A case that has another outcome through the gateway than without it, and the reason: its name,
+/// or the beginning of it before a `*`, and the outcomes without the gateway and through it.
 struct Meant {
     case: &'static str,
     without: &'static str,
@@ -30,22 +30,22 @@ impl Meant {
     }
 }
 
-/// How long one suite may take, twice.
+/// Longest time of one suite, which runs twice.
 const LIMIT: Duration = Duration::from_secs(900);
 
-/// A program that tests/conformance/get has made.
+/// Returns a program that tests/conformance/get has made.
 fn suite(program: &str) -> PathBuf {
     let path = tools::cache().join("conformance").join(program);
     assert!(path.is_file(), "{} is missing: run tests/conformance/get", path.display());
     path
 }
 
-/// Whether all cases are run, as `make test-conformance` has it, or those of a minute.
+/// Returns whether to run all cases, as `make test-conformance` does, or those of a minute.
 fn whole() -> bool {
     std::env::var_os("CLOAKROOM_CONFORMANCE").is_some_and(|it| it == "whole")
 }
 
-/// What a suite prints, whatever it makes of the server.
+/// Returns a suite's output, whatever its verdict.
 #[track_caller]
 fn output(command: &mut Command) -> String {
     let output = command.output().expect("the suite starts");
@@ -54,8 +54,8 @@ fn output(command: &mut Command) -> String {
     stdout
 }
 
-/// Every case has the same outcome through the gateway as without it, but for those that are meant
-/// to differ, each of which does.
+/// Checks that every case has the same outcome through the gateway as without it, except for those
+/// that are meant to differ, each of which does.
 #[track_caller]
 fn compare(without: &Outcomes, through: &Outcomes, meant: &[Meant]) {
     assert!(without.keys().eq(through.keys()), "{without:#?} {through:#?}");
@@ -70,7 +70,7 @@ fn compare(without: &Outcomes, through: &Outcomes, meant: &[Meant]) {
                 differ.push(found);
                 before == it.without && after == it.through
             }
-            // Many cases may be named together, of which some do not differ.
+            // One name may cover many cases, some of which do not differ.
             Some(it) => it.case.ends_with('*'),
             None => after == before,
         };

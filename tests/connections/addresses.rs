@@ -1,4 +1,4 @@
-//! Names that lead inside, names that lead nowhere, and agents that dial the gateway itself: the
+//! Names that lead inside, names that do not resolve, and agents that dial the gateway itself: the
 //! gateway connects to no address that policy did not mean.
 
 use std::{
@@ -23,7 +23,7 @@ use policy_builder::Config;
 
 use crate::faults::{CHAT, Trap, ask, assert_refused, connections, descriptors, hello, open};
 
-/// Every way to say "inside", the gateway's own addresses, and the resolver that it asks.
+/// Every form of an address inside, the gateway's own addresses, and the resolver that it asks.
 const INSIDE: [&str; 23] = [
     "127.0.0.1",
     "127.8.9.1",
@@ -50,9 +50,9 @@ const INSIDE: [&str; 23] = [
     "2001:db8:f::2",
 ];
 
-/// Where something inside listens, that would notice.
+/// Returns listeners inside, which would notice a connection.
 fn traps() -> [Trap; 2] {
-    // Where the routes of the lab lead when nothing stops them.
+    // These are the addresses to which the lab's routes lead when nothing stops them.
     for line in [
         "ip addr add 10.9.9.9/32 dev lo",
         "ip addr add 172.16.0.9/32 dev lo",
@@ -76,7 +76,7 @@ fn traps() -> [Trap; 2] {
         "[64:ff9b::a9fe:a9fe]:443",
     ];
     let outside = outside.map(|address| address.parse().expect("an address"));
-    // The wildcard takes every address of the gateway's own, in both families.
+    // The wildcard covers all of the gateway's own addresses, in both families.
     let here = ["[::]:443"].map(|address| address.parse().expect("an address"));
     let own = ["127.0.0.1:443", "[::1]:443", "192.0.2.1:443", "203.0.113.2:443"];
     let own = own.map(|address| address.parse().expect("an address"));
@@ -112,8 +112,8 @@ fn a_name_that_resolves_inside_is_never_dialled() {
     });
 }
 
-/// Each name's turns: a public answer after each of those that lead inside, one of which has a
-/// public address beside it.
+/// Returns the answers about each name, in turns: a public address after each of those inside, one
+/// of which has a public address beside it.
 fn turns(host: Host) -> Answer {
     let public = vec![IpAddr::from(host.v4()), host.v6().into()];
     let vault = VAULT.to_string();
@@ -130,7 +130,7 @@ fn a_name_that_changes_its_mind_never_leads_inside() {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let dns = Dns::start();
-        // One agent asks for all five, faster than its rate of connections would let it.
+        // One agent asks for all five, faster than its usual rate of connections allows.
         let config = with_a_vault(&lab).limit("agent_new_connections", 100_000);
         let gateway = Gateway::start(&lab, &config);
         let traps = traps();
@@ -161,7 +161,7 @@ fn a_name_that_changes_its_mind_never_leads_inside() {
                         assert_refused(&answer, 502, "private_address");
                         false
                     }
-                    // A spliced connection has nobody who could answer.
+                    // A spliced connection has no peer that could answer.
                     Err(error) => {
                         assert!(!intercepted, "{host:?}: {error}");
                         false
@@ -200,7 +200,7 @@ fn a_name_that_changes_its_mind_never_leads_inside() {
     });
 }
 
-/// The usual policy beside a Vault that is known by its name and does not answer.
+/// Returns the usual policy beside a Vault that is known by its name and does not answer.
 fn with_a_vault(lab: &Lab) -> Config {
     let everybody = HOSTS.map(|host| (host.name, vec![host.v4().into(), host.v6().into()]));
     let vault = ("vault.example", vec![VAULT.into()]);
@@ -233,7 +233,7 @@ fn an_unresolvable_name_is_answered_in_time() {
             let record = &connections(&gateway, number + 1)[number];
             assert_eq!(record["reason"], "resolve_failed", "{name}: {record}");
         }
-        // Listed by a suffix, so the gateway asks, and there is no such name.
+        // The name is listed by a suffix, so the gateway asks, and it does not exist.
         let hello = Hello::h1("nothing.cdn.example");
         let refused = Tls::open(AGENT, PYPI.port(443), &hello).map(drop).expect_err("NXDOMAIN");
         println!("{refused}");
@@ -248,7 +248,7 @@ fn without_a_resolver_nothing_is_dialled() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
-        // Nobody listens on port 53 there: Dns is not started.
+        // Nobody listens on port 53 there, because Dns is not started.
         let gateway = Gateway::start(&lab, &usual_config());
         let begun = Instant::now();
         assert_refused(&ask(&lab, &gateway, CHAT), 502, "resolve_failed");
@@ -290,7 +290,7 @@ fn dialling_the_gateway_or_another_agent_leads_nowhere() {
                 scope.spawn(move || AGENT.connect(to).map(drop).expect_err(&to.to_string()));
             }
         });
-        // The neighbour's address is captured like any other: the name decides, or nothing does.
+        // The neighbour's address is captured like any other, and only the name decides.
         let to = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 140), 443));
         let mut tls = Tls::open(AGENT, to, &hello(&lab, OPENAI)).expect("carried by its name");
         assert_eq!(tls.ask(CHAT).expect("an answer").status, 200);
@@ -306,7 +306,7 @@ fn dialling_the_gateway_or_another_agent_leads_nowhere() {
     });
 }
 
-/// The descriptors of a gateway whose connections have ended.
+/// Returns the number of descriptors of a gateway whose connections have ended.
 fn settled(gateway: &Gateway) -> usize {
     let idle = || gateway.sockets().iter().all(|state| state == "LISTEN" || state == "TIME-WAIT");
     wait::expect("no connection is open", idle);

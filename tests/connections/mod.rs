@@ -1,5 +1,5 @@
-//! Which connections are let through, and where they then lead: by name, never by the address
-//! that an agent chose.
+//! Connections that are allowed, and where they lead: to the name, never to the address that an
+//! agent chose.
 
 mod addresses;
 mod nameless;
@@ -18,7 +18,7 @@ use lab::{
 
 use crate::world::{TICKET, World, get};
 
-/// The agent's handshake fails, the audit says why, and nothing arrives anywhere.
+/// Checks that the agent's handshake fails, the audit has the reason, and nothing arrives anywhere.
 #[track_caller]
 fn refused(world: &World, to: Host, hello: &Hello, reason: &str) {
     let outcome = Tls::open(AGENT, to.port(443), hello);
@@ -52,7 +52,7 @@ fn a_hello_without_a_name_is_refused() {
 fn a_hello_whose_name_is_an_address_is_refused() {
     sandboxed(|| {
         let world = World::usual();
-        // rustls never sends an address as a name: make one of the same length by hand.
+        // rustls never sends an address as a name, so one of the same length is made by hand.
         let name = "aaaaaaaaaaaaa";
         let address = OPENAI.v4().to_string();
         assert_eq!(name.len(), address.len());
@@ -163,7 +163,7 @@ fn an_oversized_hello_is_refused() {
     sandboxed(|| {
         let world = World::usual();
         let mut stream = AGENT.connect(OPENAI.port(443)).expect("the gateway accepts");
-        // A ClientHello that says it has 128 KiB, in records of 16 KiB.
+        // A ClientHello that announces 128 KiB, in records of 16 KiB.
         let mut first = vec![1, 2, 0, 0];
         first.resize(16 * 1024, 0);
         for record in std::iter::once(first).chain(std::iter::repeat_n(vec![0; 16 * 1024], 7)) {
@@ -178,7 +178,7 @@ fn an_oversized_hello_is_refused() {
     });
 }
 
-/// Cuts the first record, the ClientHello, into records of one byte each (RFC 8446, 5.1).
+/// Cuts the first record, the ClientHello, into records of one byte each (RFC 8446, section 5.1).
 struct Splitter {
     socket: std::net::TcpStream,
     done: bool,
@@ -264,7 +264,7 @@ fn a_name_at_our_own_address_is_not_dialled() {
     });
 }
 
-/// What the gateway runs for itself, on loopback, where a careless dial would end.
+/// Starts the gateway's own services on loopback, where a careless dial would end.
 fn own_services() -> Vec<std::net::TcpListener> {
     ["127.0.0.1:443", "[::1]:443"]
         .map(|address| {

@@ -1,5 +1,5 @@
-//! Protocols that name no host: a connection is judged by the address alone, by what the agent was
-//! told about it. Every origin here speaks first, as SSH and SMTP do.
+//! Protocols that name no host: a connection is judged only by its address, that is, by the names
+//! for which the agent was given it. Every origin here speaks first, as SSH and SMTP do.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -30,18 +30,18 @@ use crate::{
     world::World,
 };
 
-/// The usual policy, and SSH to a git server, which is an API too, for both groups.
+/// Returns the usual policy, and SSH to a git server, which is an API too, for both groups.
 pub(crate) fn config() -> Config {
     let ssh = tcp("ssh", &["research", "operations"], &[GIT.name], &[22]);
     gateway::usual_config().gateway("ports", [443, 80, 22]).with(ssh)
 }
 
-/// Servers that say which address they are at, then send back what they get.
+/// Servers that send the address that they are at, then echo.
 #[derive(Clone, Default)]
 pub(crate) struct Speakers(Arc<Mutex<Vec<SocketAddr>>>);
 
 impl Speakers {
-    /// At port 22 of every host of the lab, and of these addresses.
+    /// Starts them at port 22 of every host of the lab, and of these addresses.
     pub(crate) fn start(more: &[IpAddr]) -> Self {
         let speakers = Self::default();
         let hosts = HOSTS.into_iter().flat_map(|host| [host.v4().into(), host.v6().into()]);
@@ -84,7 +84,7 @@ impl Speakers {
     }
 }
 
-/// What whoever is at `to` says first.
+/// Returns the first bytes of the server at `to`.
 fn greeting(from: Ns, to: SocketAddr) -> io::Result<(String, TcpStream)> {
     let mut stream = from.connect(to)?;
     let mut line = Vec::new();
@@ -111,7 +111,7 @@ pub(crate) fn refused(from: Ns, to: SocketAddr) {
     }
 }
 
-/// The record of a connection to `to` that was refused for this reason.
+/// Returns the record of a connection to `to` that was refused for this reason.
 #[track_caller]
 fn refusal(world: &World, to: SocketAddr, reason: &str) -> Record {
     let to = to.to_string();
@@ -122,7 +122,8 @@ fn refusal(world: &World, to: SocketAddr, reason: &str) -> Record {
     record
 }
 
-/// The agent resolves names by DNS alone, of this family's resolver, and the name has one address.
+/// Clones where the agent resolves names by DNS alone, at this family's resolver, and the name has
+/// one address.
 fn clone(resolver: IpAddr, address: IpAddr) {
     let world = World::with(&config());
     world.lab.names(&[]);
@@ -187,7 +188,7 @@ fn postgresql_answers_at_answered_addresses_alone() {
         assert!(asks(at.ip()), "a query through the gateway");
         let record = world.gateway.audit.wait_for(|it| it["rule"] == "postgresql");
         assert_eq!((&record["decision"], &record["host"]), (&"tcp".into(), &name.into()));
-        // The same port, of somebody else.
+        // The same port of another host.
         assert!(!asks(OTHER.v4().into()), "an address that was never answered");
         refusal(&world, OTHER.port(5432), "dialled_elsewhere");
     });
@@ -209,12 +210,12 @@ fn an_address_that_was_never_answered_is_refused() {
             refused(AGENT, to);
             refusal(&world, to, "dialled_elsewhere");
         }
-        // Told, and listed, but not for this port.
+        // The address was given and its name is listed, but not for this port.
         ask(v4(), PYPI.name, RecordType::A);
         refused(AGENT, PYPI.port(22));
         let record = refusal(&world, PYPI.port(22), "destination_denied");
         assert_eq!(record["answered"], serde_json::json!([PYPI.name]));
-        // The port is no way around what is looked at on the others.
+        // The port is no way around the inspection on the others.
         refused(AGENT, GIT.port(2222));
         speakers.assert_dialled(0);
         for to in own {
@@ -245,7 +246,7 @@ fn an_address_that_only_another_agent_was_given_is_refused() {
         for to in [GIT.port(22), GIT.port6(22)] {
             reaches(AGENT2, to);
         }
-        // The same within one group: what 192.0.2.10 is told is not for 192.0.2.11.
+        // The same within one group: an address that 192.0.2.10 was given is not for 192.0.2.11.
         ask(v4(), GIT.name, RecordType::A);
         AGENT.shell(
             "ip addr add 192.0.2.11/25 dev eth0 && \
@@ -262,7 +263,8 @@ fn an_address_that_only_another_agent_was_given_is_refused() {
     });
 }
 
-/// A host that asks over IPv4 and connects over IPv6 is one agent where both are one card's.
+/// A host that asks over IPv4 and connects over IPv6 is one agent if both addresses belong to one
+/// card.
 #[test]
 fn an_answer_across_families_is_the_asking_cards() {
     sandboxed(|| {
@@ -318,12 +320,12 @@ fn where_names_share_an_address_every_one_must_be_allowed() {
             refused(AGENT, to);
             let record = refusal(&world, to, "destination_denied");
             assert_eq!(record["answered"], serde_json::json!([GIT.name, PYPI.name]), "{record}");
-            // What another agent was told about the address is nothing to this one, and back.
+            // An address that another agent was given is not for this one, and the other way round.
             ask_udp(AGENT2, server, &query(GIT.name, kind)).expect("an answer");
             reaches(AGENT2, to);
         }
         speakers.assert_dialled(4);
-        // Both allowed: any of them is meant.
+        // Both are allowed, so either may be meant.
         let both = config().tcp("ssh", |it| it.more("hosts", &[PYPI.name]));
         gateway::install(&world.lab, &both);
         world.gateway.reload();
@@ -355,7 +357,7 @@ fn an_answer_counts_for_a_minute_beyond_its_time() {
         world.dns.set_ttl(2);
         ask(v4(), GIT.name, RecordType::A);
         ask(v6(), GIT.name, RecordType::AAAA);
-        // Both were given no later than now, for two seconds and a minute of grace.
+        // Both were given by now at the latest, for two seconds and a minute of grace.
         let given = Instant::now();
         world.dns.set(GIT.name, &[OTHER.v4().into(), OTHER.v6().into()]);
         thread::sleep(Duration::from_secs(50).saturating_sub(given.elapsed()));
@@ -405,8 +407,8 @@ fn a_private_address_needs_its_rules_leave() {
     });
 }
 
-/// The gateway takes a connection before it has made its own, so an agent does not see which family
-/// leads nowhere. Its client asks for both, and takes IPv6 first.
+/// The gateway accepts a connection before it has made its own, so an agent does not see which
+/// family has no route. Its client asks for both, and takes IPv6 first.
 fn clone_without_route_of(default: &str, told: RecordType, untold: RecordType) {
     let world = World::prepared(&config(), |_, _| {
         GATEWAY.shell(&format!("ip {default}"));
@@ -416,7 +418,7 @@ fn clone_without_route_of(default: &str, told: RecordType, untold: RecordType) {
     for server in [v4(), v6()] {
         assert_eq!(addresses(&ask(server, GIT.name, untold)), [] as [IpAddr; 0]);
         assert_eq!(addresses(&ask(server, GIT.name, told)).len(), 1);
-        // Of names that are passed through or intercepted the gateway itself takes the other.
+        // For names that are spliced or intercepted, the gateway itself takes the other family.
         assert_eq!(addresses(&ask(server, PYPI.name, untold)).len(), 1);
     }
     world.lab.names(&[]);
@@ -464,7 +466,7 @@ fn v4() -> SocketAddr {
     anywhere()
 }
 
-/// A resolver that is asked over IPv6, so that the agent is known by its IPv6 address.
+/// Returns a resolver that is asked over IPv6, so that the agent is known by its IPv6 address.
 fn v6() -> SocketAddr {
     let v6 = resolvers().into_iter().find(SocketAddr::is_ipv6);
     v6.expect("there are some of both families")

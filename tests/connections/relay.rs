@@ -1,5 +1,4 @@
-//! Hosts that are let through untouched: the bytes, all of them, in both directions, whatever the
-//! two ends do.
+//! Hosts that are spliced: all bytes arrive, in both directions, whatever the two ends do.
 
 use std::{net::Shutdown, time::Duration};
 
@@ -104,7 +103,7 @@ fn a_hello_that_is_cut_anywhere_is_replayed_whole() {
     });
 }
 
-/// Sends the first bytes on their own, and the rest a little later.
+/// Sends the first bytes separately, and the rest a little later.
 struct Cutter {
     socket: std::net::TcpStream,
     left: usize,

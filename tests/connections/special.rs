@@ -1,5 +1,5 @@
-//! Addresses that clouds and the site itself call their own: never told by DNS, never dialled, by
-//! whatever way an agent comes. Whoever lives there would notice.
+//! Addresses that clouds and the site itself use for their own services: they are never told by DNS
+//! and never dialled, by whatever way an agent comes. A listener there would notice.
 
 use std::{
     fs,
@@ -25,12 +25,12 @@ use crate::{
     world::{TICKET, World, first_event, get, get_path},
 };
 
-/// What [`site`] closes.
+/// The addresses that [`site`] closes.
 const OURS: [&str; 5] =
     ["198.51.100.200", "198.51.100.255", "2001:db8:ff::9", "203.0.113.7", "2001:db8:f::7"];
 
-/// 10.9.9.9 and 169.254.169.254, as a translator of each length of [`site`] writes them, and what of
-/// the above is written by one.
+/// 10.9.9.9 and 169.254.169.254, as a translator of each length of [`site`] writes them, and those
+/// of the addresses above that a translator writes.
 const TRANSLATED: [&str; 9] = [
     "3fff:32:a09:909::",
     "2001:db8:640a:909:9::",
@@ -43,7 +43,7 @@ const TRANSLATED: [&str; 9] = [
     "64:ff9b::10.9.9.9",
 ];
 
-/// [`config`] of a site that has addresses and translators of its own.
+/// Returns [`config`] of a site that has addresses and translators of its own.
 fn site() -> Config {
     let translators = [
         "3fff:32::/32",
@@ -63,9 +63,9 @@ fn address(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-/// An address in each prefix that clouds document as their own (the wire server, service endpoints,
-/// metadata), row by row of the program's table. One that is link-local in IPv6 is no address
-/// without its link, and no name leads to it.
+/// Returns an address in each prefix that clouds document as their own (the wire server, service
+/// endpoints, metadata), row by row of the program's table. A link-local IPv6 address needs its
+/// link, so no name leads to it.
 fn clouds() -> Vec<String> {
     let table = tools::repository().join("appliance/src/policy/special.rs");
     let table = fs::read_to_string(table).expect("the table");
@@ -75,7 +75,7 @@ fn clouds() -> Vec<String> {
     rows.iter().filter(|address| !link(address)).map(IpAddr::to_string).collect()
 }
 
-/// An address in the prefix that a row begins with: `v4([161, 26, 0, 0], 16)` or its like.
+/// Returns an address in the prefix that a row begins with: `v4([161, 26, 0, 0], 16)` or its like.
 fn inside(row: &str) -> IpAddr {
     let (maker, rest) = row.split_once("([").expect("a row");
     let (parts, rest) = rest.split_once(']').expect("an address");
@@ -99,12 +99,12 @@ fn inside(row: &str) -> IpAddr {
 /// Gives this address to the internet.
 fn settle(text: &str) {
     let (length, nodad) = if text.contains(':') { (128, "nodad") } else { (32, "") };
-    // A neighbour answers for what its own link has.
+    // A neighbour answers for the addresses of its own link.
     let device = if text.starts_with("2001:db8:f:") { "wan0" } else { "lo" };
     INTERNET.shell(&format!("ip addr add {text}/{length} dev {device} {nodad}"));
 }
 
-/// Gives these addresses to somebody on the internet who listens on both ports that agents try.
+/// Gives these addresses to a host on the internet that listens on both ports that agents try.
 fn traps(texts: &[&str]) -> Vec<TcpListener> {
     let mut traps = Vec::new();
     for text in texts {
@@ -113,7 +113,7 @@ fn traps(texts: &[&str]) -> Vec<TcpListener> {
             let listener = INTERNET.enter(|| TcpListener::bind((address(text), port)));
             let listener = listener.unwrap_or_else(|error| panic!("{text}: {error}"));
             listener.set_nonblocking(true).expect("a socket");
-            // It would notice.
+            // The trap would notice a connection.
             let to = listener.local_addr().expect("bound");
             GATEWAY.connect(to).unwrap_or_else(|error| panic!("{to}: {error}"));
             wait::expect("the trap is reached", || listener.accept().is_ok());
@@ -130,13 +130,13 @@ fn assert_untouched(traps: &[TcpListener]) {
     }
 }
 
-/// What the agent is told about the name, in both families.
+/// Returns the addresses that the agent is given for the name, in both families.
 fn told(name: &str) -> Vec<IpAddr> {
     let kinds = [RecordType::A, RecordType::AAAA];
     kinds.into_iter().flat_map(|kind| addresses(&ask(anywhere(), name, kind))).collect()
 }
 
-/// Points a name of each kind there, and shows that each way ends before anybody is connected to.
+/// Points a name of each kind there, and shows that each way ends before anything is connected to.
 #[track_caller]
 fn assert_closed(world: &World, text: &str) {
     let to = address(text);
@@ -169,7 +169,7 @@ fn addresses_of_clouds_and_site_are_neither_told_nor_dialled() {
         }
         assert_untouched(&traps);
         world.assert_nothing_forwarded();
-        // What is written so and is nobody's is told and dialled, also at the door of [[tcp]].
+        // An address of that form that belongs to nobody is told and dialled, also by [[tcp]].
         let open = ["2001:db8:7096::198.51.100.12", "3fff:32:c633:640c::", "198.51.100.191"];
         open.iter().for_each(|text| settle(text));
         let _speakers = Speakers::start(&open.map(address));
@@ -226,7 +226,7 @@ fn a_reload_cuts_connections_to_addresses_that_it_closes() {
             || world.connections().iter().filter(|it| it["reason"] == "policy_revoked").count();
         wait::expect("three are cut", || revoked() == 3);
         drop((spliced, streaming));
-        // What was told before is not good any more; the other address of the name is.
+        // The address given before is no longer good; the name's other address is.
         refused(AGENT, GIT.port(22));
         assert_eq!(told(GIT.name), [IpAddr::from(GIT.v6())]);
         drop(other);
@@ -235,7 +235,7 @@ fn a_reload_cuts_connections_to_addresses_that_it_closes() {
     });
 }
 
-/// Drops what would open a connection to port 443 of the internet, until it is taken away.
+/// Drops packets that would open a connection to port 443 of the internet, until it is removed.
 const HELD: &str = "nft -f - <<'END'
 table inet held {
     chain in {
@@ -267,7 +267,8 @@ fn a_reload_stops_dials_to_addresses_that_it_closes() {
     });
 }
 
-/// An address below 2001:db8:64::/96 or below fd64::/96, as that network's translator writes it.
+/// Returns an address below 2001:db8:64::/96 or below fd64::/96, as that network's translator
+/// writes it.
 fn made_up(prefix: &str, inner: Ipv4Addr) -> IpAddr {
     let prefix: Ipv6Addr = prefix.parse().expect("an address");
     Ipv6Addr::from(u128::from(prefix) | u128::from(u32::from(inner))).into()
@@ -287,7 +288,7 @@ fn made_up_addresses_are_judged_by_their_ipv4_address() {
             made_up("2001:db8:64::", inside),
             made_up("2001:db8:64::", Ipv4Addr::new(168, 63, 129, 16)),
             made_up("2001:db8:64::", Ipv4Addr::new(203, 0, 113, 53)),
-            // Whoever can forge an answer could open a private network with it.
+            // An attacker who can forge an answer could open a private network with it.
             made_up("fd64::", GIT.v4()),
         ];
         let closed = closed.map(|address| address.to_string());
@@ -303,8 +304,8 @@ fn made_up_addresses_are_judged_by_their_ipv4_address() {
         assert_eq!(told(GIT.name), [open]);
         reaches(AGENT, SocketAddr::new(open, 22));
 
-        // Where the operator says that it is this site's, it is; and the other is an address like
-        // any.
+        // If the operator states that the prefix is this site's, it counts as such, and the other
+        // address is like any.
         drop(traps);
         gateway::install(&world.lab, &config().gateway("nat64_prefixes", ["fd64::/96"]));
         world.gateway.reload();
@@ -329,7 +330,7 @@ fn no_ipv6_address_is_used_while_translators_are_unknown() {
         over_v6().expect_err("nothing that could be judged");
         let log = world.gateway.stderr();
         assert!(log.contains("nat64_prefixes"), "{log}");
-        // There is none, it says at last.
+        // At last the resolver says that there is none.
         world.dns.set(TRANSLATORS, &[]);
         wait::expect("IPv6 is used", || told(OPENAI.name) == both);
         over_v6().expect("over IPv6");

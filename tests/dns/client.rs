@@ -1,4 +1,4 @@
-//! A client that asks whatever it likes, of whomever it likes.
+//! A client that sends any query to any server.
 
 use std::{
     io::{self, Write as _},
@@ -15,8 +15,8 @@ use lab::{
     net::{AGENT, ATTACKER, GATEWAY_V4, GATEWAY_V6, Ns, VAULT},
 };
 
-/// Resolvers that agents like to ask: the gateway, the one it asks itself, and everybody else's,
-/// one of which seems to be on the agent's own link.
+/// Returns resolvers that agents like to ask: the gateway, the one that it asks itself, and public
+/// ones, one of which seems to be on the agent's own link.
 pub(crate) fn resolvers() -> Vec<SocketAddr> {
     let foreign = ["8.8.8.8", "10.1.2.3", "169.254.169.254", "2001:4860:4860::8888", "fd00::53"];
     let foreign = foreign.map(|address| address.parse().expect("an address"));
@@ -38,7 +38,7 @@ pub(crate) fn resolvers() -> Vec<SocketAddr> {
         .collect()
 }
 
-/// A question as clients ask it.
+/// Returns a query as clients send it.
 pub(crate) fn query(name: &str, kind: RecordType) -> Message {
     let mut message = Message::new(rand(), MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
@@ -51,13 +51,13 @@ pub(crate) fn query(name: &str, kind: RecordType) -> Message {
     message
 }
 
-/// A number that no two queries share by chance.
+/// Returns a number that no two queries share by chance.
 pub(crate) fn rand() -> u16 {
     use std::hash::{BuildHasher as _, Hasher as _};
     std::collections::hash_map::RandomState::new().build_hasher().finish() as u16
 }
 
-/// A socket that takes answers only from the address that was asked.
+/// Returns a socket that accepts answers only from the address that was asked.
 pub(crate) fn socket(from: Ns, server: SocketAddr) -> UdpSocket {
     let any: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
     bound(from, any[usize::from(server.is_ipv6())], server)
@@ -72,12 +72,12 @@ fn bound(from: Ns, own: IpAddr, server: SocketAddr) -> UdpSocket {
     })
 }
 
-/// Asks in a datagram; takes an answer only from the address that was asked.
+/// Asks in a datagram; accepts an answer only from the address that was asked.
 pub(crate) fn ask_udp(from: Ns, server: SocketAddr, message: &Message) -> io::Result<Message> {
     ask_over(&socket(from, server), message)
 }
 
-/// [`ask_udp`] from this address, which has to be one of the namespace's own.
+/// Does the same as [`ask_udp`] from this address, which must be one of the namespace's own.
 pub(crate) fn ask_udp_of(
     from: Ns,
     own: IpAddr,
@@ -101,14 +101,14 @@ pub(crate) fn ask_tcp(from: Ns, server: SocketAddr, message: &Message) -> io::Re
     read(message, &unframed(&mut stream)?)
 }
 
-/// A message behind its length.
+/// Returns a message behind its length.
 pub(crate) fn framed(message: &Message) -> Vec<u8> {
     let bytes = message.to_vec().expect("a message");
     let length = u16::try_from(bytes.len()).expect("short");
     [length.to_be_bytes().as_slice(), &bytes].concat()
 }
 
-/// The message behind the next length.
+/// Reads the message behind the next length.
 pub(crate) fn unframed(stream: &mut impl io::Read) -> io::Result<Vec<u8>> {
     let mut length = [0; 2];
     stream.read_exact(&mut length)?;
@@ -117,7 +117,7 @@ pub(crate) fn unframed(stream: &mut impl io::Read) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The answer to this question.
+/// Reads the answer to this query.
 pub(crate) fn read(asked: &Message, bytes: &[u8]) -> io::Result<Message> {
     let answer = Message::from_vec(bytes).map_err(io::Error::other)?;
     assert_eq!(answer.metadata.id, asked.metadata.id);
@@ -125,7 +125,7 @@ pub(crate) fn read(asked: &Message, bytes: &[u8]) -> io::Result<Message> {
     Ok(answer)
 }
 
-/// What the first agent is told.
+/// Returns the answer that the first agent gets.
 #[track_caller]
 pub(crate) fn ask(server: SocketAddr, name: &str, kind: RecordType) -> Message {
     ask_udp(AGENT, server, &query(name, kind)).unwrap_or_else(|error| {
@@ -133,7 +133,7 @@ pub(crate) fn ask(server: SocketAddr, name: &str, kind: RecordType) -> Message {
     })
 }
 
-/// The addresses in an answer.
+/// Returns the addresses in an answer.
 pub(crate) fn addresses(answer: &Message) -> Vec<IpAddr> {
     let address = |data: &RData| match data {
         RData::A(v4) => Some(IpAddr::from(v4.0)),
@@ -143,12 +143,12 @@ pub(crate) fn addresses(answer: &Message) -> Vec<IpAddr> {
     answer.answers.iter().filter_map(|record| address(&record.data)).collect()
 }
 
-/// How an answer says it went.
+/// Returns the code of an answer.
 pub(crate) fn code(answer: &Message) -> ResponseCode {
     answer.metadata.response_code
 }
 
-/// The resolver that most tests ask.
+/// Returns the resolver that most tests ask.
 pub(crate) fn anywhere() -> SocketAddr {
     resolvers()[7]
 }

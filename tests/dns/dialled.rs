@@ -34,7 +34,7 @@ fn a_spliced_name_is_reached_at_its_own_addresses_only() {
         for to in [PYPI.port(443), PYPI.port6(443)] {
             assert_eq!(spliced(to).expect("its own").ask(http).expect("an answer").status, 200);
         }
-        // What was answered stays good while it may be in use, also after the name has moved on.
+        // An answer stays good while it may be in use, also after the name has other addresses.
         ask(anywhere(), PYPI.name, RecordType::A);
         world.dns.set(PYPI.name, &[CDN.v4().into()]);
         spliced(PYPI.port6(443)).map(drop).expect_err("never answered to this agent");

@@ -1,4 +1,4 @@
-//! What somebody else sends in the name of the resolver that the gateway asks is not believed.
+//! Datagrams that an attacker sends from the address of the gateway's resolver are not believed.
 
 use std::{
     collections::HashSet,
@@ -16,7 +16,7 @@ use lab::{
 use super::client::{addresses, anywhere, ask};
 use crate::world::{TICKET, World, get};
 
-/// Requires the host's own addresses, soon.
+/// Requires that the name soon leads to the host's own addresses.
 #[track_caller]
 fn assert_led_home(what: impl std::fmt::Debug) {
     for (kind, own) in [
@@ -49,7 +49,7 @@ fn each_question_has_unguessable_port_number_and_capitals() {
         }
         let (least, most) = (ports.iter().min(), ports.iter().max());
         assert!(least < Some(&20_000) && most > Some(&45_000), "{least:?} to {most:?}");
-        // 16 letters: no two of a hundred agree but by a rare chance.
+        // With 16 letters, two of a hundred agree only by a rare chance.
         assert!(names.len() * 10 >= asked.len() * 9, "{names:?}");
         let lowered = names.iter().all(|name| name.eq_ignore_ascii_case("api.openai.example."));
         assert!(lowered, "{names:?}");
@@ -67,7 +67,7 @@ fn a_forged_answer_is_not_believed_but_asked_again() {
             let asked = world.dns.asked().len() - before.0;
             let in_datagrams = world.dns.datagrams().len() - before.1;
             assert!(asked > in_datagrams, "{forgery:?}: {in_datagrams} of {asked} in datagrams");
-            // Who guesses port and number is lucky, and not always so.
+            // An attacker who guesses port and number is lucky, and not always so.
             world.dns.behave(Manner::Plain);
             assert_led_home("in peace");
         }
@@ -92,7 +92,7 @@ fn a_resolver_of_small_letters_is_asked_in_streams_first() {
         }
         let after = (world.dns.asked().len(), world.dns.datagrams().len());
         assert_eq!(after.0 - before.0, after.1 - before.1, "none in a stream any more");
-        // And back again.
+        // After that the resolver keeps the capitals again.
         world.dns.behave(Manner::Plain);
         assert_led_home("capitals");
         world.dns.behave(Manner::Forged(Forgery::Capitals));

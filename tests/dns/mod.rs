@@ -1,5 +1,5 @@
-//! The agents' resolver: whatever they ask, and whomever, the gateway answers, and no name that
-//! policy does not list is on the wire to the internet.
+//! The agents' resolver: the gateway answers every query, whichever server it was sent to, and no
+//! name that policy does not list is on the wire to the internet.
 
 pub(crate) mod client;
 mod dialled;
@@ -35,13 +35,13 @@ use self::client::{
 };
 use crate::world::{TICKET, World, get};
 
-/// How long glibc and musl wait for an answer.
+/// Time for which glibc and musl wait for an answer.
 const CLIENTS_WAIT: Duration = Duration::from_secs(5);
 
-/// What one family's silence may cost, on a busy machine.
+/// Longest delay by one family's silence, on a busy machine.
 const MOMENT: Duration = Duration::from_millis(1_500);
 
-/// The usual policy, with so many queries a second for each agent.
+/// Returns the usual policy, with so many queries a second for each agent.
 fn config(rate: i32) -> Config {
     gateway::usual_config().limit("dns_rate", rate)
 }
@@ -57,7 +57,7 @@ fn an_alias_leads_to_its_addresses_without_another_question() {
         assert_eq!(addresses(&answer), [IpAddr::from(OPENAI.v4())]);
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
 
-        // Whoever has the zone of a listed name chose the other, and would hear of each question.
+        // The owner of a listed zone chose the other name, and would learn of each query for it.
         let chosen = "c2VjcmV0.attacker.example";
         world.dns.set(chosen, &addresses_of(PYPI));
         world.dns.script(PYPI.name, Answer::Alias(vec![chosen], Vec::new()));
@@ -195,7 +195,7 @@ fn silence_in_one_family_costs_a_moment() {
                 let begun = Instant::now();
                 let answer = ask(anywhere(), OPENAI.name, kind);
                 let given = if kind.to_string() == silent { vec![] } else { vec![used] };
-                // No error either: musl takes one of a family for one of the name.
+                // Not even an error: musl takes one of a family for one of the name.
                 assert_eq!((code(&answer), addresses(&answer)), (ResponseCode::NoError, given));
                 assert!(begun.elapsed() < MOMENT, "{kind}: {:?}", begun.elapsed());
             }
@@ -205,7 +205,7 @@ fn silence_in_one_family_costs_a_moment() {
             let used = used.to_string();
             world.gateway.audit.wait_for(|record| record["upstream"] == used);
         }
-        // Where it says at once that there is none, nobody waits.
+        // If the resolver says at once that there is none, nobody waits.
         world.dns.set(OPENAI.name, &both[..1]);
         let begun = Instant::now();
         assert_eq!(addresses(&ask(anywhere(), OPENAI.name, RecordType::A)), both[..1]);
@@ -331,10 +331,10 @@ fn an_agent_that_asks_too_much_is_slowed_down_alone() {
         std::thread::scope(|scope| {
             for flood in &floods[..2] {
                 scope.spawn(|| {
-                    // What is measured is what it takes from the gateway, not from the machine.
+                    // The test measures the load of the gateway, not that of the machine.
                     rustix::process::setpriority_process(None, 19).expect("a thread may be nice");
                     while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                        // Its own queue may be full, which is the flood at its most.
+                        // The sender's own queue may be full, which is the strongest flood.
                         (0..100).for_each(|_| drop(flood.send(&message)));
                         std::thread::sleep(Duration::from_millis(5));
                     }
@@ -355,7 +355,7 @@ fn an_agent_that_asks_too_much_is_slowed_down_alone() {
         let record =
             world.gateway.audit.wait_for(|it| it["reason"] == "dns_rate" && it.is("dns_summary"));
         assert_eq!(record["group"], "research");
-        // The kernel drops what is above four times the rate before anybody reads it.
+        // The kernel drops queries above four times the rate before anybody reads them.
         assert!(record["limited"].as_u64() > Some(100), "{record}");
         world.gateway.audit.wait_for(|it| it["reason"] == "dns_rate" && it.is("packets"));
         let of_their_own = world.gateway.audit.records().iter().filter(|it| it.is("dns")).count();
@@ -429,8 +429,8 @@ fn a_reload_changes_which_names_there_are() {
 fn no_other_program_is_reached_on_port_53() {
     sandboxed(|| {
         let _world = World::usual();
-        // A resolver of the gateway's own, on loopback or on the WAN, is not in the way and not in
-        // reach, whatever of its addresses an agent asks.
+        // A resolver of the gateway's own, on loopback or on the WAN, is neither in the way nor
+        // reachable, whichever of its addresses an agent asks.
         let own = ["lo", "wan0"].map(|interface| GATEWAY.enter(|| bound_to(interface)));
         for server in resolvers() {
             for ask in [ask_udp, ask_tcp] {
@@ -446,8 +446,8 @@ fn no_other_program_is_reached_on_port_53() {
     });
 }
 
-/// Another program's sockets on port 53 of every address, bound to an interface as systemd-resolved
-/// binds its own.
+/// Opens another program's sockets on port 53 of every address, bound to an interface as
+/// systemd-resolved binds its own.
 fn bound_to(interface: &str) -> (UdpSocket, TcpListener) {
     let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 53)).into();
     let [udp, tcp] = [Type::DGRAM, Type::STREAM].map(|kind| {

@@ -1,5 +1,5 @@
-//! The gateway asks its resolvers over TLS: names leave it encrypted, to a server that was
-//! verified, or not at all.
+//! The gateway asks its resolvers over TLS: names leave it encrypted, to a verified server, or not
+//! at all.
 
 use std::time::{Duration, Instant};
 
@@ -22,27 +22,27 @@ use crate::{
     world::{TICKET, World, get},
 };
 
-/// What the certificate of the lab's resolver is for.
+/// The name in the certificate of the lab's resolver.
 pub(crate) const NAME: &str = "dns.example";
 
-/// A policy, with the lab's resolver over TLS.
+/// Changes a policy to ask the lab's resolver over TLS.
 fn asking_over_tls(config: Config) -> Config {
     config
         .gateway("resolvers", [format!("tls://{NAME}@203.0.113.53")])
         .gateway("resolver_ca", PUBLIC_CA)
 }
 
-/// The usual policy, with every secret from a Vault that is known by its name.
+/// Returns the usual policy, with every secret from a Vault that is known by its name.
 fn named(vault: &Vault) -> Config {
     vault.config().vault("address", format!("https://{}:8200", vault::NAME))
 }
 
-/// The usual policy, with that resolver.
+/// Returns the usual policy, with that resolver.
 pub(crate) fn over_tls() -> Config {
     asking_over_tls(gateway::usual_config())
 }
 
-/// Packets to or from port 53 of anybody, in UDP and TCP.
+/// Returns the number of packets to or from any port 53, in UDP and TCP.
 fn plain_dns(capture: &Capture) -> usize {
     let at_port = |packet: &[u8], ports: usize| {
         packet
@@ -57,7 +57,7 @@ fn plain_dns(capture: &Capture) -> usize {
     capture.packets().iter().filter(|packet| is_plain(packet)).count()
 }
 
-/// A name as DNS writes it. In a ClientHello towards the API it stands with dots.
+/// Returns a name as DNS writes it. In a ClientHello to the API it has dots.
 fn labels(name: &str) -> String {
     name.split('.').map(|label| format!("{}{label}", char::from(label.len() as u8))).collect()
 }
@@ -79,7 +79,7 @@ fn assert_unresolved(world: &World) {
         scope.spawn(|| {
             let query = query(PYPI.name, RecordType::A);
             let begun = Instant::now();
-            // The client of the tests may give up first, as others do.
+            // The test's client may give up first, as others do.
             if let Ok(answer) = ask_udp(AGENT, anywhere(), &query) {
                 assert_eq!(code(&answer), ResponseCode::ServFail);
             }
@@ -92,7 +92,7 @@ fn assert_unresolved(world: &World) {
     assert_eq!(world.dns.asked().len(), before, "no question was asked in any way");
 }
 
-/// The same, where the resolver's certificate has this flaw.
+/// Asserts the same if the resolver's certificate has this flaw.
 fn assert_asked_nothing(flaw: Flaw) {
     let world = World::prepared(&over_tls(), |lab, dns| {
         dns.start_tls(&lab.public.issue_flawed(NAME, flaw));
@@ -102,7 +102,7 @@ fn assert_asked_nothing(flaw: Flaw) {
     assert!(log.contains("has a certificate that verifies"), "{log}");
 }
 
-/// Names that nobody asked for before, from many clients at a time; none of them exists.
+/// Asks for new names from many clients at a time; none of them exists.
 fn many_at_once() {
     std::thread::scope(|scope| {
         for client in 0..40 {
@@ -181,12 +181,12 @@ fn only_the_ca_that_is_named_vouches_for_a_resolver() {
 #[test]
 fn without_its_resolver_nothing_is_asked_in_the_clear() {
     sandboxed(|| {
-        // Plain DNS is served at the same address; TLS is not, and then it is.
+        // Plain DNS is served at the same address. TLS is not at first, and then it is.
         let world = World::with(&over_tls());
         assert_unresolved(&world);
         world.dns.start_tls(&world.lab.public.issue(NAME));
         assert_eq!(world.ask(&get(&[TICKET])).status, 200, "it is tried again");
-        // A server that falls silent in the middle of a connection.
+        // The server falls silent in the middle of a connection.
         INTERNET.shell("ip addr del 203.0.113.53/24 dev wan0");
         world.origin.log().wait_all_closed();
         world.origin.log().clear();
@@ -196,7 +196,7 @@ fn without_its_resolver_nothing_is_asked_in_the_clear() {
     });
 }
 
-/// A gateway whose Vault has a name. Whom the system would ask for it, the resolver in the clear,
+/// A gateway whose Vault has a name. The resolver that the system would ask for it, in the clear,
 /// would answer.
 #[test]
 fn vaults_name_is_asked_for_over_tls_alone() {
@@ -214,7 +214,7 @@ fn vaults_name_is_asked_for_over_tls_alone() {
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
         assert!(world.origin.log().holds(OPENAI_SECRET), "it is Vault's");
         assert!(world.dns.was_asked(vault::NAME));
-        // The commands ask as the daemon does.
+        // The commands resolve names as the daemon does.
         let file = world.lab.dir.join("cloakroom.toml");
         for command in ["plan", "doctor"] {
             let before = asked_for_vault(&world.dns);
@@ -243,7 +243,7 @@ fn the_hosts_file_answers_for_vault_before_any_resolver() {
         let (_origin, dns) = (Origin::start(&lab), Dns::start());
         let vault = Vault::start(&lab);
         let named = named(&vault);
-        // The system's resolver has nobody to ask: its file is empty.
+        // The system's resolver has no server to ask, because its file is empty.
         let logs_in = || {
             let mut gateway = Gateway::start(&lab, &named);
             let log = gateway.stderr();
@@ -257,7 +257,7 @@ fn the_hosts_file_answers_for_vault_before_any_resolver() {
         lab.names(&[(vault::NAME, vec![VAULT.into()])]);
         logs_in();
         assert_eq!(asked_for_vault(&dns), before);
-        // In neither, it is said what is missing.
+        // Where neither has the name, the error says which is missing.
         lab.names(&[]);
         dns.set(vault::NAME, &[]);
         let gateway = Gateway::start(&lab, &named);

@@ -1,4 +1,4 @@
-//! A resolver that the gateway's machine has for itself (dnsmasq and named): the two live side by
+//! A resolver that the gateway's machine runs for itself (dnsmasq and named): the two run side by
 //! side, or the one that is in the way is named.
 
 use std::{
@@ -48,7 +48,7 @@ impl Resolver {
         resolver
     }
 
-    /// Starts BIND's, as it listens by itself: at each address of the machine.
+    /// Starts BIND's, which listens on each address of the machine by default.
     fn named(lab: &Lab) -> Self {
         let files = tools::cache().join("named");
         let named = files.join("usr/sbin/named");
@@ -73,7 +73,7 @@ impl Drop for Resolver {
     }
 }
 
-/// What a program on the gateway itself is told by whoever is at this address.
+/// Returns the answer of the server at this address to a program on the gateway itself.
 fn own(at: &str) -> Option<Message> {
     GATEWAY.enter(|| {
         let any = if at.contains(':') { "[::]:0" } else { "0.0.0.0:0" };
@@ -100,7 +100,7 @@ fn named_as_it_comes_lives_beside_the_gateway() {
     sandboxed(|| lives_beside(Resolver::named));
 }
 
-/// Both answer, each whom it is for.
+/// Checks that both answer, each its own clients.
 #[track_caller]
 fn lives_beside(start: impl FnOnce(&Lab) -> Resolver) {
     let lab = Lab::new();
@@ -112,7 +112,7 @@ fn lives_beside(start: impl FnOnce(&Lab) -> Resolver) {
         assert_eq!(told, [std::net::IpAddr::from(OPENAI.v4())], "{server}");
         let stream = ask_tcp(AGENT, server, &query(OPENAI.name, RecordType::AAAA));
         assert_eq!(addresses(&stream.expect("an answer")).len(), 1, "{server}");
-        // It is nobody's but the machine's, also where it listens on the agents' own link.
+        // It answers only the machine itself, even where it listens on the agents' own link.
         let foreign = ask(server, OWN, RecordType::A);
         assert_eq!(code(&foreign), ResponseCode::NXDomain, "{server}");
     }
@@ -140,7 +140,7 @@ fn a_resolver_at_every_address_is_named() {
 const ZONE: &str = "$TTL 60\n@ SOA localhost. root.localhost. 1 60 60 60 60\n@ NS localhost.\n\
                     printer A 192.0.2.99\n";
 
-/// Debian's, except for the folder, and without what it asks the internet.
+/// Debian's configuration, except for the folder and queries to the internet.
 const NAMED: &str = r#"
 options {
     directory "{dir}";

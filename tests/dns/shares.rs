@@ -1,5 +1,5 @@
-//! However many names one group has asked for, and whoever keeps silent about them, another group's
-//! resolve.
+//! However many names one group has asked for, and however silent their servers are, another
+//! group's names resolve.
 
 use std::{
     io::{Read as _, Write as _},
@@ -25,10 +25,11 @@ use policy_builder::{Config, Table, agent, group};
 use super::client::{addresses, anywhere, ask_udp, ask_udp_of, code, query};
 use crate::{dns::over_tls, world::World};
 
-/// Whoever has the names below it says nothing.
+/// A zone whose server never answers.
 const SILENT: &str = "dark.cdn.example";
 
-/// Both groups may reach any name of the CDN, and one agent may connect fast.
+/// Changes a policy so that both groups may reach any name of the CDN, and one agent may connect
+/// fast.
 fn shared(config: Config) -> Config {
     config
         .splice("pypi", |it| it.more("groups", &["operations"]))
@@ -36,8 +37,8 @@ fn shared(config: Config) -> Config {
         .limit("agent_new_connections", 10_000)
 }
 
-/// Opens connections to ever new names in the silent zone and keeps them, as many a second as the
-/// gateway could hold lookups of, until it is told to stop.
+/// Opens connections to ever new names in the silent zone and keeps them, at a rate that would fill
+/// the gateway's lookups, until it is told to stop.
 fn flood(names: &AtomicUsize, stop: &AtomicBool) {
     let mut held: Vec<(Instant, TcpStream)> = Vec::new();
     while !stop.load(Relaxed) {
@@ -55,8 +56,8 @@ fn flood(names: &AtomicUsize, stop: &AtomicBool) {
     }
 }
 
-/// While one group's agent has `enough` names under way that nobody answers, the other group's new
-/// names are answered, each of them and soon.
+/// Checks that, while one group's agent has `enough` unanswered names under way, all of the other
+/// group's new names are soon answered.
 fn assert_the_other_group_resolves(world: &World, enough: usize) {
     world.dns.silence(SILENT);
     let (names, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
@@ -114,7 +115,7 @@ fn one_groups_answers_tell_another_nothing() {
     });
 }
 
-/// An agent has 256 lookups and 16 connections at once; what is beyond is dropped, and counted.
+/// An agent has 256 lookups and 16 connections at once; further ones are dropped, and counted.
 #[test]
 fn queries_and_connections_beyond_the_share_are_summed() {
     sandboxed(|| {
@@ -145,26 +146,28 @@ fn queries_and_connections_beyond_the_share_are_summed() {
     });
 }
 
-/// A second group on the first one's interface, which has many addresses and may reach the CDN too.
+/// Returns a policy with a second group on the first one's interface, which has many addresses and
+/// may reach the CDN too.
 fn with_a_large_group() -> Config {
     gateway::usual_config()
         .with(group("large", "agents0", &["10.7.0.0/16"]))
         .splice("pypi", |it| it.more("groups", &["operations", "large"]))
 }
 
-/// The addresses of the large group that the first agent answers for.
+/// Returns an address of the large group for which the first agent answers.
 fn of_large(number: u32) -> IpAddr {
     IpAddr::from((0x0a07_4000 + number).to_be_bytes())
 }
 
-/// What the resolver passes over: nothing then waits for the cards of those who are made up.
+/// Returns a message that the resolver ignores, so that nothing waits for the cards of made-up
+/// sources.
 fn unanswered() -> Vec<u8> {
     let mut message = query(CDN.name, RecordType::A);
     message.metadata.message_type = MessageType::Response;
     message.to_vec().expect("a message")
 }
 
-/// Sends it from ever new sources, as many a second as the gateway takes from one group.
+/// Sends it from ever new sources, as often as the gateway accepts from one group.
 fn make_up_sources(count: u32) {
     let (message, begun) = (unanswered(), Instant::now());
     for number in 0..count {
@@ -175,17 +178,17 @@ fn make_up_sources(count: u32) {
     }
 }
 
-/// Sends it from a few hundred sources, as fast as it can.
+/// Sends it from a few hundred sources, as fast as possible.
 fn flood_from_many(end: Instant) {
     let bind = |number| UdpSocket::bind((of_large(number), 0)).expect("a socket");
     let (message, sockets) = (unanswered(), (0..500).map(bind).collect::<Vec<_>>());
     while Instant::now() < end {
-        // Its own queue may be full, which is the flood at its most.
+        // The sender's own queue may be full, which is the strongest flood.
         sockets.iter().for_each(|socket| drop(socket.send_to(&message, anywhere())));
     }
 }
 
-/// How many of these of the first agent's addresses are told the CDN's.
+/// Returns how many of these addresses of the first agent get the CDN's.
 fn told(own: impl Iterator<Item = IpAddr>) -> usize {
     let question = query(CDN.name, RecordType::A);
     own.filter(|own| {
@@ -195,7 +198,7 @@ fn told(own: impl Iterator<Item = IpAddr>) -> usize {
     .count()
 }
 
-/// A world in which the first agent has most addresses of a large group besides its own.
+/// Returns a world in which the first agent has most addresses of a large group besides its own.
 fn with_many_addresses(config: &Config) -> World {
     let world = World::with(config);
     world.dns.set_ttl(60);
@@ -205,7 +208,7 @@ fn with_many_addresses(config: &Config) -> World {
     world
 }
 
-/// Requires that another group on the same interface is answered while this floods.
+/// Requires that another group on the same interface is answered during this flood.
 #[track_caller]
 fn assert_the_other_group_is_told(flood: impl FnOnce() + Send) {
     let during = thread::scope(|scope| {
@@ -223,7 +226,7 @@ fn assert_the_other_group_is_told(flood: impl FnOnce() + Send) {
 fn made_up_sources_silence_neither_new_agents_nor_other_groups() {
     sandboxed(|| {
         let _world = with_many_addresses(&with_a_large_group());
-        // More than the gateway keeps apart.
+        // More than the gateway tells apart.
         assert_the_other_group_is_told(|| make_up_sources(30_000));
         thread::sleep(Duration::from_secs(1));
         let new = (0..50).map(|number| of_large(41_000 + number));
@@ -244,7 +247,7 @@ fn a_host_of_many_addresses_leaves_others_the_shared_socket() {
     });
 }
 
-/// Nobody can make up a card, so that a group that binds many has the rate of each.
+/// Nobody can make up a card, so a group that binds many has the rate of each.
 #[test]
 fn each_card_that_a_group_binds_has_its_rate() {
     sandboxed(|| {
@@ -286,11 +289,11 @@ fn each_card_that_a_group_binds_has_its_rate() {
     });
 }
 
-/// Sixteen questions a second of each, which is more than twice what a group has that binds none.
+/// Sixteen queries a second of each, which is more than twice the rate of a group that binds none.
 const CARDS: std::ops::Range<u8> = 10..34;
 const ROUNDS: u16 = 48;
 
-/// The resolvers are slow, and no name was asked for before: each look-up is under way for a while.
+/// The resolvers are slow and the names are new, so each lookup is under way for a while.
 #[test]
 fn two_hundred_new_names_a_second_fit_agent_and_group() {
     sandboxed(|| {
@@ -311,8 +314,8 @@ fn two_hundred_new_names_a_second_fit_agent_and_group() {
     });
 }
 
-/// For three seconds, 200 names and connections a second in turn from each of these. Returns how
-/// many of the questions had an answer, and how many there were.
+/// Asks for 200 names and opens as many connections a second, in turn from each of these, for three
+/// seconds. Returns how many of the queries had an answer, and how many there were.
 fn ask_for_new_names(agents: &[IpAddr], label: &str) -> (usize, usize) {
     let begun = Instant::now();
     let sockets: Vec<UdpSocket> = agents.iter().map(|own| patient(*own)).collect();
@@ -323,7 +326,7 @@ fn ask_for_new_names(agents: &[IpAddr], label: &str) -> (usize, usize) {
             let due = begun + Duration::from_millis(5) * number;
             thread::sleep(due.saturating_duration_since(Instant::now()));
             let from = number as usize % agents.len();
-            // What waits to be read has not much room.
+            // The receive queue has little room.
             sockets[from].set_nonblocking(true).expect("a socket");
             answered[from] += (0..).take_while(|_| take(from)).count();
             for kind in [RecordType::A, RecordType::AAAA] {
@@ -343,7 +346,7 @@ fn ask_for_new_names(agents: &[IpAddr], label: &str) -> (usize, usize) {
     (answered.iter().sum(), sent.iter().sum())
 }
 
-/// A socket of the first agent that asks the gateway and waits for as long as clients do.
+/// Returns a socket of the first agent that asks the gateway and waits for as long as clients do.
 fn patient(own: IpAddr) -> UdpSocket {
     AGENT.enter(|| {
         let socket = UdpSocket::bind((own, 0)).expect("a socket");
@@ -353,7 +356,7 @@ fn patient(own: IpAddr) -> UdpSocket {
     })
 }
 
-/// Nothing was cut off for its rate or its share.
+/// Asserts that nothing was refused for its rate or its share.
 #[track_caller]
 fn assert_not_limited(world: &World) {
     let records = world.gateway.audit.records();

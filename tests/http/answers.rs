@@ -1,5 +1,6 @@
-//! An API that misbehaves, or an attacker who makes it echo: one request has one answer, nothing
-//! in it moves the agent elsewhere or hands it a credential, and no form of it holds the secret.
+//! An API that misbehaves, or an attacker who makes it echo: one request has one answer, nothing in
+//! the answer leads the agent elsewhere or gives it a credential, and no form of it holds the
+//! secret.
 
 use std::{
     io::{Read as _, Write as _},
@@ -24,7 +25,7 @@ use crate::attack::{Before, Scene, local};
 const NAME: &str = "raw.example";
 const ADDRESS: &str = "198.51.100.77";
 
-/// One more API, of whose origin every byte is this test's.
+/// Returns one more API, of whose origin every byte is this test's.
 fn raw_api() -> Table {
     api("raw", &[NAME]).set("upstream_ca", PUBLIC_CA).with(binding(
         "research",
@@ -43,7 +44,7 @@ impl ResolvesServerCert for One {
     }
 }
 
-/// A gateway, and an origin that says `scripts[n]` to a request for `/n`.
+/// Returns a gateway, and an origin that sends `scripts[n]` in answer to a request for `/n`.
 fn scene(scripts: Vec<Vec<u8>>) -> Scene {
     let scene = Scene::with(&usual_config().with(raw_api()));
     INTERNET.shell(&format!("ip addr add {ADDRESS}/32 dev lo"));
@@ -91,7 +92,7 @@ fn open(scene: &Scene) -> Tls {
     scene.h1(AGENT, format!("{ADDRESS}:443").parse().expect("an address"), NAME)
 }
 
-/// What the agent reads, every byte, on a connection of its own.
+/// Returns every byte that the agent reads on a connection of its own, and the record.
 fn raw(scene: &Scene, at: usize) -> (String, Record) {
     let before: Before = scene.before();
     let mut tls = open(scene);
@@ -203,7 +204,7 @@ fn the_secret_is_masked_wherever_an_answer_can_hold_it() {
             script("HTTP/1.1 500 Oops\r\nContent-Length: 30\r\n\r\n{secret}"),
         ]);
         for at in 0..8 {
-            // That the secret is in none of it, `raw` asserts.
+            // `raw` asserts that the secret is in none of it.
             let (text, record) = raw(&scene, at);
             assert!(text.starts_with("HTTP/1.1 "), "{at}: {text}");
             assert_eq!(record["decision"], "intercept", "{at}: {record}");
@@ -270,7 +271,7 @@ fn an_answer_too_many_never_answers_the_next_request() {
         ]);
         for at in 0..4 {
             let mut tls = open(&scene);
-            // The first answer's own fate does not matter here.
+            // The outcome of the first answer does not matter here.
             let _ = tls.ask(request(at));
             std::thread::sleep(std::time::Duration::from_millis(100));
             let second = tls.ask(request(4));

@@ -1,5 +1,5 @@
-//! One connection is for one name and port: what was dialled upstream, what the certificate
-//! says, and what every request on it names. The address that the agent chose counts for nothing.
+//! One connection is for one name and port: the upstream that was dialled, the certificate, and
+//! every request on it name the same. The address that the agent chose does not matter.
 
 use lab::{
     client::{Hello, Tls},
@@ -16,7 +16,7 @@ use crate::attack::{
 const MISMATCH: (u16, &str) = (421, "host_mismatch");
 const MALFORMED: (u16, &str) = (400, "http_malformed");
 
-/// RFC 9113, section 7.
+/// An error code of HTTP/2 (RFC 9113, section 7).
 const PROTOCOL_ERROR: u32 = 1;
 
 #[test]
@@ -40,7 +40,7 @@ fn a_host_that_is_not_the_server_name_is_refused() {
             let ask = Ask::to(OPENAI).good().authority(authority);
             scene.refuses(authority, (AGENT, OPENAI), &ask, MISMATCH);
         }
-        // What HTTP/2's own library would not say.
+        // Forms that an HTTP/2 library would not send.
         for authority in [
             "api.openai.example, attacker.example",
             "attacker.example api.openai.example",
@@ -289,7 +289,7 @@ fn authority_scheme_and_host_of_an_h2_request_agree() {
             let me = h2.me;
             drop(h2);
             match outcome.reason() {
-                // What is no HTTP/2 request at all (RFC 9113, section 8.1.1) ends its stream.
+                // An invalid HTTP/2 request (RFC 9113, section 8.1.1) ends its stream.
                 None => {
                     let error = [
                         Outcome::Reset(PROTOCOL_ERROR),
@@ -338,7 +338,7 @@ fn the_address_that_an_agent_dials_counts_for_nothing() {
 #[test]
 fn a_spliced_name_is_dialled_where_it_lives() {
     sandboxed(|| {
-        // Without this word the gateway refuses it: tests/dns.
+        // Without this setting the gateway refuses it: tests/dns.
         let config = usual_config().splice("pypi", |it| it.set("dialled", "any"));
         let scene = Scene::with(&config);
         for (name, real, to) in [
@@ -413,7 +413,7 @@ fn unlisted_names_and_ports_are_refused_before_a_dial() {
 fn a_tls_only_name_is_refused_on_other_ports() {
     sandboxed(|| {
         let scene = Scene::usual();
-        // Port 80 is captured; TLS on it for a host that is listed for 443.
+        // Port 80 is captured; this is TLS on it for a host that is listed for 443.
         for to in [OPENAI.port(80), PYPI.port6(80), ATTACKER.port(80)] {
             let before = scene.before();
             let stream = AGENT.connect(to).expect("the gateway accepts");
@@ -436,7 +436,7 @@ fn the_gateway_itself_is_no_destination() {
             let answer = crate::attack::say(stream, &hello);
             assert!(answer.is_empty(), "{to} answered {answer:?}");
         };
-        // Most of these wait for an answer that never comes, so all at once.
+        // Most of these wait for an answer that never comes, so they run at once.
         std::thread::scope(|scope| {
             for address in [std::net::IpAddr::from(GATEWAY_V4), GATEWAY_V6.into()] {
                 for port in [443, 80, 15001, 22] {

@@ -1,5 +1,5 @@
-//! On a port without TLS nothing is swapped, and a placeholder in a credential field is a mistake
-//! that its owner should hear about, whatever host it was for.
+//! On a port without TLS no placeholder is replaced, and a placeholder in a credential field is a
+//! mistake that its owner should learn of, whatever host it was for.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{

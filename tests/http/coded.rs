@@ -1,4 +1,4 @@
-//! Compressed answers: decoded and masked on the way, and handed on plain.
+//! Compressed answers: they are decoded and masked on the way, and passed on plain.
 
 mod bodiless;
 
@@ -26,7 +26,7 @@ fn ask_h2(world: &World, path: &str, accepted: &str) -> Response {
     h2.ask(request.body(()).expect("a request"), "").expect("an answer")
 }
 
-/// What the origin was asked for last.
+/// Returns the `Accept-Encoding` of the origin's last request.
 fn asked(world: &World) -> String {
     let requests = world.origin.log().requests();
     requests.last().expect("a request").header("accept-encoding").join(", ")
@@ -47,15 +47,15 @@ fn assert_masked(answer: &Response, about: &str) {
     let expected: usize = forms(OPENAI_SECRET).iter().map(|form| form.len() + 1).sum();
     assert_eq!(text.len() + 1, expected, "{about}: {text}");
     for form in forms(OPENAI_SECRET) {
-        // Of base64 the outermost characters are not the secret's alone.
+        // The outermost characters of base64 do not depend on the secret alone.
         let core = &form[4..form.len() - 6];
         assert!(!text.contains(core), "{about}: {form} in {text}");
     }
     assert!(text.starts_with("*****"), "{about}: {text}");
 }
 
-/// In one coding, as it is asked for and as it is not, whole and byte by byte, over both versions;
-/// then with the secret in it, after which plain answers are asked for.
+/// Tests one coding, when it is asked for and when it is not, whole and byte by byte, over both
+/// versions; then with the secret in it, after which plain answers are asked for.
 fn coding(name: &str, on_the_wire: &str, first: fn(&World, &str, &str) -> Response) {
     let world = World::usual();
     let versions = [("h1", ask_h1 as fn(&World, &str, &str) -> Response), ("h2", ask_h2)];

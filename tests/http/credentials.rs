@@ -1,5 +1,5 @@
 //! A placeholder means something in one place of one host for one group, and a credential that is
-//! not a placeholder goes nowhere: the attacker's own key would be the way out.
+//! no placeholder goes nowhere: the attacker's own key would be a way out.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{
@@ -10,7 +10,7 @@ use lab::{
 
 use crate::attack::{Ask, Scene, one_byte_off};
 
-/// A key of the attacker's own, as a provider would issue it.
+/// A key of the attacker's own, in a provider's form.
 const OWN_KEY: &str = "sk-attacker-7d1f0c5b9a3e4826";
 
 /// The fields that carry credentials whatever policy says.
@@ -109,7 +109,7 @@ fn the_answers_to_foreign_credentials_are_one_text() {
                 let ask = Ask::to(OPENAI).field("authorization", format!("Bearer {token}"));
                 let answer = scene.h1(AGENT, OPENAI.port(443), OPENAI.name).ask(ask.h1());
                 let answer = answer.expect("an answer").text();
-                // The flow's number is the one thing that differs.
+                // The flow's id is the only difference.
                 answer.split("\"flow\"").next().unwrap_or_default().to_owned()
             })
             .collect();
@@ -273,7 +273,7 @@ fn a_placeholder_in_the_query_is_swapped_there_alone() {
         ] {
             scene.refuses(&query, (AGENT, OPENAI), &asked(&query), expected);
         }
-        // Text that is no credential by its name is not looked at.
+        // Text whose name does not mark it as a credential is not examined.
         for received in scene.forwards("text", (AGENT, OPENAI), &asked("q=OPENAI_API_KEY").good()) {
             assert_eq!(received.uri.query(), Some("q=OPENAI_API_KEY"));
         }
@@ -477,7 +477,8 @@ fn an_altered_placeholder_is_a_foreign_credential() {
                 (AGENT, OPENAI),
                 ask.h1(),
                 match value {
-                    // The word before the first space names no scheme, yet what follows is ours.
+                    // The word before the first space names no scheme, yet the text after it is
+                    // ours.
                     "Bearer: OPENAI_API_KEY" => WRONG_PLACE,
                     _ => FOREIGN,
                 },
@@ -491,7 +492,7 @@ fn an_altered_placeholder_is_a_foreign_credential() {
 fn a_placeholder_changed_by_one_byte_is_foreign() {
     sandboxed(|| {
         let scene = Scene::usual();
-        // One connection for all: each request is answered, and none goes on.
+        // One connection for all: each request is answered, and none is forwarded.
         let before = scene.before();
         let mut tls = scene.h1(AGENT, OPENAI.port6(443), OPENAI.name);
         let me = crate::attack::local(&tls);

@@ -1,6 +1,6 @@
-//! Where a message ends has one answer. What two parsers could read as two different requests
-//! reaches nobody: an origin that reads another boundary would take the rest for a request with
-//! the secret in it.
+//! The end of a message is unambiguous. A request that two parsers could read as two different ones
+//! reaches nobody: an origin that reads another end would take the rest for a request with the
+//! secret in it.
 
 use lab::{
     gateway::{OPENAI_SECRET, usual_config},
@@ -14,7 +14,7 @@ const MALFORMED: (u16, &str) = (400, "http_malformed");
 const LIMIT: (u16, &str) = (431, "header_limit");
 const TRAILER: (u16, &str) = (400, "trailer_denied");
 
-/// A head with these fields besides a good credential.
+/// Returns a head with these fields besides a good credential.
 fn head(fields: &str) -> String {
     format!(
         "POST /v1/attack HTTP/1.1\r\nHost: api.openai.example\r\n\
@@ -92,7 +92,7 @@ fn a_transfer_coding_that_is_not_plainly_chunked_is_refused() {
 fn a_field_resembling_a_length_does_not_pass_as_one() {
     sandboxed(|| {
         let scene = Scene::usual();
-        // An origin that folds `_` would see a second length: it must not differ from ours.
+        // An origin that folds `_` would see a second length, which must not differ from ours.
         let ask = Ask::to(OPENAI)
             .good()
             .field("content_length", "0")
@@ -326,7 +326,7 @@ fn a_head_beyond_the_bounds_is_refused() {
 #[test]
 fn heads_within_raised_bounds_are_refused_in_our_words() {
     sandboxed(|| {
-        // Bounds as wide as they can be, and a number of fields beyond the usual one.
+        // The bounds are as wide as they can be, and the number of fields is beyond the usual one.
         let raised = usual_config().limit("head_bytes", "128KiB").limit("head_fields", 300);
         let scene = Scene::with(&raised);
         for length in ["18446744073709551615", "18446744073709551614", "9223372036854775808"] {
@@ -340,7 +340,7 @@ fn heads_within_raised_bounds_are_refused_in_our_words() {
         let fields = |count: usize| {
             (0..count).fold(Ask::to(OPENAI).good(), |ask, at| ask.field(&format!("x-{at}"), "y"))
         };
-        // Host, the credential and the length are fields too.
+        // Host, the credential and the length count as fields too.
         scene.forwards("many fields", (AGENT, OPENAI), &fields(297));
         scene.refuses("more fields", (AGENT, OPENAI), &fields(301), LIMIT);
         let long = Ask::to(OPENAI).good().field("x-long", "a".repeat(140_000));

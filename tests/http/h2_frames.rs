@@ -1,6 +1,6 @@
-//! HTTP/2 as no library speaks it. A header block is a list of fields and nothing else: no byte of
-//! a name or a value becomes a line, a length or a second request upstream; and no amount of
-//! frames takes the gateway from other agents.
+//! HTTP/2 as no library sends it. A header block is a list of fields and nothing else: no byte of a
+//! name or a value becomes a line, a length or a second request upstream; and no number of frames
+//! makes the gateway unavailable to other agents.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ fn request(path: &'static str) -> Vec<(&'static str, &'static str)> {
     fields("POST", OPENAI.name, path, &[KEY])
 }
 
-/// The other agent is served meanwhile.
+/// Checks that the other agent is served meanwhile.
 #[track_caller]
 fn others_are_served(scene: &Scene) {
     let mut h2 = scene.h2(AGENT2, OPENAI.port(443), OPENAI.name);
@@ -84,8 +84,8 @@ fn a_byte_no_field_may_hold_is_malformed_in_h2() {
 /// Names and values of fields.
 type Fields = Vec<(&'static str, &'static str)>;
 
-/// Every pseudo-field left out, said twice, emptied, put behind the others, and some that are not
-/// there: each with what it is and its reason.
+/// Returns heads in which a pseudo-field is missing, repeated, empty or behind the others, or does
+/// not exist: each with a description and its reason.
 fn pseudo_fields_gone_wrong() -> Vec<(String, Fields, &'static str)> {
     let good = request("/v1/x");
     let mut heads = Vec::new();
@@ -96,7 +96,7 @@ fn pseudo_fields_gone_wrong() -> Vec<(String, Fields, &'static str)> {
             change(&mut fields);
             fields
         };
-        // What the library leaves to the gateway.
+        // The library leaves this check to the gateway.
         let missing = if name == ":authority" { "host_mismatch" } else { "http_malformed" };
         let empty = if name == ":scheme" { "host_mismatch" } else { "http_malformed" };
         heads.push((format!("no {name}"), with(&|it| _ = it.remove(at)), missing));
@@ -160,7 +160,8 @@ fn a_malformed_head_has_one_record_and_one_reason() {
             h2.send(frame(HEADERS, flags, 1, &block(&fields))).expect("sent");
             let outcome = h2.outcome(1);
             drop(h2);
-            // It is told: in an answer, or as an error of the stream or of the connection.
+            // The agent learns of it: by an answer, or by an error of the stream or of the
+            // connection.
             let told = match &outcome {
                 Outcome::Answered(_) => outcome.reason().as_deref() == Some(reason),
                 Outcome::Reset(code) => *code == PROTOCOL_ERROR,
@@ -185,7 +186,7 @@ fn a_head_the_library_refuses_harms_no_other_request() {
         let me = h2.me;
         let hop = fields("GET", OPENAI.name, "/v1/x", &[KEY, ("connection", "close")]);
         let good = fields("GET", OPENAI.name, "/status/200", &[KEY]);
-        // In one segment, so that the library has all of them at once.
+        // All in one segment, so that the library gets them at once.
         let heads: Vec<u8> = [&good, &hop, &good, &hop, &hop, &good]
             .iter()
             .enumerate()
@@ -259,7 +260,7 @@ fn h2_trailers_carry_no_credential_and_no_second_head() {
                     assert_eq!(outcome.reason().as_deref(), Some(reason), "{what}: {outcome:?}");
                     scene.recorded(&what, me, &[Some(reason)]);
                 }
-                // Some of these the library drops, and the rest of the request is in order.
+                // The library drops some of these, and the rest of the request is in order.
                 None => assert_ne!(outcome, Outcome::ConnectionEnded(None), "{what}"),
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -383,7 +384,7 @@ fn a_header_block_beyond_the_bounds_reaches_nobody() {
         ] {
             let mut h2 = open(&scene);
             let me = h2.me;
-            // The gateway may end the connection while these are still being written.
+            // The gateway may end the connection while these are still being sent.
             let _ = h2.send(frames);
             let outcome = h2.outcome(1);
             assert!(
@@ -495,7 +496,7 @@ fn a_secret_is_never_indexed_on_the_way_upstream() {
     sandboxed(|| {
         let scene = Scene::usual();
         let mut h2 = open(&scene);
-        // A never-indexed literal from the agent, and one that asks to be indexed.
+        // A never-indexed literal from the agent, and one to be indexed.
         for (stream, first) in [(1, 0x10), (3, 0x40)] {
             let mut head = block(&fields("POST", OPENAI.name, "/v1/x", &[]));
             let mut key = block(&[KEY]);

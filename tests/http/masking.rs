@@ -1,7 +1,7 @@
-//! What an agent receives does not tell how much of a key it has guessed.
+//! The answers that an agent receives do not tell how much of a key it has guessed.
 //!
 //! The agent stores guesses at an API and reads them back. Each comes at the end of a piece of the
-//! answer, where a gateway that masks has to wait for what follows.
+//! answer, where a gateway that masks has to wait for the next bytes.
 
 mod guesses;
 mod seen;
@@ -14,8 +14,8 @@ use lab::{audit::Record, gateway::OPENAI_SECRET, net::OPENAI, sandboxed};
 
 use crate::world::{TICKET, World, get_path};
 
-/// Pieces that each end in a guess, more of which is right each time; or, where nothing is to be
-/// right, in as many other characters.
+/// Returns pieces that each end in a guess, each right in more bytes than the one before; or, if
+/// `right` is false, in as many other characters.
 fn guesses(right: bool) -> String {
     let lengths = [1, 4, 8, 12, 16, 20, OPENAI_SECRET.len() - 1];
     let piece = |length: usize| {
@@ -32,7 +32,7 @@ fn path() -> String {
     format!("/v1/pieces?bytes={PIECE}&ms=400")
 }
 
-/// The sizes of the chunks in which the answer to this body comes.
+/// Returns the sizes of the chunks of the answer to this body.
 fn chunks(world: &World, body: &str) -> Vec<usize> {
     let mut tls = world.h1(OPENAI).expect("a connection");
     let length = format!("Content-Length: {}", body.len());
@@ -52,7 +52,7 @@ fn chunks(world: &World, body: &str) -> Vec<usize> {
     sizes
 }
 
-/// The sizes of the DATA frames.
+/// Returns the sizes of the DATA frames.
 fn frames(world: &World, body: &str) -> Vec<usize> {
     let mut h2 = world.h2(OPENAI).expect("a connection");
     let body = body.to_owned();
@@ -84,7 +84,8 @@ fn an_answers_shape_tells_nothing_of_a_guess() {
                     [true, false].map(|right| scope.spawn(move || shape(of, right)));
                 let (right, wrong) = (right.join().expect("read"), wrong.join().expect("read"));
                 assert_eq!(right, wrong, "{name}");
-                // The guess is kept back and comes after a pause, so that there is a shape at all.
+                // The guess is held back and comes after a pause; otherwise there would be no shape
+                // to compare.
                 assert_eq!(right.iter().sum::<usize>(), 7 * PIECE, "{name}: {right:?}");
                 assert!(right.len() >= 14, "{name}: {right:?}");
             }
@@ -110,7 +111,7 @@ fn an_agent_that_keeps_guessing_has_its_answers_cut() {
         assert!(ask(&guess.repeat(4000)).is_err(), "all of it arrived");
         let probed = |record: &Record| record["reason"] == "secret_probed";
         world.gateway.audit.wait_for(probed);
-        // What holds no guess passes as before.
+        // Text without a guess passes as before.
         assert_eq!(ask("plain text").expect("an answer").text(), "plain text");
         world.assert_secrets_untold();
     });

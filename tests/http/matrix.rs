@@ -1,9 +1,9 @@
-//! Every placeholder, and one credential that is none, at every host, in every kind of place, by
-//! either group, in HTTP/1.1, in HTTP/2 and in the handshake of a WebSocket: the secret arrives in
-//! the cells in which the configuration says so, and in no other.
+//! Every placeholder, and one foreign credential, at every host, in every kind of place, by either
+//! group, in HTTP/1.1, in HTTP/2 and in the handshake of a WebSocket: the secret arrives in the
+//! cells in which the configuration says so, and in no others.
 //!
-//! [`expected`] says again what the table of answers says, from the same [`BINDINGS`] that the
-//! configuration is written from, and without the code of the gateway.
+//! [`expected`] computes the table of answers a second time, from the same [`BINDINGS`] that the
+//! configuration is written from, and without the gateway's code.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -104,7 +104,7 @@ const BINDINGS: [Binding; 6] = [
 const GROUPS: [(&str, Ns); 2] = [("research", AGENT), ("operations", AGENT2)];
 const OWN_KEY: &str = "sk-the-attackers-own-key";
 
-/// How it is asked.
+/// The protocol of the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Protocol {
     H1,
@@ -113,7 +113,7 @@ enum Protocol {
     WebSocket,
 }
 
-/// What is asked for, beside what the place says.
+/// The method and path of the request: listed ones, or another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Variant {
     Listed,
@@ -132,12 +132,12 @@ struct Cell {
     by: Protocol,
 }
 
-/// What has to come of a cell.
+/// The expected outcome of a cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Secret(&'static str),
     Refused(u16, &'static str),
-    /// The group has no use of the host.
+    /// The group may not use the host.
     NoHandshake,
 }
 
@@ -161,7 +161,7 @@ fn config() -> Config {
     apis.fold(usual_config().without("api").without("splice"), Config::with)
 }
 
-/// All there are: the places are those of all bindings, each tried with all else.
+/// Returns all cells: the places are those of all bindings, each tried with everything else.
 fn cells() -> Vec<Cell> {
     let places: BTreeSet<_> =
         BINDINGS.iter().flat_map(|binding| binding.places.iter().copied()).collect();
@@ -175,7 +175,7 @@ fn cells() -> Vec<Cell> {
                         let variant = Variant::Listed;
                         let cell = Cell { group, host, placeholder, place, variant, by };
                         cells.push(cell);
-                        // Of others it is the credential that is refused, whatever is asked for.
+                        // In other cells the credential is refused, whatever is asked for.
                         if matches!(expected(&cell), Outcome::Secret(_)) {
                             let others = [Variant::OtherMethod, Variant::OtherPath];
                             cells.extend(others.map(|variant| Cell { variant, ..cell }));
@@ -189,14 +189,14 @@ fn cells() -> Vec<Cell> {
 }
 
 impl Protocol {
-    /// Whether there is such a place.
+    /// Returns whether there is such a place.
     fn has(self, place: &str) -> bool {
         let in_body = place.starts_with("json ") || place.starts_with("form ");
         self != Self::WebSocket || !in_body
     }
 }
 
-/// The table of answers.
+/// Returns the expected outcome by the table of answers.
 fn expected(cell: &Cell) -> Outcome {
     let here = || BINDINGS.iter().filter(|binding| binding.api == cell.host);
     let own = || here().filter(|binding| binding.group == cell.group.0);
@@ -233,7 +233,7 @@ fn expected(cell: &Cell) -> Outcome {
     }
 }
 
-/// Whether what stands there is a credential at that host.
+/// Returns whether the text in the place is a credential at that host.
 fn counts(cell: &Cell) -> bool {
     let bound = BINDINGS
         .iter()
@@ -242,7 +242,7 @@ fn counts(cell: &Cell) -> bool {
         Some("cookie") => bound || !api(cell.host).keeps_cookies,
         // The place is in its path, whatever the method.
         Some("path") => bound && cell.variant != Variant::OtherPath,
-        // It is of one method and one path.
+        // The place belongs to one method and one path.
         Some("json" | "form") => bound && cell.variant == Variant::Listed,
         _ => true,
     }
@@ -287,7 +287,7 @@ fn request(nth: usize, cell: &Cell) -> Ask {
     }
 }
 
-/// What makes a handshake of a request (RFC 6455, section 4.1).
+/// The fields that make a request a handshake (RFC 6455, section 4.1).
 const HANDSHAKE: [(&str, &str); 4] = [
     ("connection", "Upgrade"),
     ("upgrade", "websocket"),
@@ -320,7 +320,7 @@ impl Kept {
     }
 }
 
-/// Asks on the connection of the cells before, or on a new one where that has ended.
+/// Asks on the connection of the earlier cells, or on a new one if that has ended.
 fn answer(scene: &Scene, kept: &mut Option<Kept>, cell: &Cell, ask: &Ask) -> io::Result<Response> {
     if let Some(connection) = kept
         && let Ok(answer) = connection.ask(ask)
@@ -341,7 +341,7 @@ fn everything(request: &Received) -> String {
     all + &String::from_utf8_lossy(&request.body)
 }
 
-/// The secret is there once, and neither another one nor a placeholder is.
+/// Checks that the secret is there once, and neither another secret nor a placeholder.
 #[track_caller]
 fn holds_once(cell: &Cell, secret: &str, request: &Received) {
     let all = everything(request);

@@ -1,5 +1,5 @@
-//! Method and path rules hold for what an origin may understand, not for what one parser does:
-//! a path with two readings is refused, and what is not listed is refused.
+//! Method and path rules hold for everything that an origin may understand, not only for one
+//! parser's reading: a path with two readings is refused, and so is one that is not listed.
 
 use lab::{
     net::{AGENT, ANTHROPIC, GIT, OPENAI},
@@ -248,7 +248,7 @@ fn only_a_good_placeholder_shows_which_paths_are_listed() {
             let foreign = none.field("authorization", "Bearer sk-attacker-7d1f0c5b9a3e4826");
             scene.refuses(path, (AGENT, OPENAI), &foreign, (403, "foreign_credential"));
         }
-        // Where no credential is asked for, the rules hold all the same.
+        // Where no credential is needed, the rules hold all the same.
         let anonymous = Ask::to(GIT).method("DELETE");
         scene.refuses("anonymous", (AGENT, GIT), &anonymous, METHOD);
         let anonymous = Ask::to(GIT).path("/a/../b");

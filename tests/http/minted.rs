@@ -1,5 +1,5 @@
-//! A credential that an API mints becomes a ticket: the agent never sees it, and the one host that
-//! wants it gets it back, in its place, while the ticket is good.
+//! A credential that an API mints becomes a ticket: the agent never sees the credential, and the
+//! one host that wants it gets it back, in its place, while the ticket is good.
 
 use std::time::Duration;
 
@@ -15,13 +15,13 @@ use serde_json::Value;
 
 use crate::attack::{Ask, Scene};
 
-/// What the lab's API mints.
+/// The credential that the lab's API mints.
 const MINTED: &str = "minted-7c1e5a90d2b84f63-and-more";
 
 const ENDED: (u16, &str) = (401, "ticket_ended");
 const UNREADABLE: (u16, &str) = (502, "response_unscannable");
 
-/// OpenAI's host mints, and Anthropic's wants it.
+/// Returns a policy in which OpenAI's host mints, and Anthropic's wants the credential.
 fn config(life: &str) -> Config {
     let answers = [
         "json /token in /v1/scripted/*",
@@ -47,14 +47,14 @@ fn with_field(mut script: Script, name: &str, value: &str) -> Script {
     script
 }
 
-/// No form of the credential is in an answer.
+/// Checks that no form of the credential is in an answer.
 #[track_caller]
 fn is_untold(what: &str, answer: &Response) {
     let text = format!("{:?} {}", answer.headers, answer.text());
     assert!(forms(MINTED).iter().all(|form| !text.contains(form)), "{what}: {text}");
 }
 
-/// The answers to a request for this script, in HTTP/1.1 and in HTTP/2.
+/// Returns the answers to a request for this script, in HTTP/1.1 and in HTTP/2.
 #[track_caller]
 fn asked(scene: &Scene, script: Script) -> [Response; 2] {
     let ask = Ask::to(OPENAI).good().path(&scene.origin.script(script));
@@ -65,7 +65,7 @@ fn asked(scene: &Scene, script: Script) -> [Response; 2] {
     answers
 }
 
-/// How often a text stands in a request: in its target, its fields and its body.
+/// Returns how often a text stands in a request: in its target, its fields and its body.
 pub(crate) fn times(request: &Received, text: &str) -> usize {
     let target = request.uri.to_string().into_bytes();
     let fields = request.headers.values().map(|value| value.as_bytes().to_vec());
@@ -73,7 +73,7 @@ pub(crate) fn times(request: &Received, text: &str) -> usize {
     all.map(|part| part.windows(text.len()).filter(|it| *it == text.as_bytes()).count()).sum()
 }
 
-/// The answer in HTTP/1.1 alone.
+/// Returns the answer in HTTP/1.1 alone.
 #[track_caller]
 fn asked_once(scene: &Scene, script: Script) -> Response {
     let ask = Ask::to(OPENAI).good().path(&scene.origin.script(script));
@@ -83,7 +83,7 @@ fn asked_once(scene: &Scene, script: Script) -> Response {
     answer
 }
 
-/// A ticket, out of the usual answer.
+/// Returns a ticket from the usual answer.
 #[track_caller]
 fn ticket(scene: &Scene) -> String {
     let [answer, _] = asked(scene, script(format!(r#"{{"token":"{MINTED}"}}"#)));
@@ -154,7 +154,7 @@ fn minted_credentials_are_masked_at_every_host_of_the_group() {
         for form in forms(MINTED) {
             let echo = Script { kind: "text/plain", ..script(form.clone()) };
             let path = scene.origin.script(echo);
-            // Below a path that mints nothing.
+            // A path that mints nothing.
             let ask = Ask::to(ANTHROPIC).field("x-api-key", "ANTHROPIC_API_KEY").path(&path);
             let mut tls = scene.h1(AGENT, ANTHROPIC.port(443), ANTHROPIC.name);
             is_untold(&form, &tls.ask(ask.h1()).expect("an answer"));

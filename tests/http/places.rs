@@ -1,5 +1,5 @@
-//! Placeholders in cookies, in JSON and in forms: swapped in their one place, in HTTP/1.1 and
-//! HTTP/2, however the body is framed, and nowhere else.
+//! Placeholders in cookies, in JSON and in forms: they are replaced in their one place, in HTTP/1.1
+//! and HTTP/2, however the body is framed, and nowhere else.
 
 mod pairs;
 
@@ -26,7 +26,7 @@ const FORM: &str = "application/x-www-form-urlencoded";
 const LOGIN: &str =
     "{\"note\": \"OPENAI_API_KEY\", \"auth\": {\"password\": \"OPENAI_API_KEY\"}}\n";
 
-/// The usual policy with these places of the first API's placeholder.
+/// Returns the usual policy with these places of the first API's placeholder.
 fn config(places: &[&str]) -> Config {
     usual_config().binding("OPENAI_API_KEY", |it| it.set("places", places))
 }
@@ -44,7 +44,7 @@ fn token(body: &'static str) -> Ask {
     Ask::to(OPENAI).path("/v1/token").field("content-type", FORM).body(body)
 }
 
-/// The body of [`LOGIN`] with the secret in its place.
+/// Returns the body of [`LOGIN`] with the secret in its place.
 fn logged_in() -> String {
     let (before, after) = LOGIN.rsplit_once("OPENAI_API_KEY").expect("a placeholder");
     format!("{before}{OPENAI_SECRET}{after}")
@@ -102,7 +102,7 @@ fn a_placeholder_in_a_body_is_swapped_and_framed() {
         for received in scene.forwards("a form", (AGENT, OPENAI), &form) {
             is_framed(&received, &format!("a=OPENAI_API_KEY&client_secret={OPENAI_SECRET}&b=%20c"));
         }
-        // Elsewhere it is text.
+        // In another place it is text.
         let elsewhere = login(LOGIN).path("/v1/other").good();
         for received in scene.forwards("another path", (AGENT, OPENAI), &elsewhere) {
             assert_eq!(received.body, LOGIN);
@@ -256,11 +256,11 @@ fn two_leading_slashes_pass_where_a_rule_has_them() {
     });
 }
 
-/// With bytes that each format writes in another way; no cookie has a quote or a comma.
+/// A secret with bytes that each format writes in another way; no cookie has a quote or a comma.
 const ODD: &str = "sk-lab-r\"f\\l/e+c&t=e%d;7d1c5a9e";
 const ODD_COOKIE: &str = "sk-lab-r'f!l/e+c&t=e%d:2b8e4f6a";
 
-/// The forms in which answers are masked.
+/// Returns the forms in which answers are masked.
 pub(crate) fn forms(secret: &str) -> Vec<String> {
     let percent = |upper: bool| -> String {
         let byte = |byte: u8| match byte {

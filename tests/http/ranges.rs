@@ -1,5 +1,5 @@
-//! Parts of an answer: cut out of the whole after it was masked, so that nobody reads a key in
-//! halves.
+//! Parts of an answer: they are cut out of the whole after it was masked, so that nobody reads a
+//! key in halves.
 
 use http::Request;
 use lab::{client::Response, gateway::OPENAI_SECRET, net::OPENAI, sandboxed};
@@ -42,7 +42,7 @@ fn a_part_equals_that_part_of_the_masked_whole() {
                 assert_eq!(part.headers["content-range"], said, "{first}");
                 assert_eq!(part.headers["content-length"], (length - first).to_string());
             }
-            // Two halves of the key are none together.
+            // Two halves of the key are no key together.
             let half = |range: String| {
                 let fields = [
                     ("range", &*range),

@@ -1,4 +1,4 @@
-//! Responses: without the key, without delay, and as it was sent otherwise.
+//! Responses: without the key, without delay, and otherwise as they were sent.
 
 use lab::{
     gateway::{OPENAI_SECRET, SECRETS},
@@ -8,7 +8,7 @@ use lab::{
 
 use crate::world::{TICKET, World, get, get_path};
 
-/// Everything that the agent decrypts, as text.
+/// Returns everything that the agent decrypts, as text.
 fn raw(world: &World, request: &str) -> String {
     let mut tls = world.h1(OPENAI).expect("a connection");
     tls.send(request.replacen("\r\n", "\r\nConnection: close\r\n", 1)).expect("sent");

@@ -1,7 +1,7 @@
-//! Bytes on their way: whole, in order, as they come, and never gathered in the gateway.
+//! Streams: whole, in order, without delay, and never collected in the gateway.
 //!
-//! Each property is asked of every way through the gateway: intercepted and let through, over
-//! HTTP/1.1 and HTTP/2. The clients are unmodified wherever they can show it.
+//! Each property is tested on every way through the gateway: intercepted and spliced, over HTTP/1.1
+//! and HTTP/2. The clients are unmodified wherever they can show it.
 
 mod ends;
 mod exchanges;
@@ -47,7 +47,7 @@ impl Way {
     }
 }
 
-/// The usual policy, with what these properties need of the first API.
+/// Returns the usual policy, with the settings of the first API that these properties need.
 fn world() -> World {
     let config = usual_config().api("openai", |it| {
         it.more("methods", &["HEAD", "PUT"])
@@ -64,7 +64,7 @@ fn curl(world: &World, way: Way, arguments: &[&str], path: &str) -> String {
     succeed(curl.args(arguments).arg(way.url(path)))
 }
 
-/// The most memory that the daemon ever had in use, in KiB.
+/// Returns the most memory that the daemon ever had in use, in KiB.
 fn peak_kib(world: &World) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", world.gateway.pid()));
     let status = status.expect("the daemon runs");
@@ -89,7 +89,8 @@ fn an_event_arrives_before_the_next_one_is_sent() {
             });
             let mut fastest = Duration::MAX;
             for event in 0..5 {
-                // Nothing else is under way: what is held back now is held back for ever.
+                // Nothing else is under way, so bytes that are held back now are held back for
+                // ever.
                 world.origin.release();
                 let sent = Instant::now();
                 let line = arrived.recv_timeout(Duration::from_secs(10));
@@ -194,5 +195,5 @@ fn bounded(world: &World, before: u64) {
 }
 
 const LARGE: u64 = 64 << 20;
-/// Far below one large body, far above the buffers of a connection.
+/// A bound far below one large body, and far above the buffers of a connection.
 const MAX_GROWTH_KIB: u64 = 16 << 10;

@@ -1,4 +1,4 @@
-//! A connection stays what it was decided to be: no tunnel, no upgrade, no other protocol in it.
+//! A connection stays as it was decided: no tunnel, no upgrade, no other protocol in it.
 
 use lab::{
     client::{Hello, Tls},
@@ -29,7 +29,8 @@ fn connect_inside_an_intercepted_connection_is_refused() {
                 let answers = String::from_utf8_lossy(&tls.read_to_end()).into_owned();
                 assert!(answers.starts_with("HTTP/1.1 403"), "{target}: {answers}");
                 assert!(answers.contains("connect_denied"), "{target}: {answers}");
-                // What follows is a request of its own, and has no credential or another Host.
+                // The bytes after it are a request of their own, without a credential or with
+                // another Host.
                 let words = ["placeholder_missing", "host_mismatch"];
                 assert!(words.iter().any(|word| answers.contains(word)), "{target}: {answers}");
                 drop(tls);
@@ -82,7 +83,7 @@ fn connect_and_extended_connect_on_h2_are_refused() {
                 );
                 scene.recorded(what, me, &[Some("connect_denied")]);
             } else {
-                // Extended CONNECT was not announced (RFC 8441, section 3): malformed.
+                // Extended CONNECT was not announced (RFC 8441, section 3), so it is malformed.
                 assert_eq!(outcome, Outcome::Reset(1), "{what}");
                 scene.recorded(what, me, &[Some("http_malformed")]);
             }
@@ -149,7 +150,7 @@ fn connection_fields_make_an_h2_request_malformed() {
             let outcome = h2.outcome(1);
             drop(h2);
             if name == "http2-settings" {
-                // A field of the h1 upgrade only; here it is text.
+                // The field belongs to the upgrade of HTTP/1.1 only; here it is text.
                 assert_eq!(outcome, Outcome::Answered("as you asked".into()));
                 continue;
             }

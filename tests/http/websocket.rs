@@ -1,5 +1,5 @@
-//! WebSockets: the key stands in the handshake and nowhere else, no form of it comes back, and no
-//! byte passes that is not of a frame in order.
+//! WebSockets: the key stands in the handshake and nowhere else, no form of it comes back, and only
+//! bytes of frames in order pass.
 
 mod api;
 mod clients;
@@ -30,7 +30,7 @@ const NAME: &str = "live.example";
 const CLOSED: &str = "closed.example";
 const SEEN: &str = "seen.example";
 
-/// The usual policy, and hosts whose handshakes are allowed, refused, and looked at.
+/// Returns the usual policy, and hosts whose handshakes are allowed, refused, and inspected.
 fn config() -> Config {
     let places = [gateway::BEARER, "query key", SUBPROTOCOL];
     let key = |places: &[&str]| binding("research", "LIVE_API_KEY", places, "file:openai");
@@ -56,12 +56,12 @@ impl Live {
         Self::saying(vec![])
     }
 
-    /// Whose API says these bytes to `/v1/say/N`.
+    /// Starts one whose API sends these bytes at `/v1/say/N`.
     fn saying(said: Vec<Vec<u8>>) -> Self {
         Self::with(&config(), said)
     }
 
-    /// With another configuration.
+    /// Starts one with another configuration.
     fn with(config: &Config, said: Vec<Vec<u8>>) -> Self {
         let mut api = None;
         let world = World::prepared(config, |lab, dns| {
@@ -79,7 +79,7 @@ impl Live {
         self.world.h1_from(AGENT, to, name).expect("a connection")
     }
 
-    /// A WebSocket to this target that the API has agreed to.
+    /// Opens a WebSocket to this target, to which the API has agreed.
     #[track_caller]
     fn connect(&self, target: &str, fields: &str) -> (Agent, String) {
         let (agent, head) = Agent::shake(self.open(NAME), handshake(NAME, target, fields));
@@ -91,7 +91,7 @@ impl Live {
         (agent, head)
     }
 
-    /// Requires this answer, an audit record that says the same, and that nothing arrives.
+    /// Requires this answer, an audit record with the same reason, and that nothing arrives.
     #[track_caller]
     fn refuses(&self, name: &str, handshake: &str, status: u16, reason: &str) {
         let before = self.api.received().len();
@@ -103,7 +103,7 @@ impl Live {
         assert!(!new.iter().any(heard), "{handshake}: arrived: {new:?}");
     }
 
-    /// The record of the one request on the agent's connection, once that has ended.
+    /// Returns the records of the agent's connection and its one request, once that has ended.
     #[track_caller]
     fn record(&self, agent: &Tls) -> (Record, Record) {
         let me = local(agent).to_string();
@@ -119,7 +119,7 @@ impl Live {
         (of("connection"), of("request"))
     }
 
-    /// Nobody who is not to know it has the key.
+    /// Checks that the key is nowhere except at the API.
     #[track_caller]
     fn ends_well(mut self) {
         self.world.assert_secrets_untold();
@@ -194,7 +194,7 @@ fn the_key_is_once_in_the_handshakes_listed_place() {
             ("/v1/echo", BEARER, None),
             ("/v1/echo?a=1&key=LIVE_API_KEY", "", None),
             ("/v1/echo", offers, Some("realtime")),
-            // The one with the key in it: the agent hears of what it said itself.
+            // The offer with the key in it: the agent gets its own text back.
             ("/v1/second-offer", offers, Some("openai-insecure-api-key.LIVE_API_KEY")),
         ] {
             let (mut agent, head) = live.connect(target, fields);
@@ -205,7 +205,7 @@ fn the_key_is_once_in_the_handshakes_listed_place() {
             if fields == offers {
                 assert_eq!(field(&seen, "sec-websocket-protocol"), Some(&*swapped));
             }
-            // In a message it is a word.
+            // In a message it is plain text.
             agent.say(TEXT, b"LIVE_API_KEY");
             assert_eq!(agent.message(), (TEXT, b"LIVE_API_KEY".to_vec()));
             agent.say(CLOSE, b"");
@@ -362,7 +362,7 @@ fn nothing_is_smuggled_behind_a_handshake() {
         let inner = format!(
             "GET /v1/inner HTTP/1.1\r\nHost: {NAME}\r\nAuthorization: Bearer LIVE_API_KEY\r\n\r\n"
         );
-        // The API agrees: what follows is no frame. It refuses: what follows is answered by nobody.
+        // If the API agrees, these bytes are no frame. If it refuses, nobody answers them.
         for (target, status) in
             [("/v1/echo", "101"), ("/v1/refused", "403"), ("/v1/plain-200", "200")]
         {
@@ -385,7 +385,7 @@ fn nothing_is_smuggled_behind_a_handshake() {
             assert_eq!(live.api.heads().len(), before + 1, "{target}: {:?}", live.api.heads());
         }
         assert!(!live.api.heads().concat().contains("/v1/inner"));
-        // A frame that comes too early is a frame.
+        // A frame that comes early is still a frame.
         let early =
             [handshake(NAME, "/v1/echo", BEARER).into_bytes(), frame(true, true, TEXT, b"early")];
         let early = early.concat();
@@ -418,7 +418,7 @@ fn an_answer_to_another_handshake_is_none() {
             let (_, request) = live.record(&tls);
             assert_eq!(request["reason"], reason, "{target}: {request}");
         }
-        // An ordinary answer is masked like any other.
+        // An ordinary answer is masked as any other.
         let mut tls = live.open(NAME);
         let answer = tls.ask(handshake(NAME, "/v1/plain-200", BEARER)).expect("an answer");
         let stars = "*".repeat(OPENAI_SECRET.len());
@@ -493,7 +493,7 @@ fn an_end_without_close_frame_is_heard_across() {
     });
 }
 
-/// How soon a connection that may not go on has to end, on a busy machine.
+/// Time within which a connection that may not go on has to end, on a busy machine.
 const SOON: Duration = Duration::from_secs(5);
 
 #[test]

@@ -26,7 +26,7 @@ use router::{Disk, Router, WAN_ADDRESS, files, patience, plug};
 const CHAT: &str = "POST /v1/chat HTTP/1.1\r\nHost: api.openai.example\r\n\
     Authorization: Bearer OPENAI_API_KEY\r\nContent-Length: 0\r\n\r\n";
 
-/// The usual policy with the defaults of the reference for all folders.
+/// Returns the usual policy with the reference's defaults for all folders.
 fn config() -> Config {
     gateway::with_default_folders(gateway::usual_config())
 }
@@ -54,7 +54,7 @@ fn the_image_serves_two_vlans_from_power_on_to_off() {
         story::trust(&lab, &router);
         story::tell(&lab, &router, &origin, &wire);
 
-        // The guard was there before any link was up, and the daemon was ready after it.
+        // The guard was loaded before any link was up, and the daemon was ready after that.
         let journal = router.run("journalctl --no-pager -b -o short-monotonic");
         let at = |text: &str| journal.lines().position(|line| line.contains(text));
         let guard = at("Finished cloakroom-guard.service").expect("it is in the journal");
@@ -62,7 +62,7 @@ fn the_image_serves_two_vlans_from_power_on_to_off() {
         let ready = at("Started cloakroom.service").expect("it is in the journal");
         assert!(guard < link && link < ready, "{journal}");
 
-        // Killed: nothing gets out.
+        // After the daemon is killed, nothing gets out.
         router.run("systemctl kill --signal=KILL cloakroom; systemctl stop cloakroom");
         let before = origin.log().connections().len();
         let refused = || story::agent(&lab, &wire, "curl -sS --max-time 3 https://pypi.example/");
@@ -70,7 +70,8 @@ fn the_image_serves_two_vlans_from_power_on_to_off() {
         thread::sleep(wait::QUIET);
         assert_eq!(origin.log().connections().len(), before);
 
-        // Started anew, while the agent goes on asking: closed, and then open again.
+        // The router starts again while the agent goes on asking: it is closed, and then open
+        // again.
         router.run("systemctl --no-block reboot");
         let again = wait::until(patience(), || {
             (router.boots() == 2).then_some(()).or_else(|| {
@@ -87,8 +88,43 @@ fn the_image_serves_two_vlans_from_power_on_to_off() {
     });
 }
 
-/// What crossed the uplink is the router's own: nothing has the address of an agent, and what its
-/// card sent has its address.
+#[test]
+fn with_a_tpm_the_state_is_encrypted() {
+    sandbox::sandboxed_for(4 * patience(), || {
+        let lab = Lab::new();
+        let _parts = (Origin::start(&lab), Dns::start(), plug(&lab));
+        let disk = Disk::new(&lab);
+        disk.configure(&files(&lab, &config()));
+        disk.new_tpm();
+        let router = disk.boot();
+        router.wait_ready();
+        let on = "findmnt --noheadings --output SOURCE /var; \
+            blkid --probe --match-tag TYPE --output value /dev/disk/by-partlabel/cloakroom-state";
+        assert_eq!(router.run(on), "/dev/mapper/cloakroom-state\ncrypto_LUKS\n");
+        router.wait_console("state partition: encrypted");
+
+        // The next boot opens it by itself, and the daemon goes on with what it kept.
+        let note = "a note of the router";
+        router.run(&format!("echo '{note}' >/var/lib/note; sync; systemctl --no-block reboot"));
+        router.wait_boots(2);
+        router.wait_ready();
+        assert_eq!(router.run("cat /var/lib/note").trim(), note);
+        router.run("sync");
+        router.cut();
+        assert!(disk.holds("IMAGE_VERSION="), "the kernel's partition is not encrypted");
+        assert!(!disk.holds(note));
+
+        // In another machine nothing opens it.
+        disk.new_tpm();
+        let router = disk.boot();
+        router.wait_console("closed: the state partition is encrypted");
+        assert!(Tls::open(AGENT, PYPI.port(443), &Hello::h1(PYPI.name)).is_err());
+        router.cut();
+    });
+}
+
+/// Checks that the router itself sent all packets on the uplink: none has the address of an agent,
+/// and those that its card sent have its address.
 fn originated(packets: &[Vec<u8>]) {
     let agents: [&[u8]; 2] = [&[192, 0, 2, 10], &[192, 0, 2, 140]];
     let networks: [&[u8]; 2] = [&[0x20, 1, 0xd, 0xb8, 0, 0xa], &[0x20, 1, 0xd, 0xb8, 0, 0xb]];
@@ -143,7 +179,7 @@ fn a_missing_interface_or_vault_is_said_on_the_console() {
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
         let _switch = plug(&lab);
-        // Nothing answers at this address.
+        // No Vault answers at this address.
         let config = gateway::with_absent_vault(gateway::from_vault(gateway::usual_config()))
             .with(group("third", "agents2", &["198.51.100.0/24"]));
         let config = gateway::with_default_folders(config);
@@ -158,7 +194,7 @@ fn a_missing_interface_or_vault_is_said_on_the_console() {
         assert!(Tls::open(AGENT, PYPI.port(443), &public).is_err());
         assert!(origin.log().connections().is_empty());
 
-        // The interface comes, and the rest is Vault.
+        // The interface appears, and only Vault is missing.
         router.run(
             "ip link add link trunk0 name agents2 type vlan id 30 && \
              ip addr add 198.51.100.1/24 dev agents2 && ip link set agents2 up",

@@ -1,5 +1,5 @@
-//! The built image, booted: its disk under QEMU, its cards plugged into the lab's links in place of
-//! the lab's own gateway.
+//! The built image, booted: its disk runs under QEMU, and its cards are plugged into the lab's
+//! links instead of the lab's own gateway.
 
 use std::{
     fs,
@@ -18,13 +18,13 @@ use std::{
 use lab::{Lab, gateway::SECRETS, net::GATEWAY, tools, wait};
 use policy_builder::Config;
 
-/// What a router is booted from.
+/// The disk from which a router is booted.
 pub struct Disk {
     lab: PathBuf,
 }
 
-/// A router that runs, in one QEMU after another: a machine that starts anew gets a fresh one. What
-/// QEMU has translated of the boot before makes the next one in it minutes slower.
+/// A router that runs, in one QEMU after another: each reboot gets a fresh one, because the code
+/// that QEMU has translated for one boot makes the next one in it minutes slower.
 pub struct Router {
     on: Arc<AtomicBool>,
     runs: Option<JoinHandle<()>>,
@@ -35,10 +35,10 @@ pub struct Router {
 const PORTS: [&str; 3] = ["trunk:10:agents0", "trunk:20:agents1", "wan:0:wan0"];
 const TRUNK_MAC: &str = "02:00:00:00:01:01";
 const WAN_MAC: &str = "02:00:00:00:01:02";
-/// The same as it is in a frame.
+/// The same as bytes in a frame.
 pub const WAN_ADDRESS: [u8; 6] = [2, 0, 0, 0, 1, 2];
 
-/// The network as systemd-networkd is told of it: names by card, two VLANs, a static uplink.
+/// The network in systemd-networkd's files: names by card, two VLANs, a static uplink.
 const NETWORK: [(&str, &str); 7] = [
     ("trunk.link", "[Match]\nMACAddress=02:00:00:00:01:01\nType=ether\n[Link]\nName=trunk0\n"),
     ("wan.link", "[Match]\nMACAddress=02:00:00:00:01:02\n[Link]\nName=wan0\n"),
@@ -63,7 +63,7 @@ const SECOND: (&str, &str) = (
     "[Match]\nName=agents1\n[Network]\nIPv6AcceptRA=no\nAddress=192.0.2.129/25\nAddress=2001:db8:b::1/64\n",
 );
 
-/// The files of a router of the lab, with this as its `cloakroom.toml`.
+/// Returns the files of a router of the lab, with this as its `cloakroom.toml`.
 pub fn files(lab: &Lab, config: &Config) -> Vec<(String, String)> {
     let secrets = ["openai", "anthropic", "git", "ops"].iter().zip(SECRETS);
     let secrets: String = secrets.map(|(name, value)| format!("{name} = {value}\n")).collect();
@@ -78,11 +78,11 @@ pub fn files(lab: &Lab, config: &Config) -> Vec<(String, String)> {
     files
 }
 
-/// How a machine runs: the accelerator, the processor, and how many of it.
+/// The properties of a machine: the accelerator, the processor, and the number of processors.
 type Machine = (&'static str, &'static str, &'static str);
 
-/// KVM where it runs a machine, and emulation otherwise or where `CLOAKROOM_EMULATED` is set: then
-/// with one processor, because now and then a kernel that patches itself breaks on QEMU's second
+/// Returns KVM where it runs a machine. Otherwise, or if `CLOAKROOM_EMULATED` is set, returns
+/// emulation with one processor: now and then a kernel that patches itself fails on QEMU's second
 /// one.
 fn accelerator() -> Machine {
     static CHOSEN: LazyLock<Machine> = LazyLock::new(|| {
@@ -95,13 +95,13 @@ fn accelerator() -> Machine {
     *CHOSEN
 }
 
-/// The folder of the image.
+/// Returns the folder of the image.
 pub fn image() -> PathBuf {
     let folder = tools::repository().join("target/image");
     std::env::var_os("CLOAKROOM_IMAGE").map_or(folder, PathBuf::from)
 }
 
-/// The files in this folder whose names end so.
+/// Returns the files in this folder whose names end so.
 pub fn artefacts(folder: &Path, end: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).expect("`make test-image` made it");
     let paths = entries.flatten().map(|entry| entry.path());
@@ -111,7 +111,7 @@ pub fn artefacts(folder: &Path, end: &str) -> Vec<PathBuf> {
 }
 
 impl Disk {
-    /// A disk of its own above the built image, and the firmware's memory.
+    /// Creates a disk above the built image, and the firmware's memory.
     pub fn new(lab: &Lab) -> Self {
         let base = artefacts(&image(), ".qcow2").pop().expect("`make image` made a disk");
         let disk = Self { lab: lab.dir.clone() };
@@ -148,6 +148,26 @@ impl Disk {
         }
     }
 
+    /// Gives the machine a TPM2 that knows nothing yet.
+    pub fn new_tpm(&self) {
+        let _ = fs::remove_dir_all(self.path(TPM));
+        fs::create_dir_all(self.path(TPM)).expect("writable");
+    }
+
+    /// Whether this text is on the disk for whoever carries it away.
+    pub fn holds(&self, text: &str) -> bool {
+        let (disk, raw) = (self.path("disk.qcow2"), self.path("disk.raw"));
+        let converted =
+            Command::new("qemu-img").args(["convert", "-O", "raw"]).args([&disk, &raw]).status();
+        assert!(converted.expect("qemu-img starts").success());
+        let found = Command::new("grep").args(["-aqF", text]).arg(&raw).status();
+        match found.expect("grep starts").code() {
+            Some(0) => true,
+            Some(1) => false,
+            other => panic!("grep ended with {other:?}"),
+        }
+    }
+
     /// Switches the machine on.
     pub fn boot(&self) -> Router {
         let _ = fs::remove_file(self.path("console.log"));
@@ -178,12 +198,17 @@ impl Disk {
             qemu.args(["-netdev", &wire]);
             qemu.args(["-device", &format!("virtio-net-pci,netdev={nic},mac={mac}")]);
         }
-        // The machine's id is the firmware's, and the journal is kept by it.
+        if self.path(TPM).exists() {
+            let socket = format!("socket,id=tpm,path={}", tpm_socket(&self.lab).display());
+            qemu.args(["-chardev", &socket, "-tpmdev", "emulator,id=tpm0,chardev=tpm"]);
+            qemu.args(["-device", "tpm-crb,tpmdev=tpm0"]);
+        }
+        // The firmware gives the machine its id, under which the journal is kept.
         qemu.args(["-uuid", "3d0b0c3e-7a54-4d3a-9f52-6d1f6d2b8f11", "-device", "virtio-rng-pci"]);
         let log = format!("file,id=log,append=on,path={}", self.path("console.log").display());
         let shell = format!("unix:{},server=on,wait=off", self.path("shell").display());
         qemu.args(["-chardev", &log, "-serial", "chardev:log", "-serial", &shell]);
-        // A way in for the test: whoever owns the firmware's strings owns the machine.
+        // A shell for the test: whoever controls the firmware's strings controls the machine.
         let way_in = format!(
             "type=11,value=io.systemd.stub.kernel-cmdline-extra=systemd.debug_shell=ttyS1 \
              systemd.default_device_timeout_sec={}",
@@ -209,7 +234,7 @@ impl Disk {
 }
 
 impl Router {
-    /// What the serial console has shown.
+    /// Returns the output of the serial console so far.
     pub fn console(&self) -> String {
         read(&self.folder.join("console.log"))
     }
@@ -221,12 +246,12 @@ impl Router {
         assert!(shown.is_some(), "no {text:?} on the console:\n{}", self.console());
     }
 
-    /// How often a kernel has been started since the machine was switched on.
+    /// Returns how often a kernel has been started since the machine was switched on.
     pub fn boots(&self) -> usize {
         self.console().matches("Linux version ").count()
     }
 
-    /// Waits until so many have been.
+    /// Waits until a kernel has been started so often.
     #[track_caller]
     pub fn wait_boots(&self, count: usize) {
         let started = wait::until(BOOTS * patience(), || {
@@ -237,18 +262,18 @@ impl Router {
         assert_eq!(self.boots(), count);
     }
 
-    /// Runs a command as root in it, and returns what it printed.
+    /// Runs a command as root in it, and returns its output.
     #[track_caller]
     pub fn run(&self, command: &str) -> String {
         self.try_run(command).unwrap_or_else(|| panic!("{command}: no answer\n{}", self.console()))
     }
 
-    /// [`Router::run`], where there may not be a shell yet.
+    /// Does the same as [`Router::run`] where there may not be a shell yet.
     pub fn try_run(&self, command: &str) -> Option<String> {
         thread::sleep(PAUSE);
         let mut shell = UnixStream::connect(self.folder.join("shell")).ok()?;
         shell.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
-        // What an earlier command left unread, and the prompt, come before the first mark.
+        // Unread output of an earlier command, and the prompt, come before the first mark.
         let line = format!(
             "\nstty -echo; export SYSTEMD_COLORS=0 SYSTEMD_PAGER=cat; echo BEGI''N; {command}; echo EN''D\n"
         );
@@ -299,12 +324,13 @@ impl Drop for Router {
     }
 }
 
-/// One QEMU, until the machine starts anew or is cut.
+/// Runs one QEMU until the machine reboots or is cut.
 fn run(qemu: &mut Command, folder: &Path, on: &AtomicBool) {
-    // What the one before listened at.
+    // The sockets of the QEMU before.
     for name in ["trunk.router", "wan.router", "shell"] {
         let _ = fs::remove_file(folder.join(name));
     }
+    let _tpm = folder.join(TPM).exists().then(|| power_tpm(folder));
     let mut qemu = qemu.spawn().expect("qemu starts");
     while on.load(Ordering::Relaxed) {
         if let Some(status) = qemu.try_wait().expect("it was started") {
@@ -317,14 +343,35 @@ fn run(qemu: &mut Command, folder: &Path, on: &AtomicBool) {
     let _ = qemu.wait();
 }
 
-/// The switch that the router's cards are plugged into. It ends with the sandbox.
+/// The machine's TPM2, which ends with the QEMU that it is of. What it keeps stays in its folder.
+fn power_tpm(folder: &Path) -> Child {
+    let socket = tpm_socket(folder);
+    let _ = fs::remove_file(&socket);
+    let tpm = Command::new("swtpm")
+        .args(["socket", "--tpm2", "--terminate", "--flags", "startup-clear", "--tpmstate"])
+        .arg(format!("dir={}", folder.join(TPM).display()))
+        .args(["--ctrl", &format!("type=unixio,path={}", socket.display())])
+        .spawn()
+        .expect("swtpm starts");
+    wait::until(patience(), || socket.exists().then_some(())).expect("it listens");
+    tpm
+}
+
+fn tpm_socket(folder: &Path) -> PathBuf {
+    folder.join("tpm.socket")
+}
+
+/// The folder of what a TPM keeps.
+const TPM: &str = "tpm";
+
+/// The switch into which the router's cards are plugged. It ends with the sandbox.
 pub struct Switch {
     _python: Child,
 }
 
-/// Plugs the lab's links into the router's cards, in place of the lab's own gateway.
+/// Plugs the lab's links into the router's cards, instead of the lab's own gateway.
 pub fn plug(lab: &Lab) -> Switch {
-    // The lab's gateway is a switch now: no address, and nothing that its kernel would do with
+    // The lab's gateway is now a switch: it has no address, and its kernel does nothing with
     // packets.
     GATEWAY.shell("for it in agents0 agents1 wan0; do ip addr flush dev $it; done");
     GATEWAY.shell(
@@ -366,21 +413,22 @@ fn read(path: &Path) -> String {
     fs::read(path).map_or_else(|_| String::new(), |it| String::from_utf8_lossy(&it).into_owned())
 }
 
-/// Before each command in a router: whoever waits asks again and again, and leaves it time for its
-/// work.
+/// Pause before each command in a router: a test that waits repeats its commands, and leaves the
+/// router time for its work.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How long a boot, or what takes as long, may last. It is only ever used up by a failure.
+/// Returns the longest time of a boot, or of a step that takes as long. Only a failure uses all of
+/// it.
 pub fn patience() -> Duration {
     let (accelerator, ..) = accelerator();
     if accelerator == "kvm" { BOOT } else { BOOT * EMULATED }
 }
 
-/// systemd waits for a device as long.
+/// Longest time of a boot. systemd waits as long for a device.
 const BOOT: Duration = Duration::from_secs(90);
 
-/// How many times as long it takes under emulation, on a machine that does other work too.
+/// Factor of that time under emulation, on a machine that does other work too.
 const EMULATED: u32 = 13;
 
-/// How many boots in a row a step waits for at most: the tries of a version, and the one before it.
+/// Most boots in a row that a step waits for: the attempts of a version, and the one before it.
 const BOOTS: u32 = 4;

@@ -14,7 +14,7 @@ use lab::{
 
 use crate::router::{Router, files, patience};
 
-/// A line in the agent's shell, and what it shows. Under emulation a handshake takes seconds.
+/// A line in the agent's shell, and its output. Under emulation a handshake takes seconds.
 const LINES: [(&str, &str); 9] = [
     ("echo it holds $OPENAI_API_KEY", "it holds OPENAI_API_KEY"),
     (
@@ -53,11 +53,11 @@ const LINES: [(&str, &str); 9] = [
     ),
 ];
 
-/// A host that policy lets through untouched.
+/// A request to a host that policy splices.
 pub const SPLICED: &str =
     "curl -sS -v https://pypi.example/v1/x 2>&1 | sed -n 's/^\\*  *issuer/issuer/p'";
 
-/// The files of a router whose secrets are in this Vault.
+/// Returns the files of a router whose secrets are in this Vault.
 pub fn told(lab: &Lab, vault: &Vault) -> Vec<(String, String)> {
     let folder = format!("{}/vault/", lab.dir.display());
     // The lab's own bounds are for a gateway that is not emulated.
@@ -74,7 +74,7 @@ pub fn told(lab: &Lab, vault: &Vault) -> Vec<(String, String)> {
     given
 }
 
-/// Has the agent trust this router's CA, as its operator would.
+/// Makes the agent trust this router's CA, as its operator would.
 pub fn trust(lab: &Lab, router: &Router) -> String {
     let root = router.run("cat /var/lib/cloakroom-root/ca/root.pem");
     let pem = [root, lab.public.pem().to_owned()].concat();
@@ -90,9 +90,9 @@ pub fn agent(lab: &Lab, wire: &Wire, line: &str) -> String {
     String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
 }
 
-/// Tells it from the agent's first word to the audit.
+/// Runs the story from the agent's first line to the audit.
 pub fn tell(lab: &Lab, router: &Router, origin: &Origin, wire: &Wire) {
-    // An address may come seconds after the daemon.
+    // An address may appear seconds after the daemon.
     let let_through = || agent(lab, wire, SPLICED).contains("Lab public root").then_some(());
     wait::until(patience(), let_through)
         .expect("a host that is let through keeps its own certificate");
@@ -101,7 +101,7 @@ pub fn tell(lab: &Lab, router: &Router, origin: &Origin, wire: &Wire) {
         println!("agent$ {line}\n{output}");
         assert!(output.contains(shown), "{line}: no {shown} in {output}");
     }
-    // The API's name at the attacker's address: the gateway dials the name.
+    // The API's name has the attacker's address: the gateway dials the name.
     let attacker = ATTACKER.v4();
     let output = agent(
         lab,

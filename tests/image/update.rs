@@ -1,4 +1,4 @@
-//! Updates: what a router takes, and what it falls back from without a hand.
+//! Updates: those that a router accepts, and the fallback without a person's help.
 
 use std::{
     fs,
@@ -27,8 +27,8 @@ fn what_is_signed_and_well_is_kept() {
         let scene = Scene::begin();
         let (router, shop) = (&scene.router, &scene.shop);
         confined(router);
-        // A root that is damaged before it is written, whoever has signed it; and a list that nobody
-        // has.
+        // A root that was damaged before it is written, whoever has signed it; and a list that
+        // nobody has signed.
         shop.offer(&other(), &scene.next, |_| {});
         shop.damage();
         shop.sign();
@@ -77,15 +77,15 @@ fn a_damaged_root_or_initrd_is_fallen_back_from() {
     sandbox::sandboxed_for(6 * patience(), || {
         let scene = Scene::begin();
         let (router, shop, bad, first) = (&scene.router, &scene.shop, &scene.bad, &scene.first);
-        // It is written, and cannot be started yet.
+        // The update is written, but cannot be started yet.
         router.run("systemctl mask --runtime reboot.target");
         shop.offer(&other(), bad, |_| {});
         shop.sign();
         let said = update(router);
         assert!(said.contains(&format!("{bad} is written")), "{said}");
 
-        // With its last try left a byte of its root flips. Before it comes another one, which has a
-        // root that it cannot mount.
+        // Before the last attempt of this version a byte of its root flips. Before that comes
+        // another version, whose root cannot be mounted.
         let stops = newest(first);
         router.run(&format!(
             "printf x | dd of=/dev/disk/by-partlabel/cloakroom_{bad} bs=1 seek=1024 conv=notrunc; \
@@ -107,22 +107,22 @@ fn a_damaged_root_or_initrd_is_fallen_back_from() {
         }
         let console = router.console();
         assert_eq!(console.matches("this slot cannot be started").count(), 1, "{console}");
-        let journal = router.run("cat /var/log/initrd-that-failed.log");
+        let journal = router.run("cat /boot/initrd-that-failed.log");
         assert!(journal.contains("rootfstype=vfat"), "{journal}");
         assert!(journal.contains("Failed to mount"), "{journal}");
         let hash = router.run(&format!(
             "grep -ao 'roothash=[0-9a-f]*' /boot/EFI/Linux/cloakroom_{bad}+0-3.efi | tail -n 1"
         ));
-        let journal = router.run("cat /var/log/initrd-that-began.log");
+        let journal = router.run("cat /boot/initrd-that-began.log");
         assert!(hash.len() > 64 && journal.contains(hash.trim()), "{hash} {journal}");
     });
 }
 
-/// A router that takes what its operator's key has signed from a server on its uplink.
+/// A router that accepts updates signed with its operator's key from a server on its uplink.
 struct Scene {
     router: Router,
     shop: Shop,
-    /// The version of the image, the one that was built above it, and one above both.
+    /// The versions of the image, of the one that was built above it, and one above both.
     first: String,
     next: String,
     bad: String,
@@ -147,7 +147,7 @@ impl Scene {
         Self { router, shop, first: version(&image()), next, bad, _parts: parts, lab }
     }
 
-    /// The bad version is tried three times, and then the first one is back and tells of it.
+    /// Waits until the bad version was tried three times, and the first one is back and reports it.
     fn falls_back(&self) {
         let Self { router, bad, first, .. } = self;
         router.wait_boots(1 + TRIES + 1);
@@ -161,10 +161,10 @@ impl Scene {
     }
 }
 
-/// As `TriesLeft=` of the kernel's transfer has it.
+/// The value of `TriesLeft=` in the kernel's transfer.
 const TRIES: usize = 3;
 
-/// What the daemon may do, and what it is kept from, as systemd of the image counts it.
+/// Checks the daemon's rights and restrictions, as the image's systemd reports them.
 fn confined(router: &Router) {
     let rated = router.run("systemd-analyze security --no-pager cloakroom.service | tail -n 1");
     let exposure = rated.split_whitespace().find_map(|word| word.parse::<f32>().ok());
@@ -185,7 +185,7 @@ fn confined(router: &Router) {
     assert_eq!(seen, all, "{sets}");
 }
 
-/// The version that runs, as its root says.
+/// Returns the version that runs, as its root says.
 fn running(router: &Router) -> String {
     let text = router.run("sed -n 's/^IMAGE_VERSION=//p' /usr/lib/os-release");
     text.trim().trim_matches('"').to_owned()
@@ -199,7 +199,7 @@ fn start_update(router: &Router) {
     router.run("systemctl start --no-block cloakroom-update");
 }
 
-/// Has it look for an update that it is not to start, and returns what it said.
+/// Makes it look for an update that it must not start, and returns its output.
 fn update(router: &Router) -> String {
     let boots = router.boots();
     start_update(router);
@@ -212,7 +212,7 @@ fn update(router: &Router) -> String {
     router.run("journalctl --no-pager -b -o cat -u cloakroom-update | tail -n 40")
 }
 
-/// The folder of the other version.
+/// Returns the folder of the other version.
 fn other() -> PathBuf {
     let folder = tools::repository().join("target/image-next");
     std::env::var_os("CLOAKROOM_NEXT").map_or(folder, PathBuf::from)
@@ -224,7 +224,7 @@ fn version(folder: &Path) -> String {
     name.trim_start_matches("cloakroom_").trim_end_matches(".efi.gz").to_owned()
 }
 
-/// Who has updates, on the uplink: a folder served over HTTP, and the operator's key.
+/// The server of updates on the uplink: a folder served over HTTP, and the operator's key.
 struct Shop {
     folder: PathBuf,
     keys: PathBuf,
@@ -251,7 +251,7 @@ impl Shop {
         shop
     }
 
-    /// The public key, as people send it.
+    /// Returns the public key in the form in which people send it.
     fn key(&self) -> String {
         self.gpg("--armor --export")
     }
@@ -260,7 +260,7 @@ impl Shop {
         shell(&format!("gpg --homedir {} --batch {arguments}", self.keys.display()))
     }
 
-    /// Puts this image on offer by this name, with its kernel changed; nothing is signed yet.
+    /// Offers this image by this name, with its kernel changed; nothing is signed yet.
     fn offer(&self, image: &Path, version: &str, change: fn(&mut [u8])) {
         let _ = fs::remove_dir_all(&self.folder);
         fs::create_dir_all(&self.folder).expect("writable");
@@ -297,7 +297,7 @@ impl Shop {
         self.gpg(&format!("--detach-sign --output {folder}/SHA256SUMS.gpg {folder}/SHA256SUMS"));
     }
 
-    /// A list that somebody else wrote, beside the signature of another one.
+    /// Changes the list, and leaves the signature of the original beside it.
     fn forge(&self) {
         self.sign();
         shell(&format!(
@@ -307,7 +307,7 @@ impl Shop {
     }
 }
 
-/// This version, made the newest of all without a change of its length.
+/// Returns this version, made the newest of all without a change of its length.
 fn newest(version: &str) -> String {
     format!("9{}", &version[1..])
 }
@@ -316,8 +316,8 @@ fn find(kernel: &[u8], mark: &[u8]) -> usize {
     kernel.windows(mark.len()).position(|it| it == mark).expect("it is in the kernel")
 }
 
-/// Makes this the kernel of the newest version, and puts a word on its command line, which stays as
-/// long as it was.
+/// Makes this the kernel of the newest version, and puts a word on its command line without
+/// changing its length.
 fn tell(kernel: &mut [u8], word: &str) {
     let mark = b"IMAGE_VERSION=";
     let version = find(kernel, mark) + mark.len();

@@ -1,6 +1,6 @@
 //! The audit, read back by its schema: the tables of `docs/audit.md`, which a unit test of the
-//! program holds to its code. A line with a field that its kind does not have is an error, and so
-//! is a test that asks for a field which no record has.
+//! program compares with its code. A line with a field that its kind does not have is an error, and
+//! so is a test that asks for a field which no record has.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,17 +19,17 @@ pub struct Audit {
     file: PathBuf,
 }
 
-/// One line of it.
+/// One line of the audit.
 #[derive(Clone, PartialEq)]
 pub struct Record(Value);
 
 impl Audit {
-    /// What is written to this file.
+    /// Returns the audit in this file.
     pub(crate) fn of(file: PathBuf) -> Self {
         Self { file }
     }
 
-    /// Every record so far.
+    /// Returns every record so far.
     ///
     /// # Panics
     /// When a complete line is no record.
@@ -39,7 +39,7 @@ impl Audit {
         complete.lines().map(Record::read).collect()
     }
 
-    /// The records of this kind so far.
+    /// Returns the records of this kind so far.
     ///
     /// # Panics
     /// As [`Audit::records`], and when there is no such kind.
@@ -48,15 +48,15 @@ impl Audit {
         self.records().into_iter().filter(|record| record.is(kind)).collect()
     }
 
-    /// The whole log as text: secrets must not be in it.
+    /// Returns the whole log as text, in which there must be no secret.
     pub fn text(&self) -> String {
         fs::read_to_string(&self.file).unwrap_or_default()
     }
 
-    /// Waits for a record that `wanted` recognises.
+    /// Waits for a record that `wanted` accepts.
     ///
     /// # Panics
-    /// When none comes, with those that did.
+    /// When none comes. The panic shows those that did.
     #[track_caller]
     pub fn wait_for(&self, wanted: impl Fn(&Record) -> bool) -> Record {
         let found = wait::until(wait::SOON, || self.records().into_iter().find(|it| wanted(it)));
@@ -74,7 +74,7 @@ impl Audit {
 }
 
 impl Record {
-    /// A whole line of the audit.
+    /// Reads a whole line of the audit.
     ///
     /// # Panics
     /// When it is no record of a known kind, or has a field that its kind does not have.
@@ -90,12 +90,12 @@ impl Record {
         Self(value)
     }
 
-    /// Whether it is of this kind.
+    /// Returns whether it is of this kind.
     pub fn is(&self, kind: &str) -> bool {
         self.0["record"] == kind
     }
 
-    /// The same with another value of a field: one sum in place of several.
+    /// Returns the record with another value of a field, for one sum instead of several.
     ///
     /// # Panics
     /// When it does not have the field.
@@ -105,10 +105,10 @@ impl Record {
         self
     }
 
-    /// Whether it has this field.
+    /// Returns whether it has this field.
     ///
     /// # Panics
-    /// As an index.
+    /// As the index does.
     #[track_caller]
     pub fn has(&self, field: &str) -> bool {
         !self[field].is_null()
@@ -153,7 +153,7 @@ fn schema() -> &'static Schema {
     })
 }
 
-/// The schema as the page has it: the first table names for each kind either its fields or the
+/// Returns the schema of the page: for each kind, the first table names either its fields or the
 /// table of them.
 fn documented(page: &str) -> Schema {
     let fields_of = |heading: &str| -> BTreeSet<String> {
@@ -173,7 +173,7 @@ fn documented(page: &str) -> Schema {
     schema
 }
 
-/// The cells of each row of the table below this heading.
+/// Returns the cells of each row of the table below this heading.
 fn rows(page: &str, is_heading: impl Fn(&str) -> bool) -> Vec<Vec<&str>> {
     let below = page.lines().skip_while(|line| !is_heading(line)).skip(1);
     let own = below.take_while(|line| !line.starts_with('#'));
@@ -181,7 +181,7 @@ fn rows(page: &str, is_heading: impl Fn(&str) -> bool) -> Vec<Vec<&str>> {
     table.map(|line| line.trim_matches('|').split('|').map(str::trim).collect()).collect()
 }
 
-/// What stands between backquotes.
+/// Returns the texts between backquotes.
 fn quoted(cell: &str) -> impl Iterator<Item = String> {
     cell.split('`').skip(1).step_by(2).map(str::to_owned)
 }

@@ -1,4 +1,4 @@
-//! The packets that a namespace sends and receives, with every gap named.
+//! A recording of the packets that a namespace sends and receives, which reports every gap.
 
 use std::{
     fs,
@@ -16,11 +16,11 @@ use rustix::net::{
 
 use crate::{net::Ns, wait};
 
-/// A recording of every packet that a namespace sends and receives. Whoever looks at it fails when
-/// the kernel had to leave a packet out.
+/// A recording of every packet that a namespace sends and receives. Reading it panics if the kernel
+/// had to leave a packet out.
 pub struct Capture {
     ns: Ns,
-    /// By which the kernel lists its socket.
+    /// The inode by which the kernel lists its socket.
     inode: u64,
     packets: Arc<Mutex<Vec<Vec<u8>>>>,
 }
@@ -51,28 +51,28 @@ impl Capture {
         Self { ns, inode, packets }
     }
 
-    /// Everything on the wire so far, one packet after the other.
+    /// Returns everything on the wire so far, one packet after the other.
     pub fn bytes(&self) -> Vec<u8> {
         self.packets().concat()
     }
 
-    /// Every packet so far, with its Ethernet header.
+    /// Returns every packet so far, with its Ethernet header.
     ///
     /// # Panics
     /// When one is missing.
     pub fn packets(&self) -> Vec<Vec<u8>> {
-        // What is under way is to arrive, and the recorder, a thread of its own, to read it.
+        // Packets under way get time to arrive, and the recorder's thread time to read them.
         thread::sleep(wait::QUIET);
         wait::expect("the recorder reads what is queued", || self.memory("r") == 0);
         let lost = self.memory("d");
         assert_eq!(lost, 0, "packets that the capture in {:?} had no room for", self.ns);
-        // It has taken the last packet out of the queue, and may not have put it down yet.
+        // The recorder may have taken the last packet off the queue and not have stored it yet.
         thread::sleep(Duration::from_millis(20));
         self.packets.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What the kernel says about the socket's memory: `r` for the bytes that wait in it, `d` for
-    /// the packets that found no room.
+    /// Returns the kernel's figures of the socket's memory: `r` for the bytes that wait in it, `d`
+    /// for the packets that found no room.
     fn memory(&self, of: &str) -> u64 {
         let listed = self.ns.enter(|| Command::new("ss").args(["-H0me"]).output());
         let listed = String::from_utf8_lossy(&listed.expect("ss starts").stdout).into_owned();
@@ -84,8 +84,8 @@ impl Capture {
         number.unwrap_or_else(|| panic!("no packet_diag in this kernel? ss says:\n{listed}"))
     }
 
-    /// Whether `text` was on the wire, within one packet and whatever its capitals: names are asked
-    /// for in any.
+    /// Returns whether `text` was on the wire, within one packet and in any mixture of capitals:
+    /// names are asked for in such mixtures.
     pub fn holds(&self, text: &str) -> bool {
         let (bytes, text) = (self.bytes().to_ascii_lowercase(), text.to_ascii_lowercase());
         bytes.windows(text.len().max(1)).any(|at| at == text.as_bytes())

@@ -1,4 +1,5 @@
-//! Clients: raw ones that send what no honest client would, and the ways to run unmodified ones.
+//! Clients: raw ones that send requests no honest client would send, and helpers that run
+//! unmodified ones.
 //!
 //! The raw clients live in the test's own process, on sockets made inside a namespace.
 
@@ -30,30 +31,30 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _
 
 use crate::net::{Lab, Ns};
 
-/// Whom a raw client believes.
+/// The certificates that a raw client trusts.
 #[derive(Debug, Clone, Default)]
 pub enum Trust {
-    /// Anybody: for tests that look at the server's end.
+    /// All: for tests that check the server's end.
     #[default]
     Anybody,
     /// The certificates of this PEM text.
     Pem(String),
 }
 
-/// What a raw TLS client says in its ClientHello.
+/// The contents of a raw TLS client's ClientHello.
 #[derive(Debug, Clone)]
 pub struct Hello {
     /// The name in SNI, or none.
     pub sni: Option<String>,
     /// The application protocols offered.
     pub alpn: Vec<&'static [u8]>,
-    /// Whom to believe.
+    /// The certificates to trust.
     pub trust: Trust,
-    /// Whether an encrypted ClientHello that means nothing is in it (GREASE), as in a browser's.
+    /// Whether it has a meaningless encrypted ClientHello (GREASE), as a browser's has.
     pub ech: bool,
 }
 
-/// A TLS connection for bytes of one's own making.
+/// A TLS connection for arbitrary bytes.
 pub struct Tls {
     stream: StreamOwned<ClientConnection, std::net::TcpStream>,
 }
@@ -72,12 +73,12 @@ pub struct Response {
 }
 
 impl Response {
-    /// The body as text.
+    /// Returns the body as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The reason word, when this is an answer of the gateway itself.
+    /// Returns the reason word if the gateway itself gave this answer.
     pub fn reason(&self) -> Option<String> {
         let kind = self.headers.get("content-type")?;
         if kind != "application/problem+json" {
@@ -89,18 +90,18 @@ impl Response {
 }
 
 impl Hello {
-    /// An HTTP/1.1 client of `name` that believes anybody.
+    /// Returns an HTTP/1.1 client of `name` that trusts every certificate.
     pub fn h1(name: &str) -> Self {
         let (sni, alpn) = (Some(name.to_owned()), vec![&b"http/1.1"[..]]);
         Self { sni, alpn, trust: Trust::Anybody, ech: false }
     }
 
-    /// An HTTP/2 client of `name` that believes anybody.
+    /// Returns an HTTP/2 client of `name` that trusts every certificate.
     pub fn h2(name: &str) -> Self {
         Self { alpn: vec![b"h2"], ..Self::h1(name) }
     }
 
-    /// The same, but believing only these certificates.
+    /// Returns the same client, but trusts only these certificates.
     #[must_use]
     pub fn trusting(self, pem: &str) -> Self {
         Self { trust: Trust::Pem(pem.to_owned()), ..self }
@@ -112,10 +113,10 @@ impl Hello {
         ClientConnection::new(Arc::new(self.config()?), name).map_err(io::Error::other)
     }
 
-    /// The same for rustls.
+    /// Returns the same as rustls's configuration.
     ///
     /// # Errors
-    /// When it is to believe what is no certificate.
+    /// When it is to trust something that is no certificate.
     pub fn config(&self) -> io::Result<ClientConfig> {
         let builder = match self.ech {
             true => ClientConfig::builder_with_provider(default_provider().into())
@@ -139,7 +140,7 @@ impl Hello {
     }
 }
 
-/// The certificates in a PEM text.
+/// Returns the certificates in a PEM text.
 ///
 /// # Errors
 /// When it is not PEM, or a certificate cannot be a root.
@@ -194,7 +195,7 @@ impl Tls {
         read_response(&mut self.stream)
     }
 
-    /// Reads what there is, at most `limit` bytes; empty at the end.
+    /// Reads the next bytes, at most `limit`; returns none at the end.
     ///
     /// # Errors
     /// When the connection is broken.
@@ -208,34 +209,34 @@ impl Tls {
     /// Reads until the other side ends; a missing `close_notify` counts as an end.
     pub fn read_to_end(&mut self) -> Vec<u8> {
         let mut all = Vec::new();
-        // What came before a reset is the answer to the question.
+        // Bytes before a reset are the answer.
         let _ = self.stream.read_to_end(&mut all);
         all
     }
 
-    /// Every certificate that the server showed, its leaf first.
+    /// Returns every certificate that the server showed, its leaf first.
     pub fn chain(&self) -> Vec<CertificateDer<'static>> {
         let shown = self.stream.conn.peer_certificates().unwrap_or_default();
         shown.iter().cloned().map(CertificateDer::into_owned).collect()
     }
 
-    /// The server's leaf certificate.
+    /// Returns the server's leaf certificate.
     pub fn leaf(&self) -> Option<CertificateDer<'static>> {
         self.stream.conn.peer_certificates()?.first().cloned()
     }
 
-    /// The application protocol agreed on.
+    /// Returns the agreed application protocol.
     pub fn alpn(&self) -> Option<Vec<u8>> {
         self.stream.conn.alpn_protocol().map(<[u8]>::to_vec)
     }
 
-    /// The TCP socket below.
+    /// Returns the TCP socket below.
     pub fn socket(&self) -> &std::net::TcpStream {
         &self.stream.sock
     }
 }
 
-/// A TLS session over a stream of one's own making: one request, one HTTP/1.1 answer.
+/// Sends one request over a TLS session on any stream, and reads one HTTP/1.1 answer.
 ///
 /// # Errors
 /// When the handshake or the exchange fails.
@@ -251,10 +252,11 @@ pub fn tls_over(
     read_response(&mut stream)
 }
 
-/// The bytes of a ClientHello as this machine's rustls writes it: two TCP segments with ML-KEM.
+/// Returns the bytes of a ClientHello as this machine's rustls writes it: two TCP segments with
+/// ML-KEM.
 ///
 /// # Panics
-/// When the name is none.
+/// When the name is invalid.
 pub fn client_hello(hello: &Hello) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut connection = hello.connection().expect("a host name");
@@ -345,7 +347,7 @@ fn dechunk(mut rest: &[u8]) -> io::Result<Vec<u8>> {
     }
 }
 
-/// An HTTP/2 connection whose requests say whatever they like.
+/// An HTTP/2 connection for arbitrary requests.
 pub struct H2 {
     runtime: tokio::runtime::Runtime,
     requests: h2::client::SendRequest<Bytes>,
@@ -368,7 +370,7 @@ impl H2 {
         let requests = runtime.block_on(limited(async move {
             let socket = tokio::net::TcpStream::from_std(socket)?;
             let stream = config.connect(name, socket).await?;
-            // One stream that is not read must not be what stops the others.
+            // One stream that is not read must not stop the others.
             let mut builder = h2::client::Builder::new();
             builder.initial_connection_window_size(16 << 20);
             let (requests, connection) =
@@ -380,15 +382,15 @@ impl H2 {
         Ok(Self { runtime, requests, local })
     }
 
-    /// This end's address and port.
+    /// Returns this end's address and port.
     pub fn local_addr(&self) -> SocketAddr {
         self.local
     }
 
-    /// Uses the connection in any other way, for at most ten seconds.
+    /// Runs `work` on the connection, for at most ten seconds.
     ///
     /// # Errors
-    /// What `work` says, or that it took too long.
+    /// The error of `work`, or one that says it took too long.
     pub fn run<T, F>(
         &mut self,
         work: impl FnOnce(h2::client::SendRequest<Bytes>) -> F,
@@ -437,8 +439,8 @@ async fn limited<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> 
     tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// The environment of an agent: the placeholders, and the CA bundle under the names that the
-/// usual runtimes look for.
+/// Returns a command in the environment of an agent: the placeholders, and the CA bundle under the
+/// names that the usual runtimes look for.
 pub fn agent(lab: &Lab, ns: Ns, program: &str) -> Command {
     let bundle = lab.dir.join("agents.pem");
     let mut command = ns.command(program);
@@ -454,7 +456,7 @@ pub fn agent(lab: &Lab, ns: Ns, program: &str) -> Command {
 /// Runs an agent's program and requires that it succeeds.
 ///
 /// # Panics
-/// When it does not, with what it printed.
+/// When it does not. The panic shows its output.
 #[track_caller]
 pub fn succeed(command: &mut Command) -> String {
     let Output { status, stdout, stderr } = command.output().expect("the program starts");
@@ -463,7 +465,7 @@ pub fn succeed(command: &mut Command) -> String {
     stdout.into_owned()
 }
 
-/// The Python of the virtual environment with the pinned SDKs.
+/// Returns the Python of the virtual environment with the pinned SDKs.
 ///
 /// # Panics
 /// When it has not been made.
@@ -471,7 +473,7 @@ pub fn python() -> std::path::PathBuf {
     tool("python")
 }
 
-/// A program of that environment, which has node and npm, too.
+/// Returns a program of that environment, which has node and npm, too.
 ///
 /// # Panics
 /// When it has not been made.
@@ -484,7 +486,7 @@ pub fn tool(name: &str) -> std::path::PathBuf {
 const BUNDLE_VARIABLES: [&str; 4] =
     ["SSL_CERT_FILE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "REQUESTS_CA_BUNDLE"];
 
-/// Believes every certificate, but not that a signature fits a key it does not fit.
+/// A verifier that trusts every certificate, but still checks that a signature fits its key.
 #[derive(Debug)]
 struct Anybody(WebPkiSupportedAlgorithms);
 

@@ -1,4 +1,5 @@
-//! Datagrams of an agent to what no agent may reach: for how long packet rules were missing.
+//! Datagrams of an agent to a target that no agent may reach: they show for how long packet rules
+//! were missing.
 
 use std::{
     net::{IpAddr, UdpSocket},
@@ -12,7 +13,7 @@ use std::{
 
 use crate::net::{AGENT, Ns};
 
-/// Whoever takes datagrams at [`SERVICE`], and when they came.
+/// Receivers of datagrams at [`SERVICE`], and the times of their arrival.
 pub struct Target {
     addresses: [IpAddr; 2],
     came: Arc<Mutex<Vec<Instant>>>,
@@ -37,7 +38,7 @@ impl Target {
         Self { addresses, came }
     }
 
-    /// When datagrams came, since the last [`Target::take`].
+    /// Returns when datagrams came since the last [`Target::take`].
     ///
     /// # Panics
     /// When its thread has.
@@ -45,7 +46,7 @@ impl Target {
         self.came.lock().expect("no panic").clone()
     }
 
-    /// As [`Target::reached`], and forgets them.
+    /// Does the same as [`Target::reached`], and forgets the times.
     ///
     /// # Panics
     /// When its thread has.
@@ -54,14 +55,14 @@ impl Target {
     }
 }
 
-/// An agent that sends datagrams all the while, one to each address every few milliseconds.
+/// An agent that keeps sending datagrams, one to each address every few milliseconds.
 pub struct Sending {
     thread: thread::JoinHandle<usize>,
     ending: Arc<AtomicBool>,
 }
 
 impl Sending {
-    /// Begins, from the first agent.
+    /// Begins to send from the first agent.
     ///
     /// # Panics
     /// When it has no socket.
@@ -78,7 +79,7 @@ impl Sending {
             while !told.load(Relaxed) && sent < MOST_SENT {
                 for address in &to {
                     let socket = if address.is_ipv4() { &v4 } else { &v6 };
-                    // A refusal of the one before is told here.
+                    // An error here is the refusal of an earlier datagram.
                     let _ = socket.send_to(b"anybody?", (*address, SERVICE));
                     sent += 1;
                 }
@@ -89,7 +90,7 @@ impl Sending {
         Self { thread, ending }
     }
 
-    /// Stops, and says how many datagrams left.
+    /// Stops, and returns how many datagrams left.
     ///
     /// # Panics
     /// When its thread has.
@@ -99,6 +100,6 @@ impl Sending {
     }
 }
 
-/// A port that policy knows nothing of.
+/// A port that no policy names.
 pub const SERVICE: u16 = 8200;
 const MOST_SENT: usize = 100_000;

@@ -1,5 +1,5 @@
-//! The resolver that the gateway asks: answers A and AAAA from a table that tests change as they
-//! go, over UDP and TCP and on demand over TLS, and remembers every question.
+//! The resolver that the gateway asks: it answers A and AAAA from a table that tests change as they
+//! go, over UDP and TCP and on demand over TLS, and remembers every query.
 
 use std::{
     collections::BTreeMap,
@@ -34,7 +34,7 @@ pub struct Dns {
     state: Arc<Mutex<State>>,
 }
 
-/// One question that was asked.
+/// One query that was received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
     /// The name, lower-cased, without the closing dot.
@@ -43,7 +43,7 @@ pub struct Question {
     pub kind: String,
 }
 
-/// One question that came in a datagram, as it came.
+/// One query that was received in a datagram.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Datagram {
     /// The port that it came from.
@@ -54,7 +54,7 @@ pub struct Datagram {
     pub name: String,
 }
 
-/// How the server, or whoever sends in its name, treats datagrams.
+/// The way in which the server, or a forger of its address, answers datagrams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Manner {
     /// One answer to each question.
@@ -62,32 +62,33 @@ pub enum Manner {
     Plain,
     /// The same, with every name in small letters.
     SmallLetters,
-    /// Before it comes another, which leads to [`crate::net::ATTACKER`] and differs in this.
+    /// Before the answer comes another, which leads to [`crate::net::ATTACKER`] and differs in
+    /// this.
     Forged(Forgery),
 }
 
-/// What somebody did not guess.
+/// The part of the query that the forger did not guess.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Forgery {
     /// The number of the question.
     Number,
     /// The name.
     Name,
-    /// Which letters of the name are capitals.
+    /// The capitals in the name.
     Capitals,
 }
 
-/// How the server behaves for one name.
+/// The server's behaviour for one name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     /// These addresses, every time.
     Addresses(Vec<IpAddr>),
-    /// One set after the other, from the start again after the last: rebinding. The first question
-    /// of each record type gets the first set.
+    /// One set of addresses after the other, and from the start again after the last: rebinding.
+    /// The first query of each record type gets the first set.
     Alternating(Vec<Vec<IpAddr>>),
-    /// These addresses, of which a datagram says only that there are too many for it.
+    /// These addresses; an answer in a datagram says only that they do not fit.
     Truncated(Vec<IpAddr>),
-    /// An alias of each of these names in turn, the last of which has the addresses.
+    /// An alias to each of these names in turn; the last name has the addresses.
     Alias(Vec<&'static str>, Vec<IpAddr>),
     /// These addresses, and silence for this record type.
     SilentFor(&'static str, Vec<IpAddr>),
@@ -100,17 +101,18 @@ pub enum Answer {
 #[derive(Default)]
 struct State {
     names: BTreeMap<String, Answer>,
-    /// Names in these zones get no answer.
+    /// Zones whose names get no answer.
     silent: Vec<String>,
     asked: Vec<Question>,
     datagrams: Vec<Datagram>,
     manner: Manner,
-    /// Datagrams are answered so much later.
+    /// The delay of answers in datagrams.
     late: Duration,
-    /// Streams are closed as soon as they are opened.
+    /// Whether streams are closed as soon as they are opened.
     no_streams: bool,
     turns: BTreeMap<(String, String), usize>,
-    /// Of every answer. 0, which nothing may remember, because tests change answers as they go.
+    /// The TTL of every answer. 0 by default, so that nothing caches it, because tests change
+    /// answers.
     ttl: u32,
 }
 
@@ -140,59 +142,60 @@ impl Dns {
         dns
     }
 
-    /// Where it listens.
+    /// Returns the address on which it listens.
     pub fn address() -> SocketAddr {
         SocketAddr::from((DNS, 53))
     }
 
-    /// From now on `name` has these addresses.
+    /// Gives `name` these addresses from now on.
     pub fn set(&self, name: &str, addresses: &[IpAddr]) {
         self.script(name, Answer::Addresses(addresses.to_vec()));
     }
 
-    /// From now on `name` behaves like this.
+    /// Makes `name` behave like this from now on.
     pub fn script(&self, name: &str, answer: Answer) {
         self.state().names.insert(name.to_owned(), answer);
     }
 
-    /// From now on no name under `zone` gets an answer.
+    /// Makes all names under `zone` get no answer from now on.
     pub fn silence(&self, zone: &str) {
         self.state().silent.push(format!(".{zone}"));
     }
 
-    /// From now on answers may be remembered for so many seconds.
+    /// Lets answers be cached for so many seconds from now on.
     pub fn set_ttl(&self, seconds: u32) {
         self.state().ttl = seconds;
     }
 
-    /// Every question so far, except for what the gateway asks of its own accord: [`TRANSLATORS`].
+    /// Returns every query so far, without those that the gateway sends of its own accord:
+    /// [`TRANSLATORS`].
     pub fn asked(&self) -> Vec<Question> {
         let state = self.state();
         let for_somebody = state.asked.iter().filter(|question| question.name != TRANSLATORS);
         for_somebody.cloned().collect()
     }
 
-    /// From now on it treats datagrams like this.
+    /// Answers datagrams in this way from now on.
     pub fn behave(&self, manner: Manner) {
         self.state().manner = manner;
     }
 
-    /// From now on it answers datagrams after this time, each by itself.
+    /// Answers each datagram after this time from now on.
     pub fn answer_after(&self, time: Duration) {
         self.state().late = time;
     }
 
-    /// From now on it answers in datagrams alone.
+    /// Answers only datagrams from now on.
     pub fn close_streams(&self) {
         self.state().no_streams = true;
     }
 
-    /// Every question so far that came in a datagram.
+    /// Returns every query so far that was received in a datagram.
     pub fn datagrams(&self) -> Vec<Datagram> {
         self.state().datagrams.clone()
     }
 
-    /// Whether anybody asked for `name` so far.
+    /// Returns whether anybody has asked for `name` so far.
     pub fn was_asked(&self, name: &str) -> bool {
         self.state().asked.iter().any(|question| question.name == name)
     }
@@ -209,7 +212,7 @@ impl Dns {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on it answers over TLS as well (RFC 7858), on port 853 and with this certificate.
+    /// Answers over TLS as well from now on (RFC 7858), on port 853 and with this certificate.
     ///
     /// # Panics
     /// When the port cannot be bound, or the default TLS provider is missing.
@@ -245,7 +248,7 @@ impl Dns {
                 _ => None,
             };
             let mut reply = self.reply(query, true);
-            // Behind the header no byte but those of names looks like a letter.
+            // After the header, only bytes of names look like letters.
             let rest = reply.as_mut().and_then(|reply| reply.get_mut(12..));
             if manner == Manner::SmallLetters
                 && let Some(rest) = rest
@@ -255,7 +258,7 @@ impl Dns {
             let (socket, replies) = (Arc::clone(&socket), forged.into_iter().chain(reply));
             let send = async move {
                 for reply in replies {
-                    // A client that went away is not the server's concern.
+                    // A client that has gone away needs no answer.
                     let _ = socket.send_to(&reply, from).await;
                 }
             };
@@ -339,7 +342,7 @@ impl Dns {
         }
     }
 
-    /// `None`: say nothing.
+    /// Returns the answer; `None` where nothing is sent.
     fn answer(&self, name: &str, kind: RecordType) -> Option<Result<Vec<IpAddr>, ResponseCode>> {
         let mut state = self.state();
         state.asked.push(Question { name: name.to_owned(), kind: kind.to_string() });
@@ -367,7 +370,8 @@ impl Dns {
     }
 }
 
-/// An answer that leads to the attacker, to all of the query but what was not guessed.
+/// Returns an answer that leads to the attacker, and that fits the query except for the part that
+/// was not guessed.
 fn forged(query: &[u8], forgery: Forgery) -> Option<Vec<u8>> {
     let mut message = Message::from_vec(query).ok()?;
     let question = message.queries.first_mut()?;

@@ -1,4 +1,4 @@
-//! The program under test, run as an operator would: guard first, then certificates, then the
+//! The program under test, run in an operator's order: the guard, then the certificates, then the
 //! daemon.
 
 use std::{
@@ -41,9 +41,9 @@ pub struct Gateway {
 /// A gateway that did not become ready.
 #[derive(Debug)]
 pub struct Failed {
-    /// How it ended; `None` when it was still running and had to be killed.
+    /// Its exit status; `None` when it was still running and had to be killed.
     pub status: Option<ExitStatus>,
-    /// What it wrote to standard error.
+    /// Its standard error.
     pub stderr: String,
 }
 
@@ -60,7 +60,7 @@ impl Gateway {
     /// Starts the gateway with this configuration.
     ///
     /// # Panics
-    /// When it does not become ready, with what it said.
+    /// When it does not become ready. The panic shows its output.
     #[track_caller]
     pub fn start(lab: &Lab, config: &dyn Display) -> Self {
         Self::try_start(lab, config).unwrap_or_else(|failed| {
@@ -124,9 +124,9 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// [`Gateway::run`] where the kernel forwards all the while, from before the daemon's first
-    /// instruction: in its own mount namespace other files lie over the switches, and say that they
-    /// are off. Ask [`forwards`] whether that is so.
+    /// Does the same as [`Gateway::run`], but the kernel forwards all the time, from before the
+    /// daemon's first instruction: in its own mount namespace other files cover the switches, and
+    /// say that they are off. [`forwards`] tells whether the kernel forwards.
     ///
     /// # Errors
     /// As [`Gateway::try_start`].
@@ -177,12 +177,12 @@ impl Gateway {
         }
     }
 
-    /// What it wrote to standard error so far.
+    /// Returns its standard error so far.
     pub fn stderr(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Its process id, for looking at `/proc`.
+    /// Returns its process id, for reading `/proc`.
     pub fn pid(&self) -> u32 {
         self.process.id()
     }
@@ -196,7 +196,7 @@ impl Gateway {
         self.process.wait().expect("the gateway ends");
     }
 
-    /// Sends a signal whose default is to end with a core dump, and says how it ended.
+    /// Sends a signal whose default is to end with a core dump, and returns the exit status.
     ///
     /// # Panics
     /// When it has not ended soon.
@@ -207,7 +207,7 @@ impl Gateway {
         ended.unwrap_or_else(|| panic!("still running after {signal:?}"))
     }
 
-    /// Asks it to end, and says how it did.
+    /// Asks it to end, and returns the exit status.
     ///
     /// # Panics
     /// When it has not ended within `limit`.
@@ -223,22 +223,22 @@ impl Gateway {
         tools::signal(&self.process, Signal::HUP);
     }
 
-    /// Keeps it from doing anything, until [`Gateway::thaw`].
+    /// Stops all of its threads, until [`Gateway::thaw`].
     pub fn freeze(&self) {
         tools::signal(&self.process, Signal::STOP);
     }
 
-    /// Undoes [`Gateway::freeze`].
+    /// Lets it go on after [`Gateway::freeze`].
     pub fn thaw(&self) {
         tools::signal(&self.process, Signal::CONT);
     }
 
-    /// Whether it still runs.
+    /// Returns whether it still runs.
     pub fn is_alive(&mut self) -> bool {
         matches!(self.process.try_wait(), Ok(None))
     }
 
-    /// The states of its TCP sockets, as `ss` names them: to show that none is left behind.
+    /// Returns the states of its TCP sockets, as `ss` names them: to show that none is left behind.
     pub fn sockets(&self) -> Vec<String> {
         let listed = GATEWAY.shell("ss -Htan");
         listed
@@ -249,14 +249,14 @@ impl Gateway {
 }
 
 impl Failed {
-    /// The exit code, if it ended by itself.
+    /// Returns the exit code, if it ended by itself.
     pub fn code(&self) -> Option<i32> {
         self.status.and_then(|status| status.code().or(status.signal().map(|signal| -signal)))
     }
 }
 
-/// Loads the static guard that closes the gateway before any daemon runs, and tells it where the
-/// agents are, as first boot does.
+/// Loads the static guard, which closes the gateway before any daemon runs, with the agents'
+/// interfaces, as the first boot does.
 ///
 /// # Panics
 /// When nft refuses it.
@@ -268,13 +268,13 @@ pub fn guard() {
     );
 }
 
-/// Makes the gateway's kernel forward, which the daemon forbids when it starts: where packet rules
-/// are what is tested, nothing else may hide a hole in them.
+/// Makes the gateway's kernel forward, which the daemon turns off when it starts: in tests of the
+/// packet rules, nothing else may hide a hole in them.
 pub fn forward() {
     GATEWAY.enter(|| switches().iter().for_each(|name| sysctl(name, "1")));
 }
 
-/// Whether the gateway's kernel forwards, between all of its interfaces.
+/// Returns whether the gateway's kernel forwards, between all of its interfaces.
 pub fn forwards() -> bool {
     let on = |name: &String| {
         let value = fs::read_to_string(format!("/proc/sys/net/{name}"));
@@ -283,8 +283,8 @@ pub fn forwards() -> bool {
     GATEWAY.enter(|| switches().iter().all(on))
 }
 
-/// The settings that decide about forwarding. IPv4 has a switch of its own on each interface, which
-/// the daemon turns off; what sets all of them comes first.
+/// Returns the settings that decide about forwarding. IPv4 has a switch of its own on each
+/// interface, which the daemon turns off; the switch that sets all of them comes first.
 fn switches() -> Vec<String> {
     let interfaces = ["agents0", "agents1", "wan0"].into_iter().flat_map(|interface| {
         ["ipv4", "ipv6"].map(|family| format!("{family}/conf/{interface}/forwarding"))
@@ -299,13 +299,13 @@ pub fn install(lab: &Lab, config: &dyn Display) -> PathBuf {
     install_as(lab, "cloakroom.toml", config)
 }
 
-/// The same, under another name in the lab's folder.
+/// Does the same under another name in the lab's folder.
 pub fn install_as(lab: &Lab, name: &str, config: &dyn Display) -> PathBuf {
     lab.write(name, config.to_string().replace("{dir}", &lab.dir.display().to_string()))
 }
 
-/// Makes the root, the issuing CAs, and `agents.pem`: what agents trust, which is the gateway's
-/// root beside the public one.
+/// Makes the root, the issuing CAs, and `agents.pem`, which agents trust: the gateway's root and
+/// the public one.
 fn certificates(lab: &Lab, config: &PathBuf) -> Result<(), Failed> {
     let folder = lab.dir.join("root");
     if !folder.exists() {
@@ -318,7 +318,7 @@ fn certificates(lab: &Lab, config: &PathBuf) -> Result<(), Failed> {
     Ok(())
 }
 
-/// The program inside the gateway's namespace.
+/// Returns a command that runs the program inside the gateway's namespace.
 pub fn program() -> Command {
     GATEWAY.command(tools::cloakroom())
 }
@@ -332,7 +332,7 @@ fn checked(command: &mut Command) -> Result<Output, Failed> {
     Err(Failed { status: Some(output.status), stderr })
 }
 
-/// The lab's usual policy: two groups, three APIs, one host let through.
+/// Returns the lab's usual policy: two groups, three APIs, one host that is spliced.
 pub fn usual_config() -> Config {
     let research = binding("research", "OPENAI_API_KEY", &[BEARER], "file:openai");
     let operations = binding("operations", "OPS_OPENAI_KEY", &[BEARER], "file:ops");
@@ -360,7 +360,7 @@ pub fn usual_config() -> Config {
         .with(splice("pypi", &["research"], &["pypi.example", "*.cdn.example"]).set("ports", [443]))
 }
 
-/// The usual policy with every secret from Vault.
+/// Returns the usual policy with every secret from Vault.
 pub fn from_vault(usual: Config) -> Config {
     let bindings = [
         ("OPENAI_API_KEY", "openai"),
@@ -374,14 +374,14 @@ pub fn from_vault(usual: Config) -> Config {
     })
 }
 
-/// A configuration for a machine of its own: every folder is the default one, and files are beside
-/// the configuration.
+/// Returns a configuration for a machine of its own: every folder is the default one, and files are
+/// beside the configuration.
 pub fn with_default_folders(config: Config) -> Config {
     let folders = ["audit", "ca_dir", "state_dir", "control"];
     folders.into_iter().fold(config, Config::without_gateway).moved("{dir}/", "")
 }
 
-/// A Vault that is not there, beside a configuration's other sources of secrets.
+/// Adds a Vault that is absent to a configuration's other sources of secrets.
 pub fn with_absent_vault(config: Config) -> Config {
     let login = Table::section("approle").set("role_id", "lab");
     config
@@ -390,7 +390,7 @@ pub fn with_absent_vault(config: Config) -> Config {
         .login(login.set("secret_id_file", "{dir}/secret-id"))
 }
 
-/// An API of the lab whose agents may read and post at these paths.
+/// Returns an API of the lab whose agents may read and post at these paths.
 fn usual_api(name: &str, host: Host, paths: &[&str]) -> Table {
     let api = api(name, &[host.name]).set("methods", ["GET", "POST"]).set("paths", paths);
     api.set("upstream_ca", PUBLIC_CA)
@@ -398,9 +398,9 @@ fn usual_api(name: &str, host: Host, paths: &[&str]) -> Table {
 
 /// The usual place of a key.
 pub const BEARER: &str = "header authorization bearer";
-/// The CA that the lab's origins have their certificates of.
+/// The CA that issued the certificates of the lab's origins.
 pub const PUBLIC_CA: &str = "{dir}/public-ca.pem";
-/// What agents may ask of the first API.
+/// The paths of the first API that agents may use.
 const OPENAI_PATHS: [&str; 10] = [
     "/v1/*",
     "/reflect",

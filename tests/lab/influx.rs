@@ -1,5 +1,5 @@
 //! A real InfluxDB 1.x on the lab's internet, with HTTPS and users: an API whose credentials Vault
-//! can lease, and that says 401 by itself once a lease has ended.
+//! can lease, and that answers 401 by itself once a lease has ended.
 
 use std::{
     fs,
@@ -21,7 +21,7 @@ pub struct Influx {
 }
 
 impl Influx {
-    /// Where it listens.
+    /// The port on which it listens.
     pub const PORT: u16 = 8086;
     /// The password of its administrator, `root`.
     pub const ROOT: &'static str = "lab-influx-root-7d1c";
@@ -48,14 +48,14 @@ impl Influx {
             .expect("influxd starts");
         let influx = Self { dir: lab.dir.clone(), _process: process };
         wait::expect("InfluxDB listens", || INTERNET.connect(INFLUX.port(Self::PORT)).is_ok());
-        // Without any user this one statement needs none.
+        // While there is no user, this one statement needs no login.
         influx
             .told(&format!("CREATE USER root WITH PASSWORD '{}' WITH ALL PRIVILEGES", Self::ROOT));
         influx.told("CREATE DATABASE lab");
         influx
     }
 
-    /// Lets Vault lease users of it: `database/creds/influx`, for `ttl`, renewable up to `max_ttl`.
+    /// Lets Vault lease its users: `database/creds/influx`, for `ttl`, renewable up to `max_ttl`.
     pub fn leased_by(&self, vault: &Vault, ttl: &str, max_ttl: &str) {
         self.administered_by(vault);
         vault.cli(&[
@@ -68,7 +68,7 @@ impl Influx {
         ]);
     }
 
-    /// Has Vault replace the password of the user `agents-application` each `period`:
+    /// Makes Vault replace the password of the user `agents-application` each `period`:
     /// `database/static-creds/influx`.
     pub fn rotated_by(&self, vault: &Vault, period: &str) {
         self.told("CREATE USER \"agents-application\" WITH PASSWORD 'until-vault-rotates-it' WITH ALL PRIVILEGES");
@@ -98,16 +98,16 @@ impl Influx {
         ]);
     }
 
-    /// What it answers to these credentials, asked directly: the status.
+    /// Returns the status of its answer to these credentials, without the gateway.
     pub fn status(&self, user: &str, password: &str) -> String {
         let output = self.curl(user, password, "SHOW MEASUREMENTS");
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// The names of its users.
+    /// Returns the names of its users.
     ///
     /// # Panics
-    /// When it does not say.
+    /// When it does not answer.
     pub fn users(&self) -> String {
         self.told("SHOW USERS")
     }
@@ -140,7 +140,7 @@ impl Influx {
     }
 }
 
-/// `influxd` on `PATH`, or what `tests/influxdb/get` put into the cache.
+/// Returns `influxd` on `PATH`, or the one that `tests/influxdb/get` put into the cache.
 fn program() -> PathBuf {
     let cached = tools::cache().join("influxdb/usr/bin/influxd");
     let found = if cached.is_file() { Some(cached) } else { tools::on_path(&["influxd"]) };

@@ -7,13 +7,13 @@
 //!                                                          └ 203.0.113.200 Vault
 //! ```
 //!
-//! Every test runs in its own mount, network and process namespaces (see [`sandbox`]), so nothing
-//! that it makes can outlive it. The gateway's kernel *does* forward, and the internet knows the
-//! way back to the agents: without the gateway's packet rules an agent reaches every origin
-//! directly, so a hole shows at the origin and is not hidden by a missing route.
+//! Every test runs in its own mount, network and process namespaces (see [`sandbox`]), so that
+//! nothing it makes can outlive it. The gateway's kernel *does* forward, and the internet has
+//! routes to the agents: without the gateway's packet rules an agent reaches every origin directly,
+//! so a hole shows at the origin and is not hidden by a missing route.
 //!
-//! Assertions belong on what an [`origin::Origin`] received and on the audit record, and only then
-//! on what the agent saw. All addresses and names are those reserved for documentation.
+//! Assertions should check what an [`origin::Origin`] received and the audit record first, and only
+//! then what the agent saw. All addresses and names are those reserved for documentation.
 
 pub mod audit;
 mod capture;

@@ -1,5 +1,5 @@
 //! Many HTTP/2 connections of many agents that ask for much and then do nothing: they neither read
-//! nor close, so that whatever is on its way to them stays where it is.
+//! nor close, so that everything on its way to them stays where it is.
 
 use std::{
     any::Any,
@@ -26,25 +26,25 @@ use crate::{
     net::{Ns, OPENAI},
 };
 
-/// What one connection asks for.
+/// The requests of one connection.
 #[derive(Debug, Clone)]
 pub struct Ask {
-    /// The agent's address; it has to be one of its own.
+    /// The agent's address, which must be one of its own.
     pub from: IpAddr,
-    /// What it dials.
+    /// The address that it dials.
     pub to: SocketAddr,
-    /// How often it asks at once.
+    /// The number of requests at once.
     pub streams: usize,
-    /// The target, whole.
+    /// The whole target.
     pub url: String,
-    /// The placeholder, as a bearer.
+    /// The placeholder, sent as a bearer token.
     pub placeholder: &'static str,
-    /// Each request's body, of which as much is sent as the gateway takes.
+    /// The body of each request, of which as much is sent as the gateway accepts.
     pub body: Bytes,
 }
 
 impl Ask {
-    /// One request of the first agent to the first API, over the family of the address.
+    /// Returns one request of the first agent to the first API, over the family of the address.
     pub fn of(from: IpAddr, path: &str, body: Bytes) -> Self {
         let to = if from.is_ipv4() { OPENAI.port(443) } else { OPENAI.port6(443) };
         let url = format!("https://{}{path}", OPENAI.name);
@@ -55,7 +55,7 @@ impl Ask {
 /// Connections that stand still. They are closed when this is dropped.
 pub struct Load {
     held: Vec<Box<dyn Any + Send>>,
-    /// Why others did not come so far.
+    /// The reasons why others have failed so far.
     pub failures: Vec<String>,
     _runtime: Runtime,
 }
@@ -67,7 +67,7 @@ impl Load {
     /// When there are no descriptors or threads for it.
     ///
     /// # Panics
-    /// When the name in `hello` is none.
+    /// When the name in `hello` is invalid.
     pub fn take(ns: Ns, hello: &Hello, asks: &[Ask], time: Duration) -> io::Result<Self> {
         let connector = TlsConnector::from(Arc::new(hello.config()?));
         let name = ServerName::try_from(hello.sni.clone().unwrap_or_default());
@@ -93,7 +93,7 @@ impl Load {
         })
     }
 
-    /// How many stand still.
+    /// Returns how many stand still.
     pub fn held(&self) -> usize {
         self.held.len()
     }
@@ -129,7 +129,7 @@ async fn stuck(
         }
         streams.push((answer, send));
     }
-    // From here on nobody looks at the socket.
+    // From here on nobody reads the socket.
     match timeout(time, &mut connection).await {
         Err(_) => Ok(Box::new((connection, requests, streams))),
         Ok(ended) => Err(io::Error::other(format!("it was ended: {ended:?}"))),
@@ -138,7 +138,7 @@ async fn stuck(
 
 /// Handshakes at once.
 const HANDSHAKES: usize = 16;
-/// How long one step of them may take.
+/// Longest time of one step of them.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// All that HTTP/2 lets a peer send unasked (RFC 9113, section 6.9.1).
+/// The largest window that HTTP/2 allows (RFC 9113, section 6.9.1).
 const WINDOW: u32 = (1 << 31) - 1;

@@ -1,7 +1,7 @@
 //! Namespaces, links, addresses and names.
 //!
-//! Made by `ip`, within the sandbox's own `/run/netns`. The gateway forwards and everybody has
-//! the routes to get past it, in IPv4 and in IPv6.
+//! They are made by `ip`, within the sandbox's own `/run/netns`. The gateway forwards, and
+//! everybody has the routes to get past it, in IPv4 and in IPv6.
 
 use std::{
     fmt::Write as _,
@@ -30,7 +30,7 @@ pub const AGENT: Ns = Ns("agent");
 pub const AGENT2: Ns = Ns("agent2");
 /// The gateway: `agents0`, `agents1` and `wan0`.
 pub const GATEWAY: Ns = Ns("gateway");
-/// Everything that is not ours: origins, DNS, Vault, the attacker.
+/// All hosts outside: origins, DNS, Vault, the attacker.
 pub const INTERNET: Ns = Ns("internet");
 
 /// A host on the internet and its two addresses.
@@ -46,23 +46,23 @@ impl Host {
         Self { name, last }
     }
 
-    /// Its IPv4 address.
+    /// Returns its IPv4 address.
     pub const fn v4(self) -> Ipv4Addr {
         Ipv4Addr::new(198, 51, 100, self.last)
     }
 
-    /// Its IPv6 address, whose last two digits look like those of the IPv4 address.
+    /// Returns its IPv6 address, whose last two digits look like those of the IPv4 address.
     pub const fn v6(self) -> Ipv6Addr {
         let last = (self.last / 10 * 16 + self.last % 10) as u16;
         Ipv6Addr::new(0x2001, 0xdb8, 0xe, 0, 0, 0, 0, last)
     }
 
-    /// Its IPv4 address with this port.
+    /// Returns its IPv4 address with this port.
     pub fn port(self, port: u16) -> SocketAddr {
         SocketAddr::from((self.v4(), port))
     }
 
-    /// Its IPv6 address with this port.
+    /// Returns its IPv6 address with this port.
     pub fn port6(self, port: u16) -> SocketAddr {
         SocketAddr::from((self.v6(), port))
     }
@@ -74,22 +74,22 @@ pub const OPENAI: Host = Host::new("api.openai.example", 10);
 pub const ANTHROPIC: Host = Host::new("api.anthropic.example", 11);
 /// A git server that asks for Basic.
 pub const GIT: Host = Host::new("git.example", 12);
-/// A database with an HTTP API, at another port than the rest: [`crate::influx`].
+/// A database with an HTTP API, on another port than the rest: [`crate::influx`].
 pub const INFLUX: Host = Host::new("influx.example", 13);
 /// A host that no policy of the lab mentions.
 pub const OTHER: Host = Host::new("other.example", 20);
-/// A host that is let through untouched.
+/// A host whose connections are spliced.
 pub const PYPI: Host = Host::new("pypi.example", 30);
-/// A host let through by a suffix.
+/// A host that is spliced by a suffix.
 pub const CDN: Host = Host::new("files.cdn.example", 31);
-/// The attacker's own server, with a certificate as good as any.
+/// The attacker's own server, with a valid certificate.
 pub const ATTACKER: Host = Host::new("attacker.example", 66);
-/// Every host.
+/// All hosts.
 pub const HOSTS: [Host; 8] = [OPENAI, ANTHROPIC, GIT, INFLUX, OTHER, PYPI, CDN, ATTACKER];
 
 /// The resolver that the gateway asks.
 pub const DNS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 53);
-/// Where Vault listens.
+/// The address on which Vault listens.
 pub const VAULT: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 200);
 /// The gateway's address towards the first group.
 pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -102,7 +102,7 @@ pub const AGENT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xa, 0, 0, 0, 0, 0x1
 
 /// The network of one test.
 pub struct Lab {
-    /// Where this test keeps its files; in memory, gone with the sandbox.
+    /// The folder of this test's files; it is in memory and gone with the sandbox.
     pub dir: PathBuf,
     /// The public CA that everybody trusts, agents and gateway alike.
     pub public: Authority,
@@ -115,7 +115,7 @@ impl Lab {
     /// Outside of [`crate::sandboxed`], and when `ip` fails.
     pub fn new() -> Self {
         assert!(sandbox::inside(), "call lab::sandboxed(|| ...) around the test");
-        // Twice is fine: one process may build several things that want it.
+        // A second call does no harm: one process may make several objects that need it.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         ip("", &["netns add agent", "netns add agent2", "netns add gateway", "netns add internet"]);
         for ns in [AGENT, AGENT2, GATEWAY, INTERNET] {
@@ -143,12 +143,13 @@ impl Lab {
         path
     }
 
-    /// The public CA's certificate, as a file.
+    /// Returns the public CA's certificate as a file.
     pub fn public_ca(&self) -> PathBuf {
         self.dir.join("public-ca.pem")
     }
 
-    /// What agents believe about names: their `/etc/hosts`. A lying agent is one line.
+    /// Sets the names that agents resolve by themselves: their `/etc/hosts`. One line makes a lying
+    /// agent.
     ///
     /// # Panics
     /// When the file cannot be written.
@@ -159,7 +160,7 @@ impl Lab {
                 writeln!(hosts, "{address} {name}").expect("a string grows");
             }
         }
-        // In place: running agents have this very file mounted.
+        // Written in place, because running agents have this very file mounted.
         fs::write(self.dir.join("hosts"), hosts).expect("the lab's folder is writable");
     }
 
@@ -206,12 +207,12 @@ impl Ns {
         });
     }
 
-    /// A TCP connection from inside this namespace, with a timeout of two seconds; reads and
-    /// writes on it time out after ten. Its port is no earlier connection's: the audit names an
+    /// Opens a TCP connection from inside this namespace, with a timeout of two seconds; reads and
+    /// writes on it time out after ten. No earlier connection had its port: the audit names an
     /// agent by address and port, and the kernel gives one port to connections of two targets.
     ///
     /// # Errors
-    /// What `bind` and `connect` say.
+    /// Those of `bind` and `connect`.
     pub fn connect(self, to: SocketAddr) -> io::Result<TcpStream> {
         let any =
             if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
@@ -223,11 +224,11 @@ impl Ns {
         })
     }
 
-    /// [`Ns::connect`] from this address, which has to be one of the namespace's own and of the
-    /// same family.
+    /// Does the same as [`Ns::connect`] from this address, which must be one of the namespace's own
+    /// and of the same family.
     ///
     /// # Errors
-    /// What `bind` and `connect` say.
+    /// Those of `bind` and `connect`.
     pub fn connect_from(self, from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
         self.enter(|| {
             let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
@@ -237,8 +238,8 @@ impl Ns {
         })
     }
 
-    /// A command that will run inside this namespace, with the lab's `/etc/hosts`, no resolver and
-    /// an environment of nothing but `PATH`, `HOME` and `LANG`.
+    /// Returns a command that will run inside this namespace, with the lab's `/etc/hosts`, no
+    /// resolver, and an environment of only `PATH`, `HOME` and `LANG`.
     pub fn command(self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("ip");
         command
@@ -252,7 +253,7 @@ impl Ns {
         command
     }
 
-    /// Runs a shell line inside this namespace and returns what it printed.
+    /// Runs a shell line inside this namespace and returns its output.
     ///
     /// # Panics
     /// When it fails.
@@ -308,8 +309,8 @@ fn links() {
         ],
     );
     agent("agent", "192.0.2.10/25", "192.0.2.1", "2001:db8:a::10/64", "2001:db8:a::1");
-    // A resolver that seems to be on the agent's own link, and is not: what goes to it goes through
-    // the gateway, as root on an agent can have it.
+    // A resolver that seems to be on the agent's own link, but is not: its packets go through the
+    // gateway, as root on an agent can arrange.
     ip("agent", &["route add 192.0.2.53 via 192.0.2.1"]);
     agent("agent2", "192.0.2.140/25", "192.0.2.129", "2001:db8:b::10/64", "2001:db8:b::1");
     internet();
@@ -338,7 +339,7 @@ fn internet() {
         "addr add 2001:db8:f::1/64 dev wan0 nodad",
         "addr add 2001:db8:f::53/64 dev wan0 nodad",
         "link set wan0 up",
-        // The way back to agents that got past the gateway: a leak must be able to succeed.
+        // Routes to agents that got past the gateway: a leak must be able to succeed.
         "route add 192.0.2.0/24 via 203.0.113.2",
         "route add 2001:db8:a::/64 via 2001:db8:f::2",
         "route add 2001:db8:b::/64 via 2001:db8:f::2",
@@ -392,7 +393,7 @@ pub fn sysctl(name: &str, value: &str) {
         .unwrap_or_else(|error| panic!("sysctl {name} = {value}: {error}"));
 }
 
-/// Binds to the next port that nothing of this test was bound to before.
+/// Binds to the next port that no socket of this test had before.
 fn bind_to_a_fresh_port(socket: &Socket, address: IpAddr) -> io::Result<()> {
     loop {
         let port = NEXT_PORT.fetch_add(1, Ordering::Relaxed);
@@ -409,13 +410,13 @@ const FIRST_PORT: u16 = 12_000;
 const EPHEMERAL: u16 = 32_768;
 static NEXT_PORT: AtomicU16 = AtomicU16::new(FIRST_PORT);
 
-/// How long a connection may take to be there.
+/// Longest time for a connection to be established.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Inside the sandbox's own `/run`.
+/// A folder inside the sandbox's own `/run`.
 const DIR: &str = "/run/lab";
 
-/// `ip netns exec` gives the command a mount namespace of its own, so this is seen by it alone.
+/// `ip netns exec` gives the command a mount namespace of its own, so no other process sees this.
 const WITH_NAMES: &str = "mount --bind /run/lab/hosts /etc/hosts && \
     mount --bind /run/lab/resolv.conf /etc/resolv.conf && exec \"$0\" \"$@\"";
 
@@ -425,7 +426,7 @@ const EVERYWHERE: [(&str, &str); 3] = [
     ("ipv6/conf/all/accept_dad", "0"),
 ];
 
-/// What the router image sets, plus forwarding, which it does not: a hole must show.
+/// The settings of the router image, and forwarding, which the image turns off: a hole must show.
 const ON_THE_GATEWAY: [(&str, &str); 20] = [
     ("ipv4/ip_forward", "1"),
     ("ipv6/conf/all/forwarding", "1"),

@@ -24,7 +24,7 @@ pub struct Identity {
     pem: String,
 }
 
-/// What may be wrong with a server's certificate.
+/// The possible flaws of a server's certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flaw {
     /// Nothing.
@@ -35,16 +35,16 @@ pub enum Flaw {
     Expired,
     /// It begins tomorrow.
     NotYet,
-    /// It vouches for itself.
+    /// It signed itself.
     SelfSigned,
     /// Its issuer is unknown to everybody.
     UnknownIssuer,
-    /// It says that the root signed it, and somebody else did.
+    /// It names the root as its issuer, but another CA signed it.
     ForgedSignature,
 }
 
 impl Authority {
-    /// A new root, valid for a day around now.
+    /// Creates a root that is valid for a day around now.
     ///
     /// # Panics
     /// When no key can be made.
@@ -59,22 +59,22 @@ impl Authority {
         Self { name: name.to_owned(), pem, der, issuer: Issuer::new(params, key) }
     }
 
-    /// The root in PEM.
+    /// Returns the root in PEM.
     pub fn pem(&self) -> &str {
         &self.pem
     }
 
-    /// The root in DER.
+    /// Returns the root in DER.
     pub fn der(&self) -> &CertificateDer<'static> {
         &self.der
     }
 
-    /// A certificate for `name`, an IP address or a host name.
+    /// Issues a certificate for `name`, an IP address or a host name.
     pub fn issue(&self, name: &str) -> Identity {
         self.issue_flawed(name, Flaw::None)
     }
 
-    /// A certificate for `name` with something wrong.
+    /// Issues a certificate for `name` with a flaw.
     ///
     /// # Panics
     /// When it cannot be signed.
@@ -93,7 +93,7 @@ impl Authority {
         Identity { chain: vec![certificate.der().clone()], pem: certificate.pem(), key }
     }
 
-    /// A certificate for each of these, IP addresses or host names.
+    /// Issues a certificate for all of these, IP addresses or host names.
     ///
     /// # Panics
     /// When it cannot be signed.
@@ -107,7 +107,7 @@ impl Authority {
         Identity { chain: vec![certificate.der().clone()], pem: certificate.pem(), key }
     }
 
-    /// A certificate with which `name` shows who it is to a server.
+    /// Issues a client's certificate, with which `name` identifies itself to a server.
     ///
     /// # Panics
     /// When it cannot be signed.
@@ -121,22 +121,22 @@ impl Authority {
 }
 
 impl Identity {
-    /// The certificate in PEM.
+    /// Returns the certificate in PEM.
     pub fn certificate_pem(&self) -> &str {
         &self.pem
     }
 
-    /// The certificate in DER.
+    /// Returns the certificate in DER.
     pub fn certificate_der(&self) -> &CertificateDer<'static> {
         &self.chain[0]
     }
 
-    /// The key in PEM.
+    /// Returns the key in PEM.
     pub fn key_pem(&self) -> String {
         self.key.serialize_pem()
     }
 
-    /// For a rustls server.
+    /// Returns the pair for a rustls server.
     ///
     /// # Panics
     /// Never: the key was made here.

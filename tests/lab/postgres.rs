@@ -1,8 +1,8 @@
 //! A real PostgreSQL on the lab's internet, for Vault's database engine.
 //!
 //! It comes with the Python package that `tests/clients/get` installs, so that no service runs on
-//! the machine. It refuses to run as root, which everybody in the sandbox is: it gets a user
-//! namespace of its own in which it is somebody else.
+//! the machine. It refuses to run as root, which every user in the sandbox is, so it gets a user
+//! namespace of its own with another user.
 
 use std::{
     fs,
@@ -25,7 +25,7 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Where Vault finds it.
+    /// The address at which Vault finds it.
     pub const ADDRESS: &'static str = "203.0.113.200:5432";
     /// The password of its superuser, `lab`.
     pub const ROOT: &'static str = "lab-postgres-root-3f9a";
@@ -33,7 +33,7 @@ impl Postgres {
     /// Makes a cluster and starts it.
     ///
     /// # Panics
-    /// When the package is missing, or it does not do as it is told.
+    /// When the package is missing, or the cluster does not start.
     pub fn start(lab: &Lab) -> Self {
         let dir = lab.dir.join("postgres");
         fs::create_dir_all(&dir).expect("the lab's folder is writable");
@@ -68,7 +68,7 @@ impl Postgres {
         postgres
     }
 
-    /// Lets Vault lease users of it: `database/creds/postgres`, for `ttl`.
+    /// Lets Vault lease its users: `database/creds/postgres`, for `ttl`.
     pub fn leased_by(&self, vault: &Vault, ttl: &str) {
         vault.enable_databases();
         vault.cli(&[
@@ -86,12 +86,12 @@ impl Postgres {
         lend_as(vault, "postgres", ttl);
     }
 
-    /// The same for a second role, after that: `database/creds/ROLE`.
+    /// Does the same for a second role, after that: `database/creds/ROLE`.
     pub fn lends_as(&self, vault: &Vault, role: &str, ttl: &str) {
         lend_as(vault, role, ttl);
     }
 
-    /// Whether it lets this user in and answers a query.
+    /// Returns whether it lets this user in and answers a query.
     ///
     /// # Panics
     /// When Python does not start.
@@ -99,8 +99,8 @@ impl Postgres {
         self.asked_by(INTERNET, IpAddr::from([203, 0, 113, 200]), user, password)
     }
 
-    /// Whether whoever is at `address`, at PostgreSQL's port, lets this user in from `ns` and
-    /// answers a query.
+    /// Returns whether the server at `address`, at PostgreSQL's port, lets this user in from `ns`
+    /// and answers a query.
     ///
     /// # Panics
     /// When Python does not start.
@@ -125,7 +125,8 @@ fn lend_as(vault: &Vault, role: &str, ttl: &str) {
     ]);
 }
 
-/// `nobody`, whom every system has: initdb asks for the name of who runs it.
+/// Returns a command that runs as `nobody`, a user of every system: initdb asks for the name of its
+/// user.
 fn somebody(dir: &std::path::Path) -> Command {
     let mut command = INTERNET.command("unshare");
     command.args(["--user", "--map-user=65534", "--map-group=65534", "--"]).current_dir(dir);

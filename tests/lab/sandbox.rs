@@ -1,10 +1,9 @@
 //! A test in namespaces of its own.
 //!
 //! [`sandboxed`] starts the test binary again for this one test, inside new mount, network and
-//! process namespaces (and a user namespace when not root). Whatever happens then, a panic, a
-//! timeout or a killed test runner, the kernel ends every process and takes down every interface
-//! and mount with the namespaces: there is no clean-up code to forget. A test that hangs fails
-//! after [`LIMIT`].
+//! process namespaces (and a user namespace when not root). After a panic, a timeout or a killed
+//! test runner, the kernel ends every process and removes every interface and mount with the
+//! namespaces: there is no clean-up code to forget. A test that hangs fails after [`LIMIT`].
 
 use std::{
     io::Read,
@@ -14,19 +13,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long one test may take.
+/// Longest time of one test.
 pub const LIMIT: Duration = Duration::from_secs(120);
 
-/// Runs `body` in namespaces of its own; to be called at once by a `#[test]` function, with a
-/// closure written in that function, because the closure's type names the test to start again.
+/// Runs `body` in namespaces of its own. A `#[test]` function must call it first, with a closure
+/// written in that function, because the closure's type names the test to start again.
 ///
 /// # Panics
-/// When the test fails inside, with everything that it printed.
+/// When the test fails inside. The panic shows all of its output.
 pub fn sandboxed<F: FnOnce()>(body: F) {
     sandboxed_for(LIMIT, body);
 }
 
-/// [`sandboxed`], with another limit on the time.
+/// Does the same as [`sandboxed`], with another limit on the time.
 ///
 /// # Panics
 /// As [`sandboxed`] does.
@@ -47,13 +46,14 @@ pub fn sandboxed_for<F: FnOnce()>(limit: Duration, body: F) {
     }
 }
 
-/// Enters new namespaces and runs `program` there, for what is not a test: the demonstration.
+/// Returns a command that enters new namespaces and runs `program` there, for a program that is no
+/// test: the demonstration.
 pub fn command(program: &std::path::Path) -> Command {
     let mut command = Command::new("env");
-    // A job that a shell starts with `&` ignores SIGINT and SIGQUIT, and so would all that it
-    // starts.
+    // A job that a shell starts with `&` ignores SIGINT and SIGQUIT, and so would every process
+    // that it starts.
     command.args(["--default-signal", "setpriv"]);
-    // The namespaces end with whoever asked for them, also when that is killed.
+    // The namespaces end with the process that made them, even when it is killed.
     command.args(["--pdeathsig", "KILL", "unshare"]);
     if !rustix::process::geteuid().is_root() {
         command.args(["--user", "--map-root-user"]);
@@ -66,7 +66,7 @@ pub fn command(program: &std::path::Path) -> Command {
     command
 }
 
-/// Whether this process already runs inside.
+/// Returns whether this process already runs inside.
 pub fn inside() -> bool {
     std::env::var_os(INSIDE).is_some()
 }
@@ -75,7 +75,7 @@ fn start(test: &str) -> Child {
     let binary = std::env::current_exe().expect("the test binary knows where it is");
     command(&binary)
         .args(["--exact", test, "--nocapture", "--include-ignored", "--test-threads=1"])
-        // The first panic's place says enough, and the output is shown by another panic.
+        // The place of the first panic is enough, and another panic shows the output.
         .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -88,7 +88,7 @@ fn drain<R: Read + Send + 'static>(pipe: Option<R>) -> JoinHandle<String> {
     thread::spawn(move || {
         let mut bytes = Vec::new();
         if let Some(mut pipe) = pipe {
-            // What was read before an error is still worth showing.
+            // Output before an error is still worth showing.
             let _ = pipe.read_to_end(&mut bytes);
         }
         String::from_utf8_lossy(&bytes).into_owned()
@@ -103,13 +103,14 @@ fn wait(runner: &mut Child, limit: Duration) -> Option<ExitStatus> {
         }
         thread::sleep(Duration::from_millis(10));
     }
-    // `--kill-child` takes the first process of the namespace along, and with it all others.
+    // `--kill-child` kills the first process of the namespace, and with it all others.
     runner.kill().expect("the sandbox can be killed");
     runner.wait().expect("the sandbox can be waited for");
     None
 }
 
-/// `properties::accept::a_sentence::{{closure}}` names the test `accept::a_sentence`.
+/// Returns the name of a test: `properties::accept::a_sentence::{{closure}}` names the test
+/// `accept::a_sentence`.
 fn test_name(closure: &str) -> &str {
     let path = closure.trim_end_matches("::{{closure}}");
     path.split_once("::").map_or(path, |(_binary, test)| test)
@@ -124,8 +125,8 @@ fn describe(status: ExitStatus) -> String {
 
 const INSIDE: &str = "CLOAKROOM_SANDBOX";
 
-/// The shell stays as the first process of the namespace: it reaps orphans, and a program that is
-/// not the first keeps the usual meaning of signals.
+/// The script of the namespace's first process. The shell stays: it reaps orphans, and only a
+/// program that is not the first process has the usual meaning of signals.
 const ENTER: &str = r#"
 set -e
 # An ordinary user's PATH lacks nft and ip on Debian.

@@ -1,4 +1,4 @@
-//! A relay before a server, which can hold back what the server answers.
+//! A relay before a server, which can delay the server's answers.
 
 use std::{
     io::{Read as _, Write as _},
@@ -19,10 +19,10 @@ pub struct Slow {
 }
 
 impl Slow {
-    /// Relays what comes in at `at` to `to`, both on the lab's internet.
+    /// Relays connections to `at` on to `to`, both on the lab's internet.
     ///
     /// # Panics
-    /// When the address cannot be listened at.
+    /// When it cannot listen at the address.
     pub fn start(at: SocketAddr, to: SocketAddr) -> Self {
         let listener = INTERNET.enter(|| TcpListener::bind(at)).expect("a free port");
         let held_millis = Arc::<AtomicU64>::default();
@@ -41,7 +41,7 @@ impl Slow {
         Self { held_millis }
     }
 
-    /// From now on each part of an answer arrives this much later.
+    /// Delays each part of an answer by this time from now on.
     pub fn answers_after(&self, time: Duration) {
         self.held_millis.store(time.as_millis().try_into().unwrap_or(u64::MAX), SeqCst);
     }

@@ -1,8 +1,8 @@
-//! An SSH server (Dropbear) on the internet with one user, `git`, who is let in by a key, and what
-//! OpenSSH's client needs to reach it.
+//! An SSH server (Dropbear) on the internet with one user, `git`, who logs in with a key, and the
+//! files that OpenSSH's client needs to reach it.
 //!
-//! It runs as that user, in a user namespace of its own, so that it is the same whether the lab
-//! runs as root or not. Its user, its keys and its port are nobody's outside of the lab.
+//! The server runs as that user, in a user namespace of its own, so that it behaves the same
+//! whether or not the lab runs as root. Its user, its keys and its port exist only in the lab.
 
 use std::{net::SocketAddr, process::Child};
 
@@ -44,13 +44,14 @@ impl Ssh {
         Self { server }
     }
 
-    /// What git has to run in place of `ssh`, to be let in by the server and by no other.
+    /// Returns the command that git must run instead of `ssh`, so that this server and no other
+    /// lets it in.
     pub fn client() -> &'static str {
         "ssh -F /dev/null -i /run/lab/ssh/key -o IdentitiesOnly=yes -o BatchMode=yes \
          -o StrictHostKeyChecking=yes -o UserKnownHostsFile=/run/lab/ssh/known -o CheckHostIP=no"
     }
 
-    /// What it wrote so far.
+    /// Returns its output so far.
     pub fn log() -> String {
         std::fs::read_to_string("/run/lab/ssh/log").unwrap_or_default()
     }
@@ -58,13 +59,13 @@ impl Ssh {
 
 impl Drop for Ssh {
     fn drop(&mut self) {
-        // Nothing is left to do where it has ended by itself.
+        // A server that has ended by itself needs no signal.
         let _ = self.server.kill();
         let _ = self.server.wait();
     }
 }
 
-/// The server's key, believed under every name, and the user's.
+/// Makes the server's key, which is trusted under every name, and the user's.
 const KEYS: &str = "set -e; umask 077; mkdir -p /run/lab/ssh/home/.ssh; cd /run/lab/ssh; \
     dropbearkey -t ed25519 -f host >/dev/null 2>&1; \
     dropbearkey -y -f host | sed -n 's/^ssh-ed25519/* &/p' >known; \

@@ -7,7 +7,8 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// The program under test: `CLOAKROOM_BIN`, or what cargo put beside this test binary.
+/// Returns the program under test: `CLOAKROOM_BIN`, or the one that cargo put beside this test
+/// binary.
 ///
 /// # Panics
 /// When it has not been built.
@@ -17,13 +18,13 @@ pub fn cloakroom() -> PathBuf {
     found
 }
 
-/// The repository's root.
+/// Returns the repository's root.
 pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/"))
 }
 
-/// Where downloads and builds that outlive `cargo clean` are kept; the scripts in `tests/` use the
-/// same rule.
+/// Returns the folder of downloads and builds that outlive `cargo clean`; the scripts in `tests/`
+/// use the same rule.
 pub fn cache() -> PathBuf {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("CLOAKROOM_CACHE")
@@ -32,7 +33,7 @@ pub fn cache() -> PathBuf {
         .unwrap_or_else(|| PathBuf::from("/var/cache/cloakroom"))
 }
 
-/// The first of `names` that is on `PATH`.
+/// Returns the first of `names` that is on `PATH`.
 pub fn on_path(names: &[&str]) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
@@ -49,7 +50,8 @@ pub fn signal(child: &Child, signal: Signal) {
     }
 }
 
-/// Test binaries live in `target/PROFILE/deps`, the program in `target/PROFILE`.
+/// Returns the folder of the program: test binaries live in `target/PROFILE/deps`, the program in
+/// `target/PROFILE`.
 fn beside_this() -> PathBuf {
     let me = std::env::current_exe().unwrap_or_default();
     let profile = me.ancestors().find(|folder| !folder.ends_with("deps") && folder.is_dir());

@@ -1,9 +1,9 @@
-//! A real Vault (or OpenBao) on the lab's internet, set up as an operator would: TLS, an audit
+//! A real Vault (or OpenBao) on the lab's internet, set up in the operator's way: TLS, an audit
 //! device, a KV v2 engine at `kv`, an AppRole for the gateway that may make tokens through the two
 //! groups' token roles and read nothing, and for each group a policy that may read `kv/agents/*`.
 //!
-//! It keeps its data (raft: what every build of both has) so that it can be stopped and started. It
-//! is spoken to through its own command line.
+//! Its data are on disk (raft, which every build of both has), so that it can be stopped and
+//! started. The lab uses its own command line.
 
 use std::{
     fs,
@@ -35,17 +35,17 @@ impl Vault {
     /// Starts, initialises and fills a Vault. Takes a few seconds.
     ///
     /// # Panics
-    /// When no Vault is found, or it does not do as it is told.
+    /// When no Vault is found, or a command fails.
     pub fn start(lab: &Lab) -> Self {
         let mut vault = Self::start_for_nobody(lab);
         vault.admit_gateway(lab);
         vault
     }
 
-    /// The same with the secrets alone: no policy, no role and no way to log in.
+    /// Does the same with the secrets alone: no policy, no role and no way to log in.
     ///
     /// # Panics
-    /// When no Vault is found, or it does not do as it is told.
+    /// When no Vault is found, or a command fails.
     pub fn start_for_nobody(lab: &Lab) -> Self {
         let program = find().expect("no vault on PATH nor in the cache: run tests/vault/get");
         let dir = lab.dir.join("vault");
@@ -69,7 +69,7 @@ impl Vault {
         vault
     }
 
-    /// The usual policy, with every secret from this Vault, and a login by AppRole.
+    /// Returns the usual policy, with every secret from this Vault, and a login by AppRole.
     pub fn config(&self) -> Config {
         let dir = self.dir.display();
         let login = Table::section("approle")
@@ -83,7 +83,7 @@ impl Vault {
             .login(login)
     }
 
-    /// A token that the gateway would get with what is in its hands.
+    /// Returns a token that the gateway would get with its own credentials.
     ///
     /// # Panics
     /// When Vault refuses.
@@ -105,7 +105,7 @@ impl Vault {
         }
     }
 
-    /// The accessors of all tokens that there are.
+    /// Returns the accessors of all tokens.
     ///
     /// # Panics
     /// When Vault answers something else.
@@ -114,13 +114,13 @@ impl Vault {
         serde_json::from_str(&listed).expect("a list in JSON")
     }
 
-    /// What Vault's own audit device wrote, one record for each question and each answer.
+    /// Returns the records of Vault's own audit device, one for each request and each answer.
     pub fn audit(&self) -> Vec<Value> {
         let text = fs::read_to_string(self.dir.join("audit.log")).unwrap_or_default();
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
-    /// Runs the command line as Vault's root, and returns what it printed.
+    /// Runs the command line as Vault's root, and returns its output.
     ///
     /// # Panics
     /// When it fails.
@@ -140,7 +140,7 @@ impl Vault {
         self.try_cli_from(INTERNET, args, token)
     }
 
-    /// The same from another place than Vault's own.
+    /// Does the same from another place than Vault's own.
     ///
     /// # Panics
     /// When it does not start.
@@ -150,7 +150,7 @@ impl Vault {
             .env("VAULT_ADDR", format!("https://{VAULT}:8200"))
             .env("VAULT_CACERT", self.dir.join("ca.pem"))
             .env("VAULT_TOKEN", token)
-            // The command line answers in JSON to whoever asks for it here.
+            // This variable makes the command line answer in JSON.
             .env("VAULT_FORMAT", "json")
             .output()
             .expect("vault starts")
@@ -164,7 +164,7 @@ impl Vault {
     pub fn script(&self, script: &str) -> String {
         let bin = self.dir.join("bin");
         fs::create_dir_all(&bin).expect("the lab's folder is writable");
-        // Scripts call it `vault`, whatever was named.
+        // Scripts call it `vault`, whatever the program's name is.
         let _ = std::os::unix::fs::symlink(&self.program, bin.join("vault"));
         let file = self.dir.join("script.sh");
         fs::write(&file, script).expect("the lab's folder is writable");
@@ -183,7 +183,7 @@ impl Vault {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// The token that may do everything.
+    /// Returns the token that may do everything.
     pub fn root_token(&self) -> &str {
         &self.root_token
     }
@@ -199,21 +199,21 @@ impl Vault {
         ]);
     }
 
-    /// Takes every group's right to read anything away.
+    /// Takes away every group's right to read.
     pub fn forbid(&self) {
         for group in GROUPS {
             self.forbid_group(group);
         }
     }
 
-    /// Gives that right (back).
+    /// Gives every group the right to read `kv/agents/*` (back).
     pub fn allow(&self) {
         for group in GROUPS {
             self.allow_group(group);
         }
     }
 
-    /// Takes one group's right to read anything away.
+    /// Takes away one group's right to read.
     pub fn forbid_group(&self, group: &str) {
         let deny = "path \"kv/data/agents/*\" { capabilities = [\"deny\"] }\n";
         self.policy(&format!("agents-{group}"), deny);
@@ -249,7 +249,7 @@ impl Vault {
         assert!(there, "the database engine: {stderr}");
     }
 
-    /// Seals it: it answers 503 from now on.
+    /// Seals it: from now on it answers 503.
     pub fn seal(&self) {
         self.cli(&["operator", "seal"]);
     }
@@ -262,7 +262,7 @@ impl Vault {
         });
     }
 
-    /// Ends the process: nothing listens any more.
+    /// Ends the process, so that nothing listens any more.
     ///
     /// # Panics
     /// When it cannot be waited for.
@@ -285,7 +285,7 @@ impl Vault {
             .command(&self.program)
             .args(["server", "-config"])
             .arg(self.dir.join("config.hcl"))
-            // For the databases that it makes users in.
+            // This is for the databases in which it makes users.
             .env("SSL_CERT_FILE", self.dir.join("ca.pem"))
             .stdout(Stdio::null())
             .stderr(log)
@@ -335,7 +335,7 @@ impl Vault {
     }
 }
 
-/// `CLOAKROOM_VAULT`, then `vault` on `PATH`, then the newest in the cache.
+/// Returns `CLOAKROOM_VAULT`, or `vault` on `PATH`, or the newest one in the cache.
 pub fn find() -> Option<PathBuf> {
     let named = std::env::var_os("CLOAKROOM_VAULT").map(PathBuf::from);
     named.or_else(|| tools::on_path(&["vault"])).or_else(cached)
@@ -347,7 +347,7 @@ fn cached() -> Option<PathBuf> {
         let name = entry.file_name().to_string_lossy().into_owned();
         name.starts_with("vault-") && !name.contains('~')
     });
-    // By age, because what stands in the name is a checksum.
+    // The newest by age, because the name holds a checksum.
     let age = |entry: &fs::DirEntry| entry.metadata().and_then(|file| file.modified()).ok();
     vaults.max_by_key(age).map(|entry| entry.path())
 }
@@ -358,7 +358,7 @@ fn field(answer: &str, name: &str) -> String {
     value.unwrap_or_else(|| panic!("no {name} in {answer}")).to_owned()
 }
 
-/// The token in an answer to a login.
+/// Returns the token in an answer to a login.
 ///
 /// # Panics
 /// When there is none.
@@ -368,7 +368,7 @@ pub fn token(answer: &str) -> String {
     token.unwrap_or_else(|| panic!("no token in {answer}")).to_owned()
 }
 
-/// A name for which its certificate is good, too. No resolver of the lab knows it unasked.
+/// A further name in its certificate. The lab's resolver knows it only after a test has set it.
 pub const NAME: &str = "vault.example";
 
 /// The AppRole of the gateway.
@@ -377,7 +377,7 @@ pub const ROLE: &str = "auth/approle/role/gateway";
 /// The groups of the usual policy.
 const GROUPS: [&str; 2] = ["research", "operations"];
 
-/// All that the gateway itself may do.
+/// All rights of the gateway itself.
 const GATEWAY_POLICY: &str = r#"
 path "auth/token/create/cloakroom-research" { capabilities = ["update"] }
 path "auth/token/create/cloakroom-operations" { capabilities = ["update"] }

@@ -1,9 +1,9 @@
-//! What a thief on the agent's side of the gateway could read: every packet of the agent's link,
-//! as it is and decrypted with the keys that the agent's own TLS library wrote down.
+//! Everything that a thief on the agent's side of the gateway could read: every packet of the
+//! agent's link, as it is and decrypted with the keys that the agent's own TLS library wrote down.
 //!
-//! Decryption is RFC 8446, section 5.2, over reassembled TCP. It errs on the loud side: a
-//! connection that completed a handshake and cannot be decrypted to its last byte is a panic,
-//! because "the key was not found" would prove nothing about it.
+//! Decryption is RFC 8446, section 5.2, over reassembled TCP. Errs on the loud side: a connection
+//! that completed a handshake and cannot be decrypted to its last byte is a panic, because a
+//! missing key would prove nothing about it.
 
 mod tcp;
 
@@ -34,11 +34,11 @@ pub struct Wire {
 /// One TLS connection in clear text.
 #[derive(Debug, Clone)]
 pub struct Session {
-    /// Whom the client dialled.
+    /// The address that the client dialled.
     pub to: SocketAddr,
-    /// What the client sent.
+    /// The bytes that the client sent.
     pub sent: Vec<u8>,
-    /// What it received.
+    /// The bytes that it received.
     pub received: Vec<u8>,
 }
 
@@ -51,15 +51,15 @@ impl Wire {
         Self { capture: lab.capture(ns), keys: lab.dir.join("tls-keys") }
     }
 
-    /// Where clients have to write their keys: the value of `SSLKEYLOGFILE`.
+    /// Returns the file to which clients must write their keys: the value of `SSLKEYLOGFILE`.
     pub fn keys(&self) -> &Path {
         &self.keys
     }
 
-    /// Every TLS connection so far, decrypted.
+    /// Returns every TLS connection so far, decrypted.
     ///
     /// # Panics
-    /// When one cannot be.
+    /// When one cannot be decrypted.
     pub fn sessions(&self) -> Vec<Session> {
         let keys = KeyLog::read(&self.keys);
         let streams = tcp::reassemble(&self.capture.packets());
@@ -78,8 +78,8 @@ impl Wire {
         sessions
     }
 
-    /// Requires that no form of any of these values was on the wire, neither in the packets as
-    /// they are nor in the clear text below TLS.
+    /// Requires that no form of any of these values was on the wire, neither in the packets as they
+    /// are nor in the clear text inside TLS.
     ///
     /// # Panics
     /// When one was.
@@ -100,19 +100,19 @@ impl Wire {
 }
 
 impl Session {
-    /// Whether the client sent `text`, plainly or as HTTP/2 packs header fields.
+    /// Returns whether the client sent `text`, plainly or as HTTP/2 packs header fields.
     pub fn sends(&self, text: &str) -> bool {
         holds_any(&self.sent, &forms(text))
     }
 
-    /// Whether the client received `text`, plainly or as HTTP/2 packs header fields.
+    /// Returns whether the client received `text`, plainly or as HTTP/2 packs header fields.
     pub fn receives(&self, text: &str) -> bool {
         holds_any(&self.received, &forms(text))
     }
 }
 
-/// The byte strings that show that `text` is there: itself, in Base64 at each alignment, and each
-/// of these in HPACK's Huffman code at each alignment.
+/// Returns the byte strings that show that `text` is there: the text itself, its base64 at each
+/// alignment, and each of these in HPACK's Huffman code at each alignment.
 pub fn forms(text: &str) -> Vec<Vec<u8>> {
     let mut texts = vec![text.to_owned()];
     for before in 0..3 {
@@ -125,7 +125,7 @@ pub fn forms(text: &str) -> Vec<Vec<u8>> {
     texts.into_iter().map(String::into_bytes).chain(packed).collect()
 }
 
-/// What is certain of a code within a longer one, at each of the eight alignments.
+/// Returns the certain bytes of a code within a longer one, at each of the eight alignments.
 fn shifted(code: &[u8]) -> impl Iterator<Item = Vec<u8>> + use<> {
     // The last byte is filled up with ones.
     let pairs =
@@ -134,7 +134,7 @@ fn shifted(code: &[u8]) -> impl Iterator<Item = Vec<u8>> + use<> {
     (0..8_u32).map(move |shift| pairs.iter().map(|pair| (pair >> shift).to_be_bytes()[1]).collect())
 }
 
-/// `text` in the Huffman code of RFC 7541, section 5.2, as the h2 crate writes it.
+/// Returns `text` in the Huffman code of RFC 7541, section 5.2, as the h2 crate writes it.
 fn huffman(text: &str) -> Vec<u8> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(async {
@@ -149,7 +149,7 @@ fn huffman(text: &str) -> Vec<u8> {
     })
 }
 
-/// The first header block that an HTTP/2 client sends.
+/// Reads the first header block that an HTTP/2 client sends.
 async fn header_block(client: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     client.read_exact(&mut [0; PREFACE.len()]).await?;
     loop {
@@ -163,9 +163,9 @@ async fn header_block(client: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u
     }
 }
 
-/// The value of `x`, the last field of a header block whose strings are all Huffman coded.
+/// Returns the value of `x`, the last field of a header block whose strings are all Huffman coded.
 fn last_string(block: &[u8]) -> Vec<u8> {
-    // With its name before it, because a code may hold what looks like a length.
+    // Searched with its name before it, because a code may hold bytes that look like a length.
     let start = (3..block.len()).find(|at| {
         let length = u8::try_from(block.len() - at).map(|length| 0x80 | length);
         length.is_ok_and(|length| block[at - 3..*at] == [0x81, 0xf3, length])
@@ -177,7 +177,7 @@ fn holds_any(bytes: &[u8], forms: &[Vec<u8>]) -> bool {
     forms.iter().any(|form| bytes.windows(form.len()).any(|at| at == form))
 }
 
-/// A file in the format of SSLKEYLOGFILE: which secret, for which client random.
+/// A file in the format of SSLKEYLOGFILE: the secrets by label and client random.
 struct KeyLog(HashMap<(String, String), Vec<u8>>);
 
 impl KeyLog {
@@ -191,7 +191,7 @@ impl KeyLog {
         Self(text.lines().filter_map(entry).collect())
     }
 
-    /// The secret of one side, of the handshake or (`""`) of what follows.
+    /// Returns the secret of one side, of the handshake or (`""`) of the application data.
     fn of(&self, random: &[u8], side: &str, phase: &str) -> &[u8] {
         let label = match phase {
             "" => format!("{side}_TRAFFIC_SECRET_0"),
@@ -208,12 +208,12 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     (0..text.len()).step_by(2).map(digit).collect()
 }
 
-/// The random of a ClientHello at the start of a stream.
+/// Returns the random of a ClientHello at the start of a stream.
 fn client_random(stream: &[u8]) -> Option<&[u8]> {
     (stream.first() == Some(&HANDSHAKE) && stream.get(5) == Some(&1)).then(|| &stream[11..43])
 }
 
-/// The suite of a ServerHello at the start of a stream.
+/// Returns the suite of a ServerHello at the start of a stream.
 fn cipher_suite(stream: &[u8]) -> Option<u16> {
     if stream.first() != Some(&HANDSHAKE) || stream.get(5) != Some(&2) {
         return None;
@@ -222,7 +222,7 @@ fn cipher_suite(stream: &[u8]) -> Option<u16> {
     Some(u16::from_be_bytes([*stream.get(suite)?, *stream.get(suite + 1)?]))
 }
 
-/// The application data of one direction.
+/// Returns the application data of one direction.
 fn decrypt(mut stream: &[u8], suite: u16, secrets: [&[u8]; 2]) -> Vec<u8> {
     let [mut keys, mut next] = secrets.map(|secret| Some(Keys::new(suite, secret)));
     let (mut handshake, mut data) = (Vec::new(), Vec::new());
@@ -248,7 +248,7 @@ fn decrypt(mut stream: &[u8], suite: u16, secrets: [&[u8]; 2]) -> Vec<u8> {
     data
 }
 
-/// The types of complete handshake messages.
+/// Returns the types of complete handshake messages.
 fn messages(mut handshake: &[u8]) -> Vec<u8> {
     let mut types = Vec::new();
     while let [kind, a, b, c, rest @ ..] = handshake {
@@ -315,7 +315,7 @@ impl KeyType for Length {
     }
 }
 
-/// HKDF-Expand-Label with an empty context (RFC 8446, section 7.1).
+/// Computes HKDF-Expand-Label with an empty context (RFC 8446, section 7.1).
 fn expand(hash: hkdf::Algorithm, secret: &[u8], label: &str, length: usize) -> Vec<u8> {
     let label = format!("tls13 {label}");
     let short = |length: usize| u8::try_from(length).expect("short");

@@ -1,4 +1,4 @@
-//! A start that cannot be right: one clear line, a non-zero exit, and the guard stays closed.
+//! A start with a wrong setting: one clear line, a non-zero exit, and the guard stays closed.
 
 use std::{collections::BTreeSet, process::Output, time::Duration};
 
@@ -32,7 +32,7 @@ fn what_the_machine_lacks_is_one_line_behind_the_guard() {
         assert_one_line(&refused(&lab, &missing), &["agents7", "does not exist"]);
         assert_closed(&origin);
 
-        // Whoever sits on the proxy port, in either family and on one interface or all.
+        // Another program has the proxy port, in either family and on one interface or all.
         for address in ["0.0.0.0:15001", "192.0.2.1:15001", "[::]:15001"] {
             let other = Trap::set(GATEWAY, &[address.parse().expect("an address")]);
             assert_one_line(&refused(&lab, &usual), &["port 15001", "in use"]);
@@ -56,7 +56,7 @@ fn what_the_machine_lacks_is_one_line_behind_the_guard() {
         assert_one_line(&refused(&lab, &nowhere), &["audit"]);
         assert_closed(&origin);
 
-        // And all of it put right again.
+        // After all of it is corrected, the gateway starts.
         let gateway = Gateway::start(&lab, &usual);
         assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
         let second = Gateway::run(&lab, &lab.dir.join("cloakroom.toml")).err().expect("a second");
@@ -112,14 +112,14 @@ fn a_start_that_fails_leaves_no_token_in_vault() {
         let logins = || vault.audit().iter().filter(|it| is_login(it)).count();
         let (before, logged_in) = (tokens(), logins());
 
-        // Before the gateway asks Vault for anything.
+        // This comes before the gateway asks Vault for anything.
         let other = Trap::set(GATEWAY, &["0.0.0.0:15001".parse().expect("an address")]);
         assert_one_line(&refused(&lab, &config), &["port 15001", "in use"]);
         assert_eq!(tokens(), before);
         assert_eq!(logins(), logged_in, "it logged in before it knew that it can start");
         drop(other);
 
-        // The last step of a start, when it has its tokens and the values.
+        // The last step of a start, when the daemon has its tokens and the values.
         let output = run_until(&lab, "", "nowhere/ready");
         assert_one_line(&failed(&output), &["nowhere/ready"]);
         assert!(logins() > logged_in, "it never logged in");
@@ -136,7 +136,7 @@ fn run_with(lab: &Lab, with: &str) -> Output {
     run_until(lab, with, "ready")
 }
 
-/// The same, with another file that says that it is ready.
+/// Does the same with another ready file.
 fn run_until(lab: &Lab, with: &str, ready: &str) -> Output {
     let _ = std::fs::remove_file(lab.dir.join(ready));
     let line = format!(

@@ -1,5 +1,5 @@
-//! The commands beside the daemon have secrets in their memory too, and keep them there. What they
-//! print can be used where it is said to be.
+//! The commands beside the daemon also have secrets in their memory, and keep them there. Their
+//! output can be used where they say so.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ fn a_command_that_dies_leaves_no_core() {
         let endless = Rlimit { current: None, maximum: None };
         setrlimit(Resource::Core, endless).expect("root may");
         let lab = Lab::new();
-        // A Vault that takes every connection and says nothing.
+        // A Vault that accepts every connection and sends nothing.
         let _silent = INTERNET.enter(|| TcpListener::bind((VAULT, 8200))).expect("a free port");
         fs::create_dir(lab.dir.join("store")).expect("the lab's folder is writable");
         lab.write("secret-id", "a-secret-id-0123456789\n");
@@ -72,8 +72,8 @@ fn issuing_without_a_root_says_which_command_comes_first() {
     });
 }
 
-/// Debian's nft takes the names of protocols and ports from a package of their own (netbase), but
-/// for those that it knows itself.
+/// Debian's nft takes the names of protocols and ports from a package of their own (netbase),
+/// except for a few that it knows itself.
 #[test]
 fn rules_and_guard_load_where_no_name_is_known() {
     sandboxed(|| {
@@ -83,7 +83,7 @@ fn rules_and_guard_load_where_no_name_is_known() {
             .gateway("agent_services", ["ping", "ntp", "dhcp"])
             .group("research", |it| it.set("mtu", 1400).with(bound));
         let config = gateway::install(&lab, &config);
-        // In this sandbox's own view of the file system.
+        // This changes this sandbox's own view of the file system.
         for names in ["/etc/protocols", "/etc/services"] {
             let hidden = ["--bind", "/dev/null", names];
             lab::client::succeed(Command::new("mount").args(hidden));
@@ -105,7 +105,7 @@ fn rules_and_guard_load_where_no_name_is_known() {
     });
 }
 
-/// A command whose standard input stays open.
+/// Starts a command whose standard input stays open.
 fn started(dir: &Path, command: &mut Command) -> Child {
     command.current_dir(dir).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().expect("the program starts")

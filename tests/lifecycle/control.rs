@@ -1,4 +1,4 @@
-//! The control socket: those who may give the gateway orders, and nobody else.
+//! The control socket: only certain users may give the gateway orders.
 
 use std::{
     fs,
@@ -21,14 +21,14 @@ use serde_json::Value;
 
 use crate::world::{TICKET, World, get};
 
-/// `cloakroom` with these arguments, for the gateway of this world.
+/// Returns `cloakroom` with these arguments, for the gateway of this world.
 pub(crate) fn order(world: &World, arguments: &[&str]) -> Command {
     let mut command = gateway::program();
     command.args(arguments).arg("--control").arg(socket(world));
     command
 }
 
-/// What `cloakroom` says to these arguments; it must end with this exit status.
+/// Returns the output of `cloakroom` with these arguments; it must end with this exit status.
 #[track_caller]
 pub(crate) fn tell(world: &World, arguments: &[&str], exit: i32) -> String {
     let Output { status, stdout, stderr } =
@@ -38,13 +38,13 @@ pub(crate) fn tell(world: &World, arguments: &[&str], exit: i32) -> String {
     said
 }
 
-/// What `cloakroom status` says.
+/// Returns the output of `cloakroom status`.
 #[track_caller]
 pub(crate) fn status(world: &World) -> Value {
     serde_json::from_str(&tell(world, &["status", "--json"], 0)).expect("it is JSON")
 }
 
-/// Its causes of this kind, in a sentence each.
+/// Returns its causes of this kind, in a sentence each.
 #[track_caller]
 pub(crate) fn causes(world: &World, word: &str) -> Vec<String> {
     let status = status(world);
@@ -90,7 +90,7 @@ fn status_tells_how_the_gateway_is_and_no_value() {
             assert!(!said.contains(secret) && !words.contains(secret), "{said}");
         }
 
-        // Values that no request can ever have are told as soon as they are there.
+        // Values that no request can ever have are reported as soon as they are there.
         let all = gateway::SECRETS;
         let unfit = format!(
             "openai = {}\nanthropic = short-one\ngit = {}\nops = {}\n",
@@ -149,7 +149,7 @@ fn a_reload_names_mistakes_and_takes_new_values() {
     });
 }
 
-/// Where the daemon listens is in its configuration, whatever else is wrong there.
+/// The configuration names the daemon's socket, whatever else is wrong in it.
 #[test]
 fn somebody_elses_file_of_secrets_is_named_and_not_read() {
     sandboxed(|| {
@@ -218,7 +218,7 @@ fn the_socket_is_for_root_and_the_daemons_user_alone() {
             return println!("there is no other user here");
         }
         assert!(said.contains("for root"), "{said}");
-        // Even where somebody has opened every door, the kernel says who knocks.
+        // Even where every permission is open, the kernel tells which user connects.
         let control = world.lab.dir.join("control");
         for path in control.ancestors().take_while(|path| path.as_os_str() != "/") {
             fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("opened");
@@ -251,10 +251,10 @@ fn nonsense_does_nothing_and_nobody_hogs_the_socket() {
         let mut long = open();
         let _ = long.write_all(&[b'a'; 5_000]);
         let mut said = Vec::new();
-        // Closed with bytes unread: an end or a reset.
+        // The connection is closed with unread bytes: by an end or a reset.
         let _ = long.read_to_end(&mut said);
         assert!(said.is_empty());
-        // Silent ones hold every place, for their five seconds.
+        // Silent ones hold every slot, for their five seconds.
         let begun = Instant::now();
         let _silent: Vec<_> = (0..8).map(|_| open()).collect();
         assert_eq!(status(&world)["phase"], "run");
@@ -290,7 +290,7 @@ fn a_dead_daemons_socket_alone_is_replaced() {
     });
 }
 
-/// Nothing that listens for it is on a network: what the agents' side sees is what it saw before.
+/// Nothing listens for it on a network: the agents' side sees the same as before.
 #[test]
 fn no_port_is_opened_for_it() {
     sandboxed(|| {

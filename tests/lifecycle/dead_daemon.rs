@@ -1,5 +1,5 @@
 //! The gateway without its daemon: before the first start, after a kill, between two runs. The
-//! kernel would forward, and nothing gets through.
+//! kernel would forward, but nothing gets through.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -45,7 +45,7 @@ fn a_daemon_killed_under_traffic_lets_nothing_past() {
             for cycle in 0..5 {
                 traffic.wait_answers(20);
                 gateway.kill();
-                // What was under way in the kernel ends; after that there is silence.
+                // Packets under way in the kernel end; after that there is silence.
                 origin.log().wait_all_closed();
                 let before = origin.log().connections().len();
                 let knocks = traffic.tries.load(Relaxed);
@@ -79,14 +79,14 @@ fn without_a_daemon_the_guard_is_closed() {
         crate::faults::assert_closed(&origin);
         assert_no_agent_outside(&outside);
 
-        // The daemon's table stays behind it, and is closed without it.
+        // The daemon's table stays after it, and is closed without it.
         let mut gateway = Gateway::usual(&lab);
         assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
         gateway.terminate(Duration::from_secs(10));
         origin.log().clear();
         crate::faults::assert_closed(&origin);
 
-        // And the guard alone closes what the table leaves open.
+        // The guard alone closes what the table leaves open.
         lab::net::GATEWAY.shell("nft delete table inet cloakroom");
         crate::faults::assert_closed(&origin);
         assert_no_agent_outside(&outside);
@@ -115,7 +115,7 @@ fn a_connection_that_was_open_dies_with_the_daemon() {
     });
 }
 
-/// What agents do meanwhile, until they are told to stop.
+/// The agents' traffic meanwhile, until they are told to stop.
 #[derive(Default)]
 struct Traffic {
     stop: AtomicBool,
@@ -123,7 +123,7 @@ struct Traffic {
     answers: AtomicUsize,
 }
 
-/// Ends the traffic also when an assertion fails, or the scope would wait for it for ever.
+/// Ends the traffic even when an assertion fails; otherwise the scope would wait for it for ever.
 struct EndOfTraffic<'a>(&'a Traffic);
 
 impl Drop for EndOfTraffic<'_> {
@@ -155,7 +155,7 @@ impl Traffic {
         });
     }
 
-    /// Ports and hosts that are never allowed.
+    /// Tries ports and hosts that are never allowed.
     fn knocks(&self, agent: Ns) {
         let closed = [OTHER.port(8443), OTHER.port6(8443), ATTACKER.port(443), ATTACKER.port6(80)];
         let mut next = closed.into_iter().cycle();
@@ -188,7 +188,7 @@ impl Traffic {
     }
 }
 
-/// Every connection came from the gateway itself.
+/// Asserts that every connection came from the gateway itself.
 #[track_caller]
 pub(super) fn assert_only_the_gateway_called(origin: &Origin) {
     let own: [IpAddr; 2] =
@@ -198,7 +198,7 @@ pub(super) fn assert_only_the_gateway_called(origin: &Origin) {
     }
 }
 
-/// No packet outside has an agent's address in it, in whatever place.
+/// Asserts that no packet outside has an agent's address in it, in any place.
 #[track_caller]
 pub(crate) fn assert_no_agent_outside(outside: &Capture) {
     let bytes = outside.bytes();

@@ -1,5 +1,5 @@
-//! From a refusal to what lets it pass: what `cloakroom explain` and `cloakroom suggest` print is
-//! written into the configuration as they say, and then it is so.
+//! From a refusal to the rule that undoes it: the output of `cloakroom explain` and `cloakroom
+//! suggest` is written into the configuration, and then the request passes.
 
 use std::{fs, path::PathBuf};
 
@@ -21,7 +21,7 @@ fn config(world: &World) -> PathBuf {
     world.lab.dir.join("cloakroom.toml")
 }
 
-/// What a command of the program prints for the configuration of this world.
+/// Returns the output of a command of the program for the configuration of this world.
 #[track_caller]
 fn printed(world: &World, arguments: &[&str]) -> String {
     let printed = succeed(gateway::program().args(arguments).arg(config(world)));
@@ -31,14 +31,14 @@ fn printed(world: &World, arguments: &[&str]) -> String {
     printed
 }
 
-/// Has the text at the end of the configuration, in force.
+/// Puts the text at the end of the configuration in force.
 fn append(world: &World, text: &str) {
     let before = fs::read_to_string(config(world)).expect("it was written");
     fs::write(config(world), before + "\n" + text).expect("it is the lab's");
     tell(world, &["reload"], 0);
 }
 
-/// The flow of the connection that was refused for this host.
+/// Returns the flow of the connection that was refused for this host.
 fn refused(world: &World, host: Host) -> String {
     assert!(world.h1(host).is_err(), "it is refused");
     let is_it = |it: &Record| it["sni"] == host.name && it["decision"] == "refuse";

@@ -1,4 +1,4 @@
-//! A machine that does not fit its configuration says so, in words that say what to do.
+//! A machine that does not fit its configuration reports it, with a remedy.
 
 use lab::{
     Lab,
@@ -23,7 +23,7 @@ fn ipv6_that_is_off_in_the_kernel_is_said_plainly() {
         for said in ["IPv6 is off on lo", "net.ipv6.conf.lo.disable_ipv6=0", "`ipv6 = false`"] {
             assert!(failed.stderr.contains(said), "{}", failed.stderr);
         }
-        // As it says.
+        // The remedy works.
         let _gateway = Gateway::start(&lab, &usual_config().gateway("ipv6", false));
         let told = addresses(&ask(anywhere(), OPENAI.name, hickory_proto::rr::RecordType::A));
         assert_eq!(told, [std::net::IpAddr::from(OPENAI.v4())]);
@@ -51,7 +51,7 @@ fn ipv6_that_is_off_and_stolen_prefixes_are_reported() {
             assert!(log.contains(said), "the log: {log}");
             assert!(checked.contains(said), "check: {checked}");
         }
-        // Nothing of the kind where all is well.
+        // There is no such report where all is well.
         GATEWAY.shell("sysctl -qw net.ipv6.conf.agents0.disable_ipv6=0");
         gateway::install(&lab, &usual_config());
         let checked = gateway::program().arg("check").arg(&config).output().expect("it starts");

@@ -1,4 +1,4 @@
-//! The process and those who look after it: its start, its orders, its restart and its end.
+//! The process and its operators: its start, its orders, its restart and its end.
 
 mod bad_starts;
 mod commands;

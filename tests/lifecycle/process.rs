@@ -1,4 +1,4 @@
-//! The life of the process: it drains, is cut, takes a new policy whole or not at all.
+//! The life of the process: it drains, is cut, and takes a new policy as a whole or not at all.
 
 use std::{
     process::ExitStatus,
@@ -25,7 +25,7 @@ fn signal(gateway: &Gateway, name: &str) {
     GATEWAY.shell(&format!("kill -{name} {}", gateway.pid()));
 }
 
-/// The usual policy, with so much time for a drain.
+/// Returns the usual policy, with so much time for a drain.
 fn draining(time: &str) -> Config {
     usual_config().limit("drain_time", time)
 }
@@ -65,7 +65,7 @@ fn a_drain_lets_an_answer_finish_and_takes_nothing_new() {
         let (status, took) = ended(&mut gateway, Duration::from_secs(10));
         assert!(status.success(), "{status}: {}", gateway.stderr());
         assert!(took < Duration::from_secs(5), "the drain ends with the last flow: {took:?}");
-        // A probe that came before the drain had begun may have a record, too.
+        // A probe that came before the drain began may have a record, too.
         wait::expect("one record for each of the two", || {
             let records = crate::faults::records(&gateway, "connection");
             records.iter().filter(|record| record["decision"] == "intercept").count() == 2
@@ -173,7 +173,7 @@ fn a_new_policy_is_atomic_and_cuts_what_it_forbids() {
         let begun = Instant::now();
         gateway.reload();
         wait::expect("it says so", || gateway.stderr().contains("reloaded"));
-        // A cut connection reads as an end or as a reset.
+        // A cut connection ends with an end or a reset.
         let cut = opaque.read_to_end();
         assert!(cut.is_empty());
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
@@ -204,10 +204,10 @@ fn a_secret_of_a_new_binding_is_masked_at_once() {
     sandboxed(|| {
         let config = usual_config();
         let World { lab, origin: _origin, dns: _dns, gateway } = World::with(&config);
-        // Masks for this group and API are compiled by this one.
+        // This request makes the gateway compile masks for this group and API.
         assert_eq!(ask(&lab, &gateway, &get("/reflect")).status, 200);
 
-        // The secret is not new to the group: another API has it already.
+        // The secret is not new to the group, because another API has it already.
         let second = binding("research", "SECOND_KEY", &["header x-api-key raw"], "file:anthropic");
         gateway::install(&lab, &config.api("openai", |it| it.with(second)));
         gateway.reload();
@@ -245,7 +245,7 @@ fn a_policy_that_is_wrong_or_fixed_keeps_the_old() {
             ("this is not TOML".to_owned(), "cloakroom.toml:1:".to_owned()),
             (other_port.to_string(), "restart".to_owned()),
             (fewer.to_string(), "restart".to_owned()),
-            // Its certificate authority is made for the names of the old policy.
+            // Its issuing CA is made for the names of the old policy.
             (new_api.to_string(), "ca issue".to_owned()),
         ] {
             let before = gateway.stderr().len();

@@ -1,4 +1,4 @@
-//! A group that is quarantined gets nothing through, at once and until it is released.
+//! A group that is quarantined gets nothing through, from the order until its release.
 
 use std::{
     io::{Read as _, Write as _},
@@ -23,8 +23,8 @@ use crate::{
 
 const OPS_TICKET: &str = "Authorization: Bearer OPS_OPENAI_KEY";
 
-/// How long a group may go on once somebody wants it cut off, the command's own start included: a
-/// few milliseconds, and more on a busy machine. Left alone, each of these streams lasts 50 s.
+/// Time for which a group may go on after the order, including the start of the command: a few
+/// milliseconds, and more on a busy machine. Undisturbed, each of these streams lasts 50 s.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
 fn stream(tls: Tls, ticket: &str) -> Tls {
@@ -39,14 +39,14 @@ fn ask_operations(world: &World) -> Response {
     operations(world).ask(get(&[OPS_TICKET])).expect("an answer")
 }
 
-/// Reads until the end, and says when it came.
+/// Reads until the end, and returns when it came.
 fn end_of(mut tls: Tls) -> Instant {
     let rest = tls.read_to_end();
     assert!(!rest.ends_with(b"0\r\n\r\n"), "a cut stream is not passed off as whole");
     Instant::now()
 }
 
-/// The group's new connections are refused, in both families and whatever they are for.
+/// Checks that the group's new connections are refused, in both families and whatever they are for.
 #[track_caller]
 fn assert_cut_off(world: &World, host: Host) {
     let reached = || (world.origin.log().connections().len(), world.origin.log().requests().len());
@@ -86,7 +86,7 @@ fn a_quarantine_cuts_off_its_group_alone() {
             println!("cut after {cut:?}");
             assert!(cut.iter().all(|time| *time < AT_ONCE), "{cut:?}");
         });
-        // A reset, or an end: it gets no byte.
+        // A reset, or an end: the agent gets no byte.
         let mut byte = [0];
         assert!(!matches!(early.read(&mut byte), Ok(1)));
         let of_group =
@@ -157,7 +157,7 @@ fn a_quarantine_outlives_crash_and_reload_until_its_release() {
         tell(&world, &["reload"], 0);
         assert_cut_off(&world, OPENAI);
 
-        // Out of the policy and in again it is the group that it was.
+        // A group that was removed from the policy and added again is the same group.
         let usual = gateway::usual_config();
         let renamed = usual.clone().rename_group("research", "renamed");
         gateway::install(&world.lab, &renamed);
@@ -212,7 +212,7 @@ fn a_typing_error_is_no_quarantine_and_no_release() {
     });
 }
 
-/// The command works under the load that is the reason for it.
+/// The command works under the very load for which it is needed.
 #[test]
 fn a_group_that_floods_is_cut_off_all_the_same() {
     sandboxed(|| {

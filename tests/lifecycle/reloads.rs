@@ -1,5 +1,5 @@
-//! A reload while agents work: until the new policy is in force the old one is, with all its
-//! values.
+//! A reload while agents work: the old policy is in force, with all its values, until the new one
+//! is.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering::SeqCst},
@@ -24,7 +24,7 @@ use crate::{
     world::{TICKET, World, get},
 };
 
-/// The value at the place that the reference moves to.
+/// The value at the new place of the reference.
 const MOVED: &str = "sk-lab-m0ved-7c1e44d09b2fa863";
 
 #[test]
@@ -36,7 +36,7 @@ fn a_reference_that_moves_costs_no_answer() {
         let vault = Vault::start(&lab);
         vault.put("moved", MOVED);
         let relay = Slow::start((VAULT, 8300).into(), (VAULT, 8200).into());
-        // Nothing but the reload asks for anything here.
+        // Nothing except the reload asks for anything here.
         let config = vault
             .config()
             .vault("address", format!("https://{VAULT}:8300"))
@@ -81,7 +81,7 @@ fn a_ca_the_system_trusts_counts_after_a_reload() {
     sandboxed(|| {
         let trusted = "/etc/ssl/certs/ca-certificates.crt";
         let before = std::fs::read_to_string(trusted).expect("Debian's CAs");
-        // In this sandbox's own view of the file system.
+        // This changes this sandbox's own view of the file system.
         let tmpfs = ["-t", "tmpfs", "tmpfs", "/etc/ssl/certs"];
         lab::client::succeed(std::process::Command::new("mount").args(tmpfs));
         std::fs::write(trusted, &before).expect("a file in memory");
@@ -94,7 +94,7 @@ fn a_ca_the_system_trusts_counts_after_a_reload() {
         tell(&world, &["reload"], 0);
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
 
-        // Once it is trusted no longer, whoever was verified by it is left.
+        // Once the CA is no longer trusted, upstreams that it verified are left.
         let mut open = world.h1(OPENAI).expect("intercepted");
         assert_eq!(open.ask(get(&[TICKET])).expect("an answer").status, 200);
         std::fs::write(trusted, &before).expect("a file in memory");

@@ -1,5 +1,5 @@
-//! A restart under a service manager: what it is told, and connections that wait instead of being
-//! refused.
+//! A restart under a service manager: the messages to the manager, and connections that wait
+//! instead of being refused.
 
 use std::{
     fs,
@@ -39,7 +39,7 @@ impl Supervised {
 
     fn with(config: &Config) -> Self {
         let mut world = World::usual();
-        // It has made the certificates; from here on the other one starts it.
+        // This gateway has made the certificates; from here on `supervise.py` starts it.
         world.gateway.kill();
         gateway::install(&world.lab, config);
         let log = world.lab.dir.join("gateway.log");
@@ -103,12 +103,12 @@ fn python(script: &str) -> Command {
     command
 }
 
-/// The usual policy of two workers, with some time for a drain.
+/// Returns the usual policy of two workers, with some time for a drain.
 fn usual() -> Config {
     gateway::usual_config().gateway("workers", 2).limit("drain_time", "20s")
 }
 
-/// What the log says once new connections wait.
+/// The log's line once new connections wait.
 const NOBODY_COMES: &str = "no other daemon serves yet";
 
 fn ask(world: &World, to: SocketAddr) -> u16 {
@@ -193,7 +193,7 @@ fn connections_that_arrive_during_a_restart_wait_and_are_served() {
     });
 }
 
-/// What the next one takes to start is nobody's time.
+/// The start of the next daemon interrupts nobody.
 #[test]
 fn a_daemon_serves_until_its_successor_does_and_not_beside() {
     sandboxed(|| {
@@ -219,7 +219,7 @@ fn a_daemon_serves_until_its_successor_does_and_not_beside() {
     });
 }
 
-/// A stop after which no other daemon is to come.
+/// This is a stop after which no other daemon follows.
 #[test]
 fn a_daemon_without_successor_drains_and_takes_nothing_new() {
     sandboxed(|| {
@@ -229,7 +229,7 @@ fn a_daemon_without_successor_drains_and_takes_nothing_new() {
         it.say("int");
         wait::expect("it drains", || it.log().contains("draining"));
         assert!(!it.log().contains(NOBODY_COMES), "it waits for nobody: {}", it.log());
-        // The manager here keeps its copies of the sockets, so that this one waits.
+        // The manager keeps its copies of the sockets here, so this connection waits.
         let mut late = AGENT.connect(OPENAI.port(443)).expect("a socket that is kept");
         late.write_all(&client_hello(&Hello::h1(OPENAI.name))).expect("sent");
         late.set_read_timeout(Some(wait::QUIET)).expect("a socket");
@@ -240,7 +240,7 @@ fn a_daemon_without_successor_drains_and_takes_nothing_new() {
     });
 }
 
-/// What `systemctl kill` sends after a stop.
+/// The signal is the one that `systemctl kill` sends after a stop.
 #[test]
 fn a_lone_draining_daemon_told_again_cuts_everybody() {
     sandboxed(|| {
@@ -255,7 +255,7 @@ fn a_lone_draining_daemon_told_again_cuts_everybody() {
     });
 }
 
-/// The process of the program that is left, once its launcher has ended.
+/// Returns the process of the program that is left once its launcher has ended.
 fn only_daemon() -> Pid {
     let is_ours = |number: &i32| {
         let name = fs::read_to_string(format!("/proc/{number}/comm"));
@@ -268,7 +268,7 @@ fn only_daemon() -> Pid {
     Pid::from_raw(ours[0]).expect("a process")
 }
 
-/// A daemon that serves, and a stream of the one before, which drains.
+/// Returns a daemon that serves, and a stream of an earlier one, which drains.
 fn beside_one_that_drains() -> (Supervised, Tls) {
     let mut it = Supervised::start();
     let request = get_path("/sse?n=1000&ms=100", &[TICKET]);
@@ -280,7 +280,7 @@ fn beside_one_that_drains() -> (Supervised, Tls) {
     (it, events)
 }
 
-/// Its orders go to the daemon that came after it.
+/// The orders go to the daemon that came after it.
 #[test]
 fn a_quarantine_cuts_off_in_a_draining_daemon_too() {
     sandboxed(|| {

@@ -1,5 +1,5 @@
-//! The unit of systemd agrees with the reference of the configuration, and what it leaves the
-//! daemon is enough for it.
+//! The systemd unit agrees with the reference of the configuration, and leaves the daemon all the
+//! rights that it needs.
 
 use std::{fs, os::unix::fs::MetadataExt as _, process::Command};
 
@@ -12,7 +12,7 @@ use lab::{
     sandboxed, tools, wait,
 };
 
-/// A namespace of a container lacks some of them.
+/// A container's namespace lacks some of them.
 #[test]
 fn kernel_settings_load_by_the_documented_command() {
     sandboxed(|| {
@@ -56,7 +56,8 @@ fn the_units_folders_are_the_references_defaults() {
     assert!(page.contains(&kept), "{kept}");
 }
 
-/// `systemd-analyze security` adds many up: without one of them its figure is still good.
+/// `systemd-analyze security` adds up many directives: without one of them its figure is still
+/// good.
 #[test]
 fn each_unit_with_keys_has_every_hardening_directive() {
     for unit in ["cloakroom.service", "cloakroom-ca.service"] {
@@ -116,7 +117,7 @@ fn systemd_takes_the_units() {
             let unit = image(name).replace("/usr/bin/cloakroom", &program);
             lab.write(name, unit)
         };
-        // The pages are the package's, which need not be on this machine.
+        // The pages belong to the package, which need not be on this machine.
         let output = Command::new("systemd-analyze")
             .args(["verify", "--man=no"])
             .args(units.map(path))
@@ -135,7 +136,7 @@ fn the_capabilities_of_the_unit_are_enough() {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
-        // It makes the certificates, and shows that the configuration works.
+        // This run makes the certificates, and shows that the configuration works.
         Gateway::start(&lab, &usual_config()).kill();
         GATEWAY.shell("nft delete table inet cloakroom; sysctl -qw net.ipv4.ip_forward=1");
         let _ = fs::remove_file(lab.dir.join("ready"));
@@ -210,7 +211,7 @@ fn journal_lines_have_a_priority_and_no_time() {
     });
 }
 
-/// What the unit says for this key, which is there once.
+/// Returns the unit's value for this key, which is there once.
 fn value(key: &str) -> String {
     let unit = image("cloakroom.service");
     let mut values = unit.lines().filter_map(|line| line.strip_prefix(&format!("{key}=")));

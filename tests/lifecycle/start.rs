@@ -1,4 +1,4 @@
-//! Bad input: one clear line for each mistake, a non-zero exit, and a guard that stays closed.
+//! Wrong input: one clear line for each mistake, a non-zero exit, and a guard that stays closed.
 
 use std::{fs, time::Duration};
 

@@ -1,19 +1,20 @@
-//! One agent floods; the other does not notice, in its time or in what it may have on its way, and
-//! the daemon's memory stays within what is promised.
+//! One agent floods. The other notices nothing, neither in its times nor in what it may have on its
+//! way, and the daemon's memory stays within its bound.
 //!
 //! The second agent takes its samples by turns while the first is quiet and while it floods, so
-//! that both are measured on the same machine in the same minute. A sample is what an agent does
-//! who starts from nothing: a DNS query, a connection, a handshake, a request and its answer. The
-//! flood has a pace, many times what its agent is allowed, and a low priority: what is
-//! measured is what it takes from the gateway, not what it takes from the machine. The limits are
-//! the defaults, and a flood that holds connections counts only once the gateway itself says that
-//! it holds as many as one agent may have.
+//! that both are measured on the same machine in the same minute. A sample is the work of an agent
+//! that starts from nothing: a DNS query, a connection, a handshake, a request and its answer. The
+//! flood has a pace, many times the rate that its agent is allowed, and a low priority: the test
+//! measures what the flood takes from the gateway, not what it takes from the machine. The limits
+//! are the defaults, and a flood that holds connections counts only once the gateway itself says
+//! that it holds as many as one agent may have.
 //!
-//! How long it is measured does not depend on what is seen: turns are added only where the flood
-//! was not yet one, or the samples too few. What a busy machine does to one sort of turn more than
-//! to the other is not the gateway's: a measurement in which the flood seems to be noticed is made
-//! again, whole, and never more than [`MEASUREMENTS`] times; a flood that is noticed in all of them
-//! fails. That somebody was not served, or that memory was taken, counts the first time.
+//! The length of the measurement does not depend on its result: turns are added only where the
+//! flood was not yet one, or the samples too few. A busy machine may affect one sort of turn more
+//! than the other, which is not the gateway's doing. So a measurement in which the flood seems to
+//! be noticed is repeated as a whole, at most [`MEASUREMENTS`] times; a flood that is noticed in
+//! all of them fails. An agent that was not served, or memory beyond the bound, fails the first
+//! time.
 
 mod bodies;
 mod flood;
@@ -77,11 +78,11 @@ fn an_agents_flood_is_unnoticed_by_another_group() {
     });
 }
 
-/// Floods in each of these ways, with an agent in this place that must not notice.
+/// Floods in each of these ways, with an agent in this place that must not notice it.
 fn not_noticed(place: Place, kinds: &[Kind]) -> World {
     let world = World::prepared(&place.config(), |_, _| place.prepare());
     let other = Other::new(&world, place);
-    // Certificates are made, names are known.
+    // This makes the certificates and resolves the names.
     (0..20).for_each(|number| drop(other.sample(number % 2 == 1)));
     for kind in kinds {
         let unnoticed = (0..MEASUREMENTS).any(|_| !is_noticed(&world, &other, *kind));
@@ -94,8 +95,8 @@ fn not_noticed(place: Place, kinds: &[Kind]) -> World {
     world
 }
 
-/// One whole measurement: whether one in a hundred samples took three times as long under the
-/// flood. There is no floor.
+/// Makes one whole measurement, and returns whether one in a hundred samples took three times as
+/// long under the flood. There is no lower bound on the time.
 fn is_noticed(world: &World, other: &Other, kind: Kind) -> bool {
     let flood = Flood::new(world, kind);
     let (quiet, flooded) = measured(world, other, &flood);
@@ -113,7 +114,7 @@ fn is_noticed(world: &World, other: &Other, kind: Kind) -> bool {
     flooded.p99() > quiet.p99() * 3
 }
 
-/// What the other saw while it was quiet, and under the flood.
+/// Returns the other agent's samples while it was quiet, and under the flood.
 fn measured(world: &World, other: &Other, flood: &Flood) -> (Seen, Seen) {
     thread::scope(|scope| {
         scope.spawn(|| AGENT.enter(|| flood.run()));
@@ -124,7 +125,7 @@ fn measured(world: &World, other: &Other, flood: &Flood) -> (Seen, Seen) {
             {
                 break;
             }
-            // What the flood held is given back before it is quiet.
+            // The flood's connections are closed before the quiet turn.
             wait::until(wait::SOON, || (flood::held(world) == 0).then_some(()));
             thread::sleep(SETTLE);
             other.watch(WINDOW, &mut quiet);
@@ -138,8 +139,8 @@ fn measured(world: &World, other: &Other, flood: &Flood) -> (Seen, Seen) {
     })
 }
 
-/// Whether the agent came to the end of its limit over IPv4 and over IPv6, where the audit says so
-/// of each that is refused. A request is told to be an agent's by the record of its connection.
+/// Returns whether the agent reached its limit over IPv4 and over IPv6, if the audit has a record
+/// of each refusal. A request belongs to an agent by the record of its connection.
 fn is_limited(gateway: &Gateway, kind: Kind) -> bool {
     let Some((record, reason)) = kind.refusal() else { return true };
     let records = gateway.audit.records();
@@ -151,13 +152,14 @@ fn is_limited(gateway: &Gateway, kind: Kind) -> bool {
     })
 }
 
-/// Whose record it is, where it is one of a connection.
+/// Returns the agent of a record, if it is one of a connection.
 fn agent(record: &Record) -> Option<IpAddr> {
     let agent: SocketAddr = record["agent"].as_str()?.parse().ok()?;
     Some(agent.ip())
 }
 
-/// What did not get a record of its own is in a sum, and the sums are the agent's.
+/// Checks that refusals without a record of their own are in a sum, and that the sums name the
+/// agent.
 #[track_caller]
 fn told(gateway: &Gateway) {
     for agent in ["192.0.2.10", "2001:db8:a::/64"] {
@@ -173,7 +175,7 @@ fn told(gateway: &Gateway) {
 
 #[test]
 fn without_the_limits_the_same_flood_reaches_further() {
-    // So low that a machine with other work to do makes a flood of twice as much.
+    // The limits are so low that even a busy machine makes a flood of twice as much.
     let lowered = usual_config().limit("agent_new_connections", 50).limit("dns_rate", 50);
     let raised = usual_config()
         .limit("connections", 20_000)
@@ -195,7 +197,7 @@ fn without_the_limits_the_same_flood_reaches_further() {
     });
 }
 
-/// How much of three seconds of a flood the gateway looked at.
+/// Returns how much of three seconds of a flood the gateway processed.
 fn reached(world: &World, kind: Kind) -> u64 {
     let flood = Flood::new(world, kind);
     flood.on.store(true, Relaxed);
@@ -216,7 +218,7 @@ fn reached(world: &World, kind: Kind) -> u64 {
         Kind::Questions => {
             let told = || sum("dns_summary", answered) > 0;
             wait::expect("a sum of questions", told);
-            // One that was under way when the flood ended may have told a part of it.
+            // A sum that was under way when the flood ended may hold only a part of it.
             thread::sleep(Duration::from_secs(11));
             sum("dns_summary", answered)
         }
@@ -227,22 +229,21 @@ fn reached(world: &World, kind: Kind) -> u64 {
     }
 }
 
-/// Turns of quiet and flood for each kind: short ones, so that what else the machine does falls on
-/// both alike.
+/// Turns of quiet and flood for each kind. They are short, so that other work of the machine
+/// affects both alike.
 const ROUNDS: usize = 5;
-/// The most of them, where a busy machine keeps the flood from being one or lets few samples be
-/// taken. All that was seen counts.
+/// Most turns, where a busy machine weakens the flood or allows few samples. All samples count.
 const MOST_ROUNDS: usize = 15;
-/// The fewest samples of each sort: the slowest hundredth of them is not one alone.
+/// Fewest samples of each sort, so that the slowest hundredth is not a single one.
 const SAMPLES: usize = 400;
-/// How often a kind is measured, at most.
+/// Most measurements of one kind.
 const MEASUREMENTS: usize = 2;
-/// How long each turn is measured.
+/// Length of the measurement in each turn.
 const WINDOW: Duration = Duration::from_secs(2);
-/// The same, where the flood takes all that its agent may have of something: of connections it
-/// is at the end after three seconds, by the rate that it is allowed.
+/// The same, where the flood takes all that its agent may have of something: it has all connections
+/// after three seconds, by its allowed rate.
 const FILLING: Duration = Duration::from_secs(5);
-/// How long it has been quiet before that is measured.
+/// Quiet time before that is measured.
 const SETTLE: Duration = Duration::from_millis(500);
-/// How long one test may take where each measurement is made twice, with all its turns.
+/// Longest time of one test, if each measurement is made twice with all its turns.
 const LIMIT: Duration = Duration::from_secs(900);

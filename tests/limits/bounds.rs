@@ -1,4 +1,4 @@
-//! Agents that take too much, say too little, stop reading or vanish: each costs a bounded amount
+//! Agents that take too much, send too little, stop reading or vanish: each costs a bounded amount
 //! for a bounded time, nobody else notices, and nothing is left behind.
 
 use std::{
@@ -26,7 +26,7 @@ use crate::faults::{
 };
 
 fn limited() -> Config {
-    // Plain HTTP to the spliced host, so that a test can hold both ends of the TCP connection.
+    // Plain HTTP to the spliced host lets a test hold both ends of the TCP connection.
     usual_config().splice("pypi", |it| it.set("ports", [443, 80]))
 }
 
@@ -59,7 +59,7 @@ fn one_agent_cannot_take_the_places_of_another() {
         for tls in &mut held {
             assert_eq!(tls.ask(CHAT).expect("an answer").status, 200, "those inside are served");
         }
-        // Another address of the same host is another agent: its share is its own.
+        // Another address of the same host is another agent, with its own share.
         AGENT.connect(OPENAI.port6(443)).expect("captured");
         held.clear();
         drop((other, beside));
@@ -85,7 +85,7 @@ fn connections_beyond_the_rate_are_reset_and_summed() {
         open(&lab, AGENT2, OPENAI).map(drop).expect("the other agent is served");
         // Another family is another agent, as a /64 is one.
         AGENT.connect(OPENAI.port6(443)).expect("captured");
-        // One record for each ten seconds in which there were any, whenever those begin.
+        // There is one record for each ten seconds with refusals, whenever those begin.
         let sums = |gateway: &Gateway| {
             let sums = records(gateway, "connections");
             let refused: u64 = sums.iter().filter_map(|sum| sum["count"].as_u64()).sum();
@@ -118,7 +118,7 @@ fn requests_beyond_the_rate_are_answered_and_summed() {
         let mut gateway = Gateway::start(&lab, &limited().limit("agent_new_requests", 5));
         let mut tls = open(&lab, AGENT, OPENAI).expect("served");
         let begun = Instant::now();
-        // Every third is one that the gateway refuses by itself.
+        // The gateway refuses every third request by itself.
         let bare = get("/v1/models").replace("Authorization: Bearer OPENAI_API_KEY\r\n", "");
         let statuses: Vec<u16> = (0..200)
             .map(|number| {
@@ -186,7 +186,7 @@ fn long_hellos_share_a_bounded_room_of_their_agent() {
         let _origin = Origin::start(&lab);
         let _dns = Dns::start();
         let gateway = Gateway::start(&lab, &limited().limit("agent_peeks", "256KiB"));
-        // The head of a record and of a ClientHello that never comes to its end.
+        // The head of a record and of a ClientHello that never ends.
         let beginning = [&[22, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc, 3, 3][..], &[0; 8_000]].concat();
         let mut held: Vec<_> = (0..8)
             .map(|_| {
@@ -231,7 +231,7 @@ fn who_says_too_little_is_ended_in_time() {
             scope.spawn(|| {
                 let begun = Instant::now();
                 let mut slow = AGENT.connect(OPENAI.port6(443)).expect("captured");
-                // Each byte is a sign of life, and buys no time.
+                // No byte extends the deadline.
                 for byte in dribble {
                     if slow.write_all(&[byte]).is_err() {
                         break;
@@ -282,7 +282,7 @@ fn who_says_too_little_is_ended_in_time() {
     });
 }
 
-/// Reads to the end or to the reset, whichever comes.
+/// Reads to the end or to the reset, whichever comes first.
 fn drained(stream: &mut TcpStream) {
     let _ = stream.read_to_end(&mut Vec::new());
 }
@@ -320,7 +320,7 @@ fn who_stops_reading_costs_little_and_not_for_ever() {
         let begun = Instant::now();
         assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
         assert!(begun.elapsed() < Duration::from_secs(3), "others wait: {:?}", begun.elapsed());
-        // Looked at once in each idle time: ended within twice of it.
+        // Checked once in each idle time, so they end within twice that time.
         let all_ended = || records(&gateway, "connection").len() == 12;
         assert!(
             wait::until(Duration::from_secs(30), || all_ended().then_some(())).is_some(),
@@ -332,7 +332,7 @@ fn who_stops_reading_costs_little_and_not_for_ever() {
         assert_eq!(ended.iter().filter(idle).count(), 10, "{ended:#?}");
         origin.log().wait_all_closed();
         assert!(descriptors(&gateway) <= baseline + POOLED, "{}", descriptors(&gateway));
-        // Nothing is left with the kernel either, though they are still there.
+        // The kernel holds nothing either, though the agents are still there.
         left_clean(&gateway, baseline);
         drop(stuck);
     });
@@ -352,7 +352,8 @@ fn half_closers_and_resetters_leave_nothing_behind() {
         let request = "GET /big?bytes=3000000 HTTP/1.1\r\nHost: pypi.example\r\n\
             Connection: close\r\n\r\n";
         for round in 0..12 {
-            // Says all it has to say, closes its half, and gets every byte of the answer.
+            // This agent sends all it has to send, closes its half, and gets every byte of the
+            // answer.
             let mut half = AGENT.connect(PYPI.port(80)).expect("captured");
             half.write_all(request.as_bytes()).expect("sent");
             half.shutdown(Shutdown::Write).expect("a socket");
@@ -371,14 +372,14 @@ fn half_closers_and_resetters_leave_nothing_behind() {
             tls.read_some(100).expect("a beginning");
             reset(tls.socket().try_clone().expect("a socket"));
 
-            // Half closed without a close_notify, in the middle of a stream.
+            // This half is closed without a close_notify, in the middle of a stream.
             let mut tls = open(&lab, AGENT2, OPENAI).expect("a handshake");
             let request = get("/sse?n=3&ms=10").replace("OPENAI_API_KEY", "OPS_OPENAI_KEY");
             tls.send(request).expect("sent");
             tls.socket().shutdown(Shutdown::Write).expect("a socket");
             tls.read_to_end();
         }
-        // What was on its way to those who left is no longer held against them.
+        // The bytes that were on their way to the agents that left are no longer counted.
         let mut tls = open(&lab, AGENT, OPENAI).expect("a handshake");
         let answer = tls.ask(get("/big?bytes=3000000")).expect("the whole answer");
         assert_eq!(answer.body.len(), 3_000_000);
@@ -427,7 +428,8 @@ const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 20);
 /// Two ends for each of a few pipes that are kept for the next large transfer.
 const POOLED: usize = 16;
 
-/// No connection is left in any state that a program holds, and every descriptor is back.
+/// Checks that no connection is left in any state that a program holds, and every descriptor is
+/// back.
 #[track_caller]
 fn left_clean(gateway: &Gateway, baseline: usize) {
     let held = |state: &String| !["LISTEN", "TIME-WAIT"].contains(&state.as_str());

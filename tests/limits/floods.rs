@@ -1,6 +1,6 @@
-//! Floods of SYNs and datagrams while the packet rules are rewritten and while the daemon dies and
-//! comes back. The kernel would forward every one of them, and counters on the far side of the WAN
-//! see none.
+//! Floods of SYNs and datagrams while the packet rules are rewritten, and while the daemon dies and
+//! comes back. The kernel would forward every packet, and counters on the far side of the WAN see
+//! none.
 
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
@@ -47,7 +47,7 @@ fn three_hundred_rewrites_under_a_flood_let_nothing_past() {
                     assert_eq!(rules.contains("8443"), with_more, "turn {turn}: {rules}");
                     assert_eq!(ask(&lab, &gateway, CHAT).status, 200, "turn {turn}");
                 }
-                // By the clock, so that a late turn does not slow down those behind it.
+                // By the clock, so that a late turn does not delay those behind it.
                 let due = EACH * (turn as u32 + 1);
                 thread::sleep(due.saturating_sub(begun.elapsed()));
             }
@@ -76,7 +76,8 @@ fn a_hundred_deaths_under_a_flood_let_nothing_past() {
             let _end = flood.start(scope);
             for cycle in 0..100 {
                 gateway.kill();
-                // Dead for longer and longer, so that the flood meets every moment of a start.
+                // The daemon is dead for longer and longer, so that the flood meets every moment of
+                // a start.
                 thread::sleep(Duration::from_millis(cycle));
                 gateway = Gateway::run_forwarding(&lab, &config)
                     .unwrap_or_else(|failed| panic!("cycle {cycle}: {}", failed.stderr));
@@ -93,17 +94,17 @@ fn a_hundred_deaths_under_a_flood_let_nothing_past() {
     });
 }
 
-/// A gateway with the usual policy whose kernel forwards, whatever the daemon wants. It holds its
-/// settings at the start and every minute: behind a switch that is off the rules would show
-/// nothing.
+/// Starts a gateway with the usual policy whose kernel forwards, whatever the daemon wants. The
+/// daemon sets its settings at the start and every minute: while forwarding is off, the rules would
+/// show nothing.
 fn start_forwarding(lab: &Lab) -> Gateway {
     Gateway::usual(lab).kill();
     let config = lab.dir.join("cloakroom.toml");
     Gateway::run_forwarding(lab, &config).unwrap_or_else(|failed| panic!("{}", failed.stderr))
 }
 
-/// SYNs and datagrams of the first agent to hosts that no policy mentions, in IPv4 and IPv6; and
-/// how often somebody saw that the kernel forwards meanwhile, and that it does not.
+/// SYNs and datagrams of the first agent to hosts that no policy names, in IPv4 and IPv6; and how
+/// often the test saw that the kernel forwards meanwhile, and that it does not.
 #[derive(Default)]
 struct Flood {
     stop: AtomicBool,
@@ -113,7 +114,7 @@ struct Flood {
     port: AtomicU16,
 }
 
-/// Ends the flood also when an assertion fails, or the scope would wait for it for ever.
+/// Ends the flood even when an assertion fails; otherwise the scope would wait for it for ever.
 struct EndOfFlood<'a>(&'a Flood);
 
 impl Drop for EndOfFlood<'_> {
@@ -142,7 +143,7 @@ impl Flood {
         }
     }
 
-    /// Nothing arrived outside, of at least so many packets, and each of them could have.
+    /// Asserts that nothing arrived outside, of at least so many packets, and that each could have.
     #[track_caller]
     fn assert_nothing_got_past(&self, at_least: usize) {
         let [sent, forwarding, closed] =
@@ -153,7 +154,7 @@ impl Flood {
         assert!(forwarding > 1_000 && closed == 0, "forwarding {forwarding}, closed {closed}");
     }
 
-    /// Some ten thousand packets a second. More would only take the time of the other tests.
+    /// Sends some ten thousand packets a second. More would only take time from the other tests.
     fn run(&self, raw: &OwnedFd, udp: &UdpSocket, from: IpAddr, hosts: [IpAddr; 2]) {
         while !self.stop.load(Relaxed) {
             for number in 0..8 {
@@ -172,7 +173,8 @@ impl Flood {
         }
     }
 
-    /// The ports that rules come and go for, those that are always captured, and all others.
+    /// Returns the next port: those for which rules come and go, those that are always captured,
+    /// and all others.
     fn next_port(&self, number: usize) -> u16 {
         let known = [443, 8443, 2222, 80, 53];
         let next = || self.port.fetch_add(1, Relaxed).max(1);
@@ -185,7 +187,7 @@ fn sockets(family: AddressFamily, from: IpAddr) -> (OwnedFd, UdpSocket) {
     (raw, UdpSocket::bind((from, 0)).expect("a socket"))
 }
 
-/// A SYN (RFC 9293, section 3.1) without options.
+/// Returns a SYN (RFC 9293, section 3.1) without options.
 fn syn(from: IpAddr, to: IpAddr, port: u16) -> [u8; 20] {
     let mut segment = [0; 20];
     segment[..2].copy_from_slice(&(20_000 ^ port).max(1).to_be_bytes());
@@ -195,7 +197,7 @@ fn syn(from: IpAddr, to: IpAddr, port: u16) -> [u8; 20] {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),
     };
-    // The pseudo-header's protocol and length are one-byte values, wherever they stand in it.
+    // The pseudo-header's protocol and length are one-byte values, at whatever place in it.
     let summed = [&bytes(from)[..], &bytes(to), &[0, 6, 0, 20], &segment].concat();
     let words = summed.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
     let sum: u32 = words.sum();
@@ -237,8 +239,8 @@ fn counters() -> Vec<u64> {
     counts
 }
 
-/// Takes the rules away: the flood that goes on must reach every counter at once, or none of them
-/// has shown anything.
+/// Removes the rules: the flood, which goes on, must reach every counter at once, because otherwise
+/// none of them has shown anything.
 fn assert_they_would_count() {
     GATEWAY.shell("nft delete table inet cloakroom; nft delete table inet cloakroom_base");
     wait::expect("the flood gets past a gateway without rules", || {
@@ -247,10 +249,10 @@ fn assert_they_would_count() {
 }
 
 const REWRITES: usize = 300;
-/// The time that one of them has on a machine that does nothing else: they are five a second there.
+/// Time of one rewrite on a machine that does nothing else: there are five a second.
 const EACH: Duration = Duration::from_millis(190);
 /// Rewrites a second that are dense enough for a flood to find a gap between two of them, on a
 /// machine that does other work.
 const LEAST_RATE: f64 = 2.5;
-/// Longest time for one of these, on a machine with other work. They take about a minute.
+/// Longest time of one of these tests, on a machine with other work. They take about a minute.
 const LIMIT: Duration = Duration::from_secs(240);

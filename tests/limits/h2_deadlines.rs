@@ -1,4 +1,4 @@
-//! HTTP/2 connections that are kept alive by what is no message, and heads that never end.
+//! HTTP/2 connections that are kept alive by frames that are no message, and heads that never end.
 
 use std::{
     thread,
@@ -29,7 +29,8 @@ fn open(scene: &Scene) -> RawH2 {
     RawH2::open(AGENT, OPENAI.port(443), &hello).expect("a connection")
 }
 
-/// Sends this again and again until the connection takes no more of it.
+/// Sends this again and again until the connection accepts no more of it; returns how long that
+/// took.
 fn until_cut(h2: &mut RawH2, every: Duration, bytes: &[u8]) -> Duration {
     let begun = Instant::now();
     while h2.send(bytes).is_ok() && begun.elapsed() < Duration::from_secs(60) {
@@ -47,7 +48,7 @@ fn an_h2_head_that_trickles_is_cut_at_its_deadline() {
         let begin = frame(HEADERS, END_STREAM, 1, &head[..20]);
         let half = frame(CONTINUATION, 0, 1, &[0; 16_000]);
         for (what, begin, more) in [
-            // Few enough that the library does not end them first.
+            // So few that the library does not end them first.
             ("many frames", begin.clone(), frame(CONTINUATION, 0, 1, b"")),
             ("one frame", [&begin[..], &half[..9]].concat(), vec![0]),
             ("a frame of another kind", frame(PING, 0, 0, &[0; 8])[..12].to_vec(), Vec::new()),
@@ -85,7 +86,7 @@ fn pings_keep_no_connection_and_no_hanging_stream_alive() {
         }
         let took = begun.elapsed();
         assert!(took < Duration::from_secs(25), "no stream was open for {took:?}");
-        // The stream has its answer by now, and so the connection is idle in its turn.
+        // The stream has its answer by now, so the connection is idle.
         let answer = hanging.outcome(1);
         assert_eq!(answer.reason().as_deref(), Some("upstream_unreachable"), "{answer:?}");
         let took = until_cut(&mut hanging, Duration::from_millis(500), &ping);

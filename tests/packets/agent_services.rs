@@ -1,5 +1,5 @@
-//! What the gateway's own address answers besides DNS: what `agent_services` names, there and
-//! nowhere else, and nothing where it names nothing.
+//! The services other than DNS of the gateway's own address: those that `agent_services` names,
+//! there and nowhere else, and none where it names none.
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket},
@@ -34,7 +34,7 @@ fn a_flood_of_pings_is_bounded() {
         let sent = script(&world, "flood");
         assert!(sent >= 600, "no flood: {sent}");
         let answers = echo_replies(&gateway.packets());
-        // Ten a second and ten at once, of IPv4 and of IPv6.
+        // Ten a second and ten at once, for IPv4 and for IPv6.
         assert!((10..=200).contains(&answers), "{answers} answers to {sent}");
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
     });
@@ -72,7 +72,7 @@ fn dhcp_is_answered_where_it_is_configured() {
     });
 }
 
-/// A server answers at the relay, or at the address, that a question names.
+/// A DHCP server answers at the relay, or at the address, that a request names.
 #[test]
 fn dhcp_bound_elsewhere_reaches_no_server_and_returns_nothing() {
     sandboxed(|| {
@@ -106,10 +106,10 @@ fn a_flood_of_questions_for_time_and_address_is_bounded() {
         let sent = script(&world, "services");
         assert!(sent >= 1_600, "no flood: {sent}");
         std::thread::sleep(wait::QUIET);
-        // Ten a second and ten at once, of IPv4 and of IPv6.
+        // Ten a second and ten at once, for IPv4 and for IPv6.
         let heard_of_time = heard(&time);
         assert!((20..=200).contains(&heard_of_time), "{heard_of_time} of {sent}");
-        // Ten a second and ten at once of the agent; of who has no address yet, a hundred.
+        // Ten a second and ten at once for the agent; for clients without an address, a hundred.
         let heard_of_addresses = heard(&addresses);
         assert!((110..=400).contains(&heard_of_addresses), "{heard_of_addresses} of {sent}");
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
@@ -151,7 +151,8 @@ fn with(services: &[&str]) -> World {
     World::with(&gateway::usual_config().gateway("agent_services", services))
 }
 
-/// Questions for the time over IPv6 that the rule for all agents of an interface dropped.
+/// Returns how many requests for the time over IPv6 were dropped by the rule for all agents of an
+/// interface.
 fn over_the_interfaces_part() -> u64 {
     let rules = GATEWAY.shell("nft list chain inet cloakroom prerouting");
     let ours = |line: &&str| line.contains("ipv6 udp dport 123") && line.contains("@services");
@@ -160,8 +161,8 @@ fn over_the_interfaces_part() -> u64 {
     counted.split(' ').next().and_then(|it| it.parse().ok()).expect("a number")
 }
 
-/// Neither the gateway's other addresses nor anything behind it is open, and the guard's input
-/// chain agrees.
+/// Asserts that the gateway's other addresses and everything behind it are closed, also with the
+/// guard's input chain alone.
 fn assert_closed_elsewhere(world: &World) {
     let outside = world.lab.capture(INTERNET);
     for other in ["192.0.2.129", "203.0.113.2", "192.0.2.140", "198.51.100.20"] {
@@ -176,12 +177,12 @@ fn assert_closed_elsewhere(world: &World) {
     }
 }
 
-/// Another address of the gateway, at the port of time.
+/// Returns another address of the gateway, at the port of time.
 fn other(address: &str) -> SocketAddr {
     SocketAddr::new(address.parse().expect("an address"), 123)
 }
 
-/// Whether an echo request with a payload is answered with it.
+/// Returns whether an echo request with a payload is answered with it.
 pub fn pings(to: IpAddr) -> bool {
     AGENT.enter(|| {
         use rustix::net::{AddressFamily, Protocol, SocketType, ipproto, socket};
@@ -229,8 +230,8 @@ fn udp_answers_at(to: SocketAddr) -> bool {
     })
 }
 
-/// A service of the gateway's machine that answers whatever it gets, and counts it. It hears IPv4
-/// and IPv6.
+/// Starts a service on the gateway's machine that answers and counts every datagram, over IPv4 and
+/// IPv6.
 pub(crate) fn serve(port: u16) -> std::sync::Arc<std::sync::atomic::AtomicUsize> {
     let count = std::sync::Arc::<std::sync::atomic::AtomicUsize>::default();
     let counted = std::sync::Arc::clone(&count);
@@ -261,7 +262,7 @@ fn echo_replies(packets: &[Vec<u8>]) -> usize {
 /// Addresses of the gateway on other interfaces than the agent's.
 const ELSEWHERE: [&str; 4] = ["203.0.113.2", "192.0.2.129", "2001:db8:f::2", "2001:db8:b::1"];
 
-/// Sends a battery as the first agent, and says how many frames that were.
+/// Sends a battery as the first agent, and returns the number of frames.
 pub(crate) fn script(world: &World, battery: &str) -> u64 {
     let mac = GATEWAY.shell("cat /sys/class/net/agents0/address");
     let script = tools::repository().join("tests/packets/agent_services.py");

@@ -1,5 +1,5 @@
 //! Agents that are bound to their network cards: a frame from another card, with another address,
-//! or in a tag is dropped, and says nothing that the gateway believes.
+//! or in a tag is dropped, and the gateway believes nothing that it says.
 
 use std::{
     net::{SocketAddr, UdpSocket},
@@ -63,8 +63,8 @@ fn an_advertisement_in_pieces_is_not_believed() {
     });
 }
 
-/// Every frame of the battery is dropped where it comes in, nothing gets out, and the gateway's
-/// neighbours stay who they are.
+/// Checks that every frame of the battery is dropped where it comes in, nothing gets out, and the
+/// gateway's neighbours stay the same.
 fn nothing_of(battery: &str, at_least: u64) {
     let world = bound();
     assert_served(&world);
@@ -118,7 +118,8 @@ fn without_the_chain_nothing_passes_until_it_is_back() {
     sandboxed(|| {
         let world = bound();
         assert_served(&world);
-        // It would put the chain back at once; the kernel goes on to shake hands for its listeners.
+        // Otherwise it would restore the chain at once. The kernel still shakes hands for its
+        // listeners.
         world.gateway.freeze();
         AGENT.connect(OPENAI.port(443)).expect("the kernel shakes hands");
         GATEWAY.shell("nft delete table netdev cloakroom");
@@ -142,7 +143,7 @@ fn unbound_groups_of_the_interface_go_on() {
             .with(bound);
         let world = World::with(&config);
         assert_served(&world);
-        // An address of the bound group, from a card that is not bound; and the other way round.
+        // An address of the bound group from a card that is not bound, and the other way round.
         AGENT.shell("ip addr add 192.0.2.70/32 dev eth0");
         let from_bound = "--interface 192.0.2.70";
         assert!(!curl_succeeds(&world, from_bound), "another card took a bound address");
@@ -218,8 +219,8 @@ fn a_card_without_address_asks_at_its_own_rate() {
     });
 }
 
-/// Whether the second bound agent's question after the gateway's card, from its link-local
-/// address, is answered within three attempts.
+/// Returns whether the second bound agent's solicitation for the gateway's card, from its
+/// link-local address, is answered within three attempts.
 fn known_again() -> bool {
     let mac = GATEWAY.shell("cat /sys/class/net/agents0/address");
     let entry = format!("{GATEWAY_V6} lladdr {} nud probe dev card", mac.trim());
@@ -246,7 +247,7 @@ pub fn share_the_wire() {
     );
 }
 
-/// How many of so many queries of that agent are answered.
+/// Returns how many of so many queries of that agent are answered.
 fn answered(queries: usize) -> usize {
     AGENT2.enter(|| {
         let socket = UdpSocket::bind(BESIDE).expect("a socket");
@@ -273,12 +274,12 @@ fn curl_succeeds(world: &World, arguments: &str) -> bool {
     output.status.success()
 }
 
-/// The first agent and another one, bound on `agents0`.
+/// Returns a world with the first agent and another one, both bound on `agents0`.
 pub fn bound() -> World {
     bound_after(config(), || {})
 }
 
-/// The same, after something was done to the gateway.
+/// Returns the same, with `prepare` run on the gateway first.
 fn bound_after(config: Config, prepare: impl FnOnce()) -> World {
     World::prepared(&config, |_, _| {
         mine();
@@ -291,7 +292,7 @@ fn mine() {
     AGENT.shell(&format!("ip link set eth0 address {MINE}"));
 }
 
-/// The usual policy with both agents bound.
+/// Returns the usual policy with both agents bound.
 fn config() -> Config {
     let bound = |mac: &str, last: &str| {
         agent(mac, &[&format!("192.0.2.{last}"), &format!("2001:db8:a::{last}")])
@@ -316,7 +317,7 @@ fn send(world: &World, battery: &str) -> u64 {
     sent.trim().parse().expect("a number of frames")
 }
 
-/// Frames that the table of frames has dropped with a reason.
+/// Returns how many frames the table of frames has dropped with a reason.
 fn dropped() -> u64 {
     let listed = GATEWAY.shell("nft list table netdev cloakroom");
     let rules = listed.lines().filter(|line| line.contains("comment \"spoofed_source\""));
@@ -331,7 +332,7 @@ const MINE: &str = "02:00:00:00:00:10";
 const OTHER: &str = "02:00:00:00:00:11";
 /// The second bound agent's address, with any port.
 const BESIDE: &str = "[2001:db8:a::11]:0";
-/// A question for the address of api.openai.example.
+/// A query for the address of api.openai.example.
 const QUERY: &[u8] = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03api\x06openai\x07example\0\0\x01\0\x01";
 const NEIGHBOURS: [(&str, &str); 4] = [
     ("192.0.2.10", MINE),

@@ -1,5 +1,5 @@
-//! Every port of every address of the gateway and of Vault, asked by an agent: nothing but the
-//! agents' resolver answers, and Vault never hears of it.
+//! An agent tries every port of every address of the gateway and of Vault: only the agents'
+//! resolver answers, and nothing reaches Vault.
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, UdpSocket},
@@ -34,15 +34,15 @@ fn no_port_of_any_address_of_the_gateway_answers() {
     sandboxed_for(LIMIT, || only_answer(World::usual(), &[], &[]));
 }
 
-/// With onboarding one more answers, at the two addresses of the agent's own interface and nowhere
-/// else.
+/// With onboarding one more port answers, at the two addresses of the agent's own interface and
+/// nowhere else.
 #[test]
 fn onboarding_opens_one_port_of_one_interface() {
     let here = [IpAddr::V4(GATEWAY_V4), IpAddr::V6(GATEWAY_V6)];
     sandboxed_for(LIMIT, || only_answer(onboarding(), &here, &[80]));
 }
 
-/// Nothing answers at any address but the resolver, and these ports at these addresses.
+/// Checks that only the resolver answers at any address, and these ports at these addresses.
 fn only_answer(mut world: World, open_at: &[IpAddr], open: &[u16]) {
     {
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
@@ -70,7 +70,7 @@ fn only_answer(mut world: World, open_at: &[IpAddr], open: &[u16]) {
         wait::expect("descriptors do not grow", || descriptors(&world) <= before + 2);
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
 
-        // The same questions find what listens where the rules do not stand before it.
+        // Without the rules, the same attempts do find the listeners.
         world.gateway.kill();
         GATEWAY.shell("nft flush ruleset");
         let _echo = echo(GATEWAY);
@@ -103,8 +103,8 @@ fn no_port_of_vault_is_reached() {
         for address in addresses {
             for ports in (1..=u16::MAX).collect::<Vec<_>>().chunks(BATCH) {
                 let (accepted, refused) = AGENT.enter(|| knock(address, ports));
-                // These are captured wherever they lead: the gateway itself shakes hands, and what
-                // counts is that it dials nobody.
+                // These are captured wherever they lead: the gateway itself shakes hands, and the
+                // test requires that it dials nobody.
                 let captured = [53, 80, 443].into_iter().filter(|port| ports.contains(port));
                 assert_eq!(accepted, captured.collect::<Vec<_>>(), "{address}");
                 assert!(!refused.is_empty(), "{address}: silence, not a refusal");
@@ -122,12 +122,12 @@ fn no_port_of_vault_is_reached() {
                 let audit = &world.gateway.audit;
                 audit.wait_for(|it| to_vault(it) && it["decision"] == "refuse");
                 let records = audit.records().into_iter().filter(to_vault);
-                // One that said nothing was closed before there was anything to decide.
+                // A connection without any bytes was closed before there was anything to decide.
                 let decided = records.filter(|it| it["decision"] != "none");
                 assert!(decided.into_iter().all(|it| it["decision"] == "refuse"));
             }
         }
-        // A listed name is its owner's to point anywhere, also at Vault.
+        // The owner of a listed name can point it anywhere, also at Vault.
         world.dns.set(PYPI.name, &[VAULT.into()]);
         let told = ask(anywhere(), PYPI.name, RecordType::A);
         assert!(told_addresses(&told).is_empty(), "Vault's address is told: {told}");
@@ -137,7 +137,7 @@ fn no_port_of_vault_is_reached() {
         wait::expect("descriptors do not grow", || descriptors(&world) <= before + 2);
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
 
-        // The same questions do find Vault where the rules do not stand before it.
+        // Without the rules, the same attempts do find Vault.
         world.gateway.kill();
         GATEWAY.shell("nft flush ruleset");
         gateway::forward();
@@ -149,13 +149,13 @@ fn no_port_of_vault_is_reached() {
     });
 }
 
-/// The ports that accept a connection and those that refuse one, instead of saying nothing. The
-/// last question is one that the gateway answers: what was asked before had its time by then.
+/// Returns the ports that accept a connection and those that refuse one, instead of staying silent.
+/// The gateway answers the last attempt, so earlier ones had enough time by then.
 fn knock(address: SocketAddr, ports: &[u16]) -> (Vec<u16>, Vec<u16>) {
     let mut asked = Vec::with_capacity(ports.len());
     for some in ports.chunks(256) {
         asked.extend(some.iter().map(|port| begin(address, *port)));
-        // No more at once than the queues on the way hold.
+        // Only as many at once as the queues on the way hold.
         thread::sleep(Duration::from_millis(1));
     }
     let resolver = [begin(SocketAddr::from((GATEWAY_V4, 0)), 53)];
@@ -164,7 +164,7 @@ fn knock(address: SocketAddr, ports: &[u16]) -> (Vec<u16>, Vec<u16>) {
     answers(ports, &asked)
 }
 
-/// The same where nothing is known to answer: all of them are to.
+/// Does the same where no port is known to answer; all attempts must end.
 fn knock_alone(address: SocketAddr, ports: &[u16]) -> (Vec<u16>, Vec<u16>) {
     let asked: Vec<_> = ports.iter().map(|port| begin(address, *port)).collect();
     wait::expect("answers", || ready(&asked).iter().all(|ready| *ready));
@@ -196,7 +196,7 @@ fn answers(ports: &[u16], asked: &[OwnedFd]) -> (Vec<u16>, Vec<u16>) {
     (ports(accepted), ports(refused))
 }
 
-/// Who answers a datagram to any port but that of DNS.
+/// Returns the address that answers a datagram to any port except that of DNS.
 fn udp_answer(mut address: SocketAddr) -> Option<SocketAddr> {
     let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any).expect("a socket");
@@ -204,10 +204,10 @@ fn udp_answer(mut address: SocketAddr) -> Option<SocketAddr> {
     for port in (1..=u16::MAX).filter(|port| *port != 53) {
         address.set_port(port);
         let ask = || socket.send_to(b"anybody there?", address);
-        // The refusal of an earlier one may be told first.
+        // The first result may be the refusal of an earlier datagram.
         ask().or_else(|_| ask()).expect("sent");
         if port % 64 == 0 {
-            // No more at once than the queues on the way hold.
+            // Only as many at once as the queues on the way hold.
             thread::sleep(Duration::from_millis(1));
         }
     }
@@ -234,7 +234,7 @@ fn listen(ns: Ns, addresses: &[SocketAddr]) -> Vec<TcpListener> {
     ns.enter(|| addresses.iter().map(bind).collect())
 }
 
-/// A service that answers datagrams.
+/// Starts a service that answers datagrams.
 fn echo(ns: Ns) -> thread::JoinHandle<()> {
     let socket = ns.enter(|| UdpSocket::bind(("::", ECHO)).expect("bound"));
     thread::spawn(move || {
@@ -244,8 +244,8 @@ fn echo(ns: Ns) -> thread::JoinHandle<()> {
     })
 }
 
-/// The gateway's link-local addresses, the first of them that of the agent's own link. The agent
-/// sends to all of them there.
+/// Returns the gateway's link-local addresses, first that of the agent's own link. The agent sends
+/// to all of them there.
 fn link_local() -> Vec<SocketAddr> {
     let scope = AGENT.shell("cat /sys/class/net/eth0/ifindex").trim().parse().expect("a number");
     let mac = mac(GATEWAY, "agents0");
@@ -263,8 +263,8 @@ fn is_link_local(address: &SocketAddr) -> bool {
     matches!(address.ip(), IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
-/// How many TCP packets went to one of these, except for those to Vault's API, which the gateway
-/// itself talks to: that an agent's connection there is refused is told by its end.
+/// Returns how many TCP packets went to one of these, except those to Vault's API, to which the
+/// gateway itself talks: that an agent's connection there is refused shows in its end.
 fn to(outside: &Capture, addresses: &[SocketAddr]) -> usize {
     let api = 8200_u16.to_be_bytes();
     let to = |frame: &Vec<u8>| match [frame[12], frame[13]] {
@@ -290,18 +290,18 @@ fn parsed(address: &str) -> IpAddr {
     address.parse().expect("an address")
 }
 
-/// The gateway's addresses, except for those of its links.
+/// The gateway's addresses, without those of its links.
 const OWN: [&str; 6] =
     ["192.0.2.1", "192.0.2.129", "203.0.113.2", "2001:db8:a::1", "2001:db8:b::1", "2001:db8:f::2"];
-/// Vault's address in IPv6, for these tests alone.
+/// Vault's address in IPv6, for these tests only.
 const VAULT_V6: &str = "2001:db8:f::200";
-/// What listens on all of the gateway's addresses.
+/// Ports on which services listen on all of the gateway's addresses.
 const MANAGEMENT: [u16; 3] = [22, 8200, 9090];
 /// The port of a service that answers datagrams.
 const ECHO: u16 = 40_000;
 /// Connections that are tried at once; a process may have some 20,000 descriptors.
 const BATCH: usize = 8_192;
-/// Time for an answer, from when a later question has had its own.
+/// Time for an answer after a later attempt has had its own.
 const GRACE: Duration = Duration::from_millis(200);
-/// Longest time for one of these, on a machine with other work.
+/// Longest time of one of these tests, on a machine with other work.
 const LIMIT: Duration = Duration::from_secs(240);

@@ -1,6 +1,6 @@
-//! Packet rules that somebody else changed are back at once, and the gateway is closed until its
-//! guard is. The daemon asserts them once a minute in all of these, so what is back sooner is back
-//! because the kernel told of the change.
+//! Packet rules that another program changed are restored at once, and the gateway is closed until
+//! its guard is back. In all of these tests the daemon checks the rules only once a minute, so an
+//! earlier repair shows that the kernel reported the change.
 
 use std::{
     net::SocketAddr,
@@ -58,7 +58,8 @@ fn flushed_rules_return_at_once_behind_the_guard() {
         }
         assert!(sending.ended() > 500, "the agent sent nothing");
         assert!(origin.reached().is_empty(), "packets reached the origin");
-        // All of them on a machine that does nothing else; here most.
+        // On a machine that does nothing else that holds for all of them; here it must hold for
+        // most.
         eprintln!("a service of the gateway's was reached for {open:?}");
         open.sort();
         let median = open.get(open.len() / 2).expect("the rules were gone for a moment");
@@ -72,7 +73,8 @@ fn flushed_rules_return_at_once_behind_the_guard() {
 fn changes_in_the_gateways_tables_are_undone_and_said() {
     sandboxed(|| {
         let world = World::usual();
-        // What is in the meters comes and goes, and a chain that was made again stands elsewhere.
+        // Elements of meters come and go, and a chain that was created again stands at another
+        // place.
         let listing = || {
             let rules = GATEWAY.shell("nft --stateless --terse list table inet cloakroom");
             let mut lines: Vec<_> = rules.lines().map(str::to_owned).collect();
@@ -99,7 +101,7 @@ fn changes_in_the_gateways_tables_are_undone_and_said() {
         let said = world.gateway.stderr();
         assert!(said.contains("the packet rules are installed again"), "{said}");
         assert!(records(&world, "close").is_empty(), "the guard was there all the while");
-        // What the daemon does itself is no reason to do it again.
+        // The daemon's own changes are no reason to repair.
         let repairs = records(&world, "repair").len();
         for _ in 0..3 {
             tell(&world, &["reload"], 0);
@@ -136,7 +138,8 @@ fn a_storm_of_flushes_delays_nobody_beyond_its_end() {
     });
 }
 
-/// New connections are reset, from every agent to everywhere, and everybody is told why.
+/// Checks that new connections are reset, from every agent to everywhere, and that the reason is
+/// reported.
 #[track_caller]
 fn closed(world: &World) {
     let why = "the guard table inet cloakroom_base is not loaded";
@@ -162,7 +165,7 @@ fn records(world: &World, kind: &str) -> Vec<Record> {
     world.gateway.audit.of_kind(kind)
 }
 
-/// How long after this the rules were in force again, by the record of that.
+/// Returns how long after `begun` the rules were in force again, by the record of the repair.
 fn back(world: &World, begun: SystemTime) -> Duration {
     let record = records(world, "repair").pop().expect("a record");
     let time = record["time"].as_str().expect("a time");
@@ -170,7 +173,8 @@ fn back(world: &World, begun: SystemTime) -> Duration {
     back.duration_since(begun).expect("after the flush")
 }
 
-/// As every gateway is but those of the lab: when no rule is there, nothing is routed either.
+/// Turns forwarding off, as it is on every gateway except the lab's: without any rule, nothing is
+/// routed either.
 fn routes_nothing() {
     GATEWAY.enter(|| {
         sysctl("ipv4/ip_forward", "0");
@@ -180,5 +184,5 @@ fn routes_nothing() {
 
 const OURS: &str = "table inet cloakroom\n";
 const FLUSHES: usize = 5;
-/// What a machine that does much else may take longer.
+/// Longest time on a machine with much other work.
 const GENEROUS: Duration = Duration::from_secs(2);

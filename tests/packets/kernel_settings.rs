@@ -1,5 +1,5 @@
-//! What the packet rules lean on does not drift: it is repaired, or the gateway closes and says
-//! why.
+//! The conditions of the packet rules do not drift: a change is repaired, or the gateway closes and
+//! reports the reason.
 
 use std::{path::Path, time::Duration};
 
@@ -51,7 +51,7 @@ fn settings_and_rules_that_somebody_changed_are_repaired() {
 fn each_setting_that_is_held_is_set_back() {
     sandboxed(|| {
         let world = World::with(&often_asserted());
-        // The kernel sets others by these, so they come first and alone.
+        // These also set others in the kernel, so they come first and alone.
         let (switches, others) = held().into_iter().partition::<Vec<_>, _>(|it| it.is_switch());
         for settings in [switches, others] {
             settings.iter().for_each(|it| it.set(it.wrong));
@@ -71,7 +71,7 @@ fn a_setting_that_cannot_be_set_is_no_start() {
         let mut world = World::usual();
         world.gateway.kill();
         let config = world.lab.dir.join("cloakroom.toml");
-        // As it has to be, so that of each start one setting is wrong.
+        // All others are right, so that at each start one setting is wrong.
         let all = held();
         all.iter().for_each(|it| it.set(it.right));
         let only_a_warning = |it: &&Setting| !it.name.contains("ratemask");
@@ -96,7 +96,8 @@ fn an_irreparable_setting_closes_the_gateway_until_repaired() {
     sandboxed(|| {
         let world = World::with(&often_asserted());
         let mut kept = world.h1(OPENAI).expect("served");
-        // In the daemon's own view of the file system, so that only it cannot write.
+        // This changes the daemon's own view of the file system only, so that only the daemon
+        // cannot write.
         let of_the_daemon = |line: &str| {
             let pid = world.gateway.pid();
             GATEWAY.shell(&format!("nsenter --target {pid} --mount sh -ec '{line}'"));
@@ -126,7 +127,8 @@ fn an_irreparable_setting_closes_the_gateway_until_repaired() {
 #[test]
 fn without_its_guard_the_gateway_closes() {
     sandboxed(|| {
-        // The guard is asserted once a minute; what is seen sooner, the kernel has told.
+        // The guard is checked once a minute; an earlier reaction shows that the kernel reported
+        // the change.
         let world = World::usual();
         let mut kept = world.h1(OPENAI).expect("served");
         let ways = [
@@ -231,7 +233,7 @@ fn the_gateways_address_cannot_be_claimed_by_an_agent() {
     });
 }
 
-/// What may wait for an agent whose card is not known.
+/// The bounds on packets that wait for an agent whose card is not known.
 const UNRESOLVED: [&str; 2] =
     ["net.ipv4.neigh.agents0.unres_qlen_bytes", "net.ipv6.neigh.agents0.unres_qlen_bytes"];
 
@@ -239,9 +241,9 @@ pub fn often_asserted() -> Config {
     gateway::usual_config().gateway("assert_every", "1s")
 }
 
-/// A kernel setting that the daemon holds.
+/// A kernel setting that the daemon sets.
 struct Setting {
-    /// As sysctl(8) writes it.
+    /// Its name in sysctl(8)'s form.
     name: String,
     right: &'static str,
     wrong: &'static str,
@@ -256,13 +258,13 @@ impl Setting {
         GATEWAY.shell(&format!("sysctl -n '{}'", self.name)).trim().to_owned()
     }
 
-    /// Whether the kernel changes other settings along with it.
+    /// Returns whether the kernel changes other settings along with it.
     fn is_switch(&self) -> bool {
         self.name.ends_with(".ip_forward") || self.name.ends_with("all.forwarding")
     }
 }
 
-/// All of them that this kernel has.
+/// Returns all of these settings that this kernel has.
 fn held() -> Vec<Setting> {
     let of_interfaces = ["agents0", "agents1"].into_iter().flat_map(|interface| {
         let v4 =
@@ -274,7 +276,7 @@ fn held() -> Vec<Setting> {
     let of_machine = MACHINE.iter().map(|it| (it.0.to_owned(), it));
     let all = of_machine.chain(of_interfaces);
     let all = all.map(|(name, &(_, right, wrong))| Setting { name, right, wrong });
-    // From Linux 6.17 on.
+    // Present from Linux 6.17 on.
     let young = |it: &Setting| it.name.ends_with("force_forwarding");
     let is_there = |it: &Setting| {
         GATEWAY.enter(|| Path::new("/proc/sys").join(it.name.replace('.', "/")).exists())
@@ -282,11 +284,11 @@ fn held() -> Vec<Setting> {
     all.filter(|it| !young(it) || is_there(it)).collect()
 }
 
-/// Runs the program where it cannot change a setting. One that starts in spite of that is ended.
+/// Runs the program where it cannot change a setting. If it starts all the same, it is ended.
 pub(crate) const READ_ONLY: &str = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && \
     exec timeout 20 \"$0\" run \"$1\"";
 
-/// Name, the value that it has to have, and another.
+/// The name, the required value, and another value.
 const MACHINE: &[(&str, &str, &str)] = &[
     ("net.ipv4.ip_forward", "0", "1"),
     ("net.ipv6.conf.all.forwarding", "0", "1"),

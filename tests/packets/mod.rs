@@ -1,5 +1,5 @@
-//! What reaches the internet when it is not the daemon that carries it: nothing. The kernel
-//! forwards in all of these, so the packet rules are alone.
+//! Nothing reaches the internet that the daemon does not carry. The kernel forwards in all of these
+//! tests, so only the packet rules prevent it.
 
 mod agent_services;
 mod bound_agents;
@@ -58,14 +58,15 @@ fn a_dead_daemon_passes_nothing() {
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
         world.origin.log().wait_requests(1);
         let before = world.origin.log().connections().len();
-        // Under traffic: connections are tried all the while it dies and afterwards.
+        // This happens under traffic: connections are tried all the time while the daemon dies, and
+        // afterwards.
         let end = Instant::now() + Duration::from_secs(3);
         std::thread::scope(|scope| {
             for to in [OTHER.port(443), OTHER.port6(443), OTHER.port(80), OTHER.port6(8443)] {
                 scope.spawn(move || {
                     while Instant::now() < end {
                         drop(AGENT.connect(to));
-                        // A test has so many ports, and a fast machine would use them all.
+                        // A test has only so many ports, and a fast machine would use them all.
                         std::thread::sleep(Duration::from_millis(1));
                     }
                 });
@@ -143,7 +144,7 @@ fn covert(to: IpAddr) {
 fn the_gateways_own_services_are_out_of_reach() {
     sandboxed(|| {
         let _world = World::usual();
-        // Something that listens on all of the gateway's addresses, as management would.
+        // A service that listens on all of the gateway's addresses, as a management service would.
         let listeners =
             GATEWAY.enter(|| [8200, 22, 443].map(|port| std::net::TcpListener::bind(("::", port))));
         assert!(listeners.iter().any(Result::is_ok));
@@ -182,7 +183,7 @@ fn agents_do_not_reach_each_other() {
         };
         for address in neighbour {
             AGENT.connect(SocketAddr::new(address, 8080)).expect_err("refused");
-            // The gateway shakes hands for what it captures, and dials what the name stands for.
+            // The gateway shakes hands for captured connections, and dials the name's addresses.
             let to = SocketAddr::new(address, 443);
             AGENT.connect(to).expect("captured");
             for name in [OPENAI.name, OTHER.name] {
@@ -226,7 +227,8 @@ fn without_ipv6_in_the_policy_every_ipv6_packet_is_dropped() {
     sandboxed(|| {
         let config = gateway::usual_config().gateway("ipv6", false);
         let world = World::with(&config);
-        // It does not say who it is either: without this the agent would not send anything.
+        // The gateway does not reveal its card either: without this entry the agent would send
+        // nothing.
         let mac = mac(GATEWAY, "agents0");
         AGENT.shell(&format!("ip neigh replace {GATEWAY_V6} lladdr {mac} dev eth0 nud permanent"));
         for to in [OPENAI.port6(443), OTHER.port6(80)] {
@@ -254,7 +256,7 @@ fn nft_can_load_the_tables_that_it_lists() {
     sandboxed(|| {
         let lab = Lab::new();
         let _dns = Dns::start();
-        // With everything that a configuration can ask for.
+        // The configuration has every service that can be asked for.
         let config = gateway::usual_config()
             .gateway("agent_services", ["ping", "ntp", "dhcp"])
             .group("research", |it| {

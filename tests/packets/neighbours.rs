@@ -1,5 +1,5 @@
-//! The kernel knows the neighbours of all interfaces in one table, and an agent that asks for the
-//! gateway from ever new addresses takes nobody else's place in it. No agent becomes a router.
+//! The kernel knows the neighbours of all interfaces in one table, and an agent that solicits the
+//! gateway from ever new addresses takes no other agent's place in it. No agent becomes a router.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _},
@@ -41,7 +41,7 @@ fn nobody_becomes_the_gateways_router() {
     sandboxed(|| {
         let mut world = World::usual();
         GATEWAY.shell("sysctl -qw net.ipv6.conf.all.forwarding=0");
-        // The redirect is from the router of this route, and sends it elsewhere.
+        // The redirect claims to come from the router of this route, and leads elsewhere.
         GATEWAY.shell("ip -6 route add 2001:db8:77::/64 via fe80::bad dev agents0");
         let unchanged = |careless: bool| {
             for (name, value) in [("accept_ra", 2), ("accept_redirects", 1), ("autoconf", 1)] {
@@ -79,7 +79,7 @@ fn advertise(lab: &Lab) {
     thread::sleep(Duration::from_millis(500));
 }
 
-/// Where the gateway sends IPv6 packets, and from which addresses, without what counts down.
+/// Returns the gateway's IPv6 routes and source addresses, without values that count down.
 fn ways() -> String {
     let ways = GATEWAY.shell(
         "ip -6 route show table all; ip -6 addr; ip -6 route get 2001:db8:77::7; \
@@ -95,7 +95,7 @@ pub struct Flood {
 }
 
 impl Flood {
-    /// Begins so many seconds of it; there is a second of it when this returns.
+    /// Begins to send for so many seconds; one second of it is over when this returns.
     pub fn solicitations(world: &World, seconds: u32) -> Self {
         let mac = GATEWAY.shell("cat /sys/class/net/agents0/address");
         let script = tools::repository().join("tests/packets/neighbours.py");
@@ -108,7 +108,7 @@ impl Flood {
         Self { process, told }
     }
 
-    /// Waits for its end, and says how many were sent.
+    /// Waits for the end, and returns how many were sent.
     pub fn sent(mut self) -> usize {
         let mut sent = String::new();
         self.told.read_to_string(&mut sent).expect("how many were sent");

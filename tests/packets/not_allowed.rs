@@ -1,5 +1,5 @@
-//! Packets that are not an allowed connection: refused or dropped at the gateway, never seen
-//! beyond it, and never by the gateway's own services.
+//! Packets that are not an allowed connection: they are refused or dropped at the gateway, and
+//! reach neither the networks beyond it nor its own services.
 
 use std::{
     io,
@@ -95,11 +95,11 @@ fn each_of_forty_datagrams_gets_its_own_error() {
             [("0.0.0.0:0", OPENAI.port(443), [3, 13]), ("[::]:0", OPENAI.port6(443), [1, 1])];
         for (any, to, prohibited) in families {
             let inside = lab.capture(AGENT);
-            // On a busy machine a client may be late to notice. Then all is measured again: of the
-            // forty that count none is late.
+            // On a busy machine a client may notice late. Then all of it is measured again; in the
+            // attempt that counts, none of the forty is late.
             let mut slowest = vec![refusals(any, to)];
             while slowest.len() < 3 && slowest.last() > Some(&AT_ONCE) {
-                // By then an agent may be refused as many again.
+                // After this time an agent may be refused as many again.
                 thread::sleep(Duration::from_secs(10));
                 slowest.push(refusals(any, to));
             }
@@ -112,8 +112,8 @@ fn each_of_forty_datagrams_gets_its_own_error() {
     });
 }
 
-/// Sends forty datagrams, each from a port of its own, and says after how long the last of them was
-/// known to be refused.
+/// Sends forty datagrams, each from a port of its own, and returns the time after which the last of
+/// them was known to be refused.
 fn refusals(any: &str, to: SocketAddr) -> Duration {
     let socket = || {
         let socket = UdpSocket::bind(any).and_then(|it| it.connect(to).map(|()| it));
@@ -136,7 +136,7 @@ fn refusals(any: &str, to: SocketAddr) -> Duration {
     })
 }
 
-/// Type and code of a frame that is an ICMP error of either family.
+/// Returns type and code of a frame that is an ICMP error of either family.
 fn icmp_error(frame: &[u8]) -> Option<[u8; 2]> {
     let at = match (frame.get(12..14)?, frame.get(23)?, frame.get(20)?) {
         ([0x08, 0x00], 1, _) => 14 + 20,
@@ -144,7 +144,8 @@ fn icmp_error(frame: &[u8]) -> Option<[u8; 2]> {
         _ => return None,
     };
     let found = *frame.get(at..)?.first_chunk::<2>()?;
-    // From 128 on, ICMPv6 informs: of neighbours, for example (RFC 4443, section 2.1).
+    // From 128 on, ICMPv6 messages are informational: neighbour discovery, for example (RFC 4443,
+    // section 2.1).
     (found[0] < 128).then_some(found)
 }
 
@@ -155,12 +156,13 @@ fn a_spoofed_source_is_dropped_without_an_answer() {
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
         let gateway = Gateway::usual(&lab);
-        // So that the agent knows its neighbour: with a spoofed address it would not be told.
+        // This teaches the agent its neighbour's card: with a spoofed address it would get no
+        // answer.
         assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
         AGENT.connect(OPENAI.port6(443)).expect("captured");
         connections(&gateway, 2);
         origin.log().clear();
-        // Somebody else's public address, the other group's, and one of no group.
+        // Another owner's public address, the other group's, and one of no group.
         let spoofed = ["198.51.100.77", "192.0.2.141", "10.1.2.3", "2001:db8:b::77"];
         for address in spoofed {
             let bits = if address.contains(':') { "128 dev eth0 nodad" } else { "32 dev eth0" };
@@ -199,7 +201,7 @@ fn a_spoofed_source_is_dropped_without_an_answer() {
     });
 }
 
-/// Its group may use the address, so only the way back tells.
+/// The group may use the address, so only the way back shows the difference.
 #[test]
 fn a_source_with_another_way_back_is_dropped() {
     sandboxed(|| {
@@ -246,7 +248,7 @@ fn a_source_with_another_way_back_is_dropped() {
         assert!(rules.contains("spoofed_source") && !rules.contains("packets 0 "), "{rules}");
         gateway.terminate(Duration::from_secs(10));
         let records = gateway.audit.records();
-        // Two datagrams and a SYN or more of each family.
+        // Two datagrams and one or more SYNs of each family.
         let dropped = records.iter().filter(|it| it["reason"] == "spoofed_source");
         assert!(dropped.filter_map(|it| it["count"].as_u64()).sum::<u64>() >= 6, "{records:#?}");
     });
@@ -289,5 +291,5 @@ fn the_gateways_own_services_are_out_of_agents_reach() {
 
 /// Datagrams that are sent at once.
 const FORTY: usize = 40;
-/// How soon a client has to know that it is refused, so that nobody waits for it to try TCP.
+/// Time within which a client must learn that it is refused, so that it tries TCP at once.
 const AT_ONCE: Duration = Duration::from_millis(300);

@@ -1,5 +1,5 @@
-//! The packets that the kernel refuses are seen: in the audit, summed up, with nothing missing from
-//! the sums.
+//! The packets that the kernel refuses are in the audit, summed up, with nothing missing from the
+//! sums.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV6, UdpSocket},
@@ -42,7 +42,7 @@ fn refusals_before_a_connection_are_in_the_audit() {
         std::thread::sleep(Duration::from_millis(500));
         world.gateway.terminate(Duration::from_secs(10));
         let sums = sums(&world.gateway);
-        // All of an interval's are one record; the end of one may fall between two packets.
+        // All refusals of an interval are one record; the interval may end between two packets.
         let one = |wanted: &[(&str, Value)]| {
             let matching = |sum: &&Record| wanted.iter().all(|(key, value)| sum[key] == *value);
             let found: Vec<_> = sums.iter().filter(matching).collect();
@@ -105,7 +105,7 @@ fn under_a_flood_every_packet_is_in_a_sum() {
             }
         });
         assert_eq!(world.ask(&get(&[TICKET])).status, 200, "the rest works meanwhile");
-        // Another reason is told in spite of the flood.
+        // Another reason is reported in spite of the flood.
         AGENT.connect(OPENAI.port(22)).expect_err("closed");
         std::thread::sleep(Duration::from_millis(500));
         let counted = counter("protocol_denied");
@@ -245,9 +245,9 @@ fn what_a_bound_agent_says_unasked_has_that_word_too() {
     });
 }
 
-/// Has the first agent join groups by both versions of MLD and by IGMP, look for names by mDNS, for
-/// an address by DHCP, and for a router as a host does whose link comes up. Requires that each is
-/// in a sum of `multicast_denied`, and returns all sums.
+/// Makes the first agent join groups by both versions of MLD and by IGMP, look for names by mDNS,
+/// for an address by DHCP, and for a router as a host does whose link comes up. Requires that each
+/// is in a sum of `multicast_denied`, and returns all sums.
 fn sums_of_what_hosts_say(mut world: World) -> Vec<Record> {
     AGENT.shell(
         "sysctl -qw net.ipv6.conf.eth0.accept_ra=1 net.ipv6.conf.eth0.router_solicitation_delay=0",
@@ -292,20 +292,20 @@ fn sums_of_what_hosts_say(mut world: World) -> Vec<Record> {
 }
 
 /// Looks for a DHCP server as a host without an address does: UDP from 0.0.0.0 to 255.255.255.255
-/// (RFC 2131, section 4.1), here without a word in it.
+/// (RFC 2131, section 4.1), here with an empty payload.
 const DISCOVER: &str = "import socket; \
     card = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); card.bind(('eth0', 0)); \
     card.send(bytes.fromhex('ff' * 6) + card.getsockname()[4] + bytes.fromhex('0800 \
     4500001c 00000000 40117ad2 00000000 ffffffff 0044004300080000'))";
 
-/// A question for the address of api.openai.example.
+/// A query for the address of api.openai.example.
 const QUERY: &[u8] = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03api\x06openai\x07example\0\0\x01\0\x01";
 
 #[test]
 fn reloads_under_a_flood_lose_no_count() {
     sandboxed(|| {
         let mut world = World::usual();
-        // Counts by itself what comes in; no reload touches it.
+        // A separate count of incoming packets, which no reload touches.
         GATEWAY.shell(
             "nft 'table inet witness { chain c { type filter hook prerouting priority -400; \
              iifname \"agents0\" udp dport 443 counter comment \"witness\"; }; }'",
@@ -358,7 +358,7 @@ fn watch_shows_refused_packets_as_they_are_recorded() {
         std::thread::spawn(move || {
             std::io::BufRead::lines(output).map_while(|line| tell.send(line).ok()).count()
         });
-        // By itself, at the end of the interval: the daemon goes on.
+        // The daemon writes it at the end of the interval, and goes on.
         let line = logged.recv_timeout(INTERVAL + wait::SOON).expect("in time").expect("a line");
         let words = ["research", "192.0.2.10", "refuse", "port_denied", "tcp port 22"];
         assert!(words.iter().all(|word| line.contains(word)), "{line}");
@@ -368,10 +368,10 @@ fn watch_shows_refused_packets_as_they_are_recorded() {
     });
 }
 
-/// How often the daemon writes its sums.
+/// Interval at which the daemon writes its sums.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Where a process stands in a file that it has open.
+/// Returns the position of a process in a file that it has open.
 fn position(pid: u32, file: &Path) -> Option<u64> {
     let opened = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
     let ours = opened.flatten().find(|fd| std::fs::read_link(fd.path()).is_ok_and(|it| it == file));
@@ -398,13 +398,14 @@ fn a_taken_log_group_is_fatal_at_start() {
     });
 }
 
-/// Another program that listens to an NFLOG group: a socket that is bound to it.
+/// Takes an NFLOG group as another program would: with a socket that is bound to it.
 fn hold_group(group: u16) -> rustix::fd::OwnedFd {
     use rustix::net::{AddressFamily, SendFlags, SocketType, netlink, recv, send, socket};
     let socket = socket(AddressFamily::NETLINK, SocketType::RAW, Some(netlink::NETFILTER))
         .expect("a netlink socket");
     let [high, low] = group.to_be_bytes();
-    // nlmsghdr (28 bytes, ULOG config, request and acknowledge), nfgenmsg, the command to bind.
+    // The message: nlmsghdr (28 bytes, ULOG config, request and acknowledge), nfgenmsg, the command
+    // to bind.
     let mut message = 28_u32.to_ne_bytes().to_vec();
     message.extend(0x0401_u16.to_ne_bytes());
     message.extend(5_u16.to_ne_bytes());
@@ -425,12 +426,12 @@ fn sums(gateway: &Gateway) -> Vec<Record> {
     records.filter(|it| it.is("packets")).collect()
 }
 
-/// Packets that the rules with this reason have counted.
+/// Returns the packets that the rules with this reason have counted.
 fn counter(reason: &str) -> u64 {
     packets_in(&GATEWAY.shell("nft list chain inet cloakroom prerouting"), reason)
 }
 
-/// What the rules with this comment have counted.
+/// Returns the packets that the rules with this comment have counted.
 fn packets_in(listed: &str, comment: &str) -> u64 {
     let ours = listed.lines().filter(|line| line.contains(&format!("comment \"{comment}\"")));
     ours.filter_map(|line| {

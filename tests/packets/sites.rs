@@ -1,5 +1,5 @@
-//! Networks that agents may be in, and what else may be on the gateway: a bridge, a narrower hop,
-//! tables of others, a boot.
+//! Networks that agents may be in, and other parts of the gateway's machine: a bridge, a narrower
+//! hop, other programs' tables, a boot.
 
 use std::{
     process::Command,
@@ -116,7 +116,7 @@ fn a_groups_mtu_spares_it_waits_behind_narrow_hops() {
         tell(&world, &["reload"], 0);
         let after = taken(&world);
         assert!(after < NARROW, "{before:?} became {after:?}");
-        // And what the agent sends.
+        // The same for the agent's own packets.
         let body = "x".repeat(20_000);
         let ask = format!(
             "POST /v1/chat HTTP/1.1\r\nHost: {}\r\n{TICKET}\r\nContent-Length: {}\r\n\r\n{body}",
@@ -164,7 +164,8 @@ ip -n agent link set eth0 up
 ip -n agent route add default via 192.0.2.9
 ip -n agent route add ::/0 via 2001:db8:a::11
 ";
-/// Between a handshake on a busy machine and one that waits until the kernel probes.
+/// A time between that of a handshake on a busy machine and that of one which waits until the
+/// kernel probes.
 const NARROW: Duration = Duration::from_secs(3);
 
 #[test]
@@ -212,7 +213,7 @@ fn the_guard_loads_from_a_broken_configurations_interfaces() {
         let broken = "[[group]]\ninterface = \"agents1\"\n[[group]]\ninterface = \"agents0\"\n[[api]]\nnonsense = 1\n";
         let (_, printed) = guard(&[], broken);
         let file = lab.write("guard.nft", printed);
-        // As a boot has it: nothing there yet, and nobody to say what tcp is.
+        // At boot nothing is loaded yet, and no file maps the names of protocols.
         GATEWAY
             .shell(&format!("mount --bind /dev/null /etc/protocols; nft -c -f {}", file.display()));
         for _ in 0..2 {

@@ -1,5 +1,5 @@
-//! Whatever an agent that is root puts on the wire, the gateway's outside carries only what the
-//! gateway itself originated for a decision that it took, no other agent hears of it, and the
+//! Whatever an agent with root rights puts on the wire, the gateway's outside carries only packets
+//! that the gateway itself sent for a decision that it took, no other agent gets any of it, and the
 //! gateway goes on serving.
 
 use std::{
@@ -60,7 +60,8 @@ fn odd_tcp_flags_to_every_port_get_nothing_out() {
         let arrived = count_tcp(GATEWAY, "agents0");
         let sent = send(&world, "every_port");
         assert_eq!(sent, EVERY_PORT);
-        // The gateway has seen each of them, or their absence outside would say nothing.
+        // The gateway must have seen each of them; otherwise their absence outside would show
+        // nothing.
         wait::expect("each one arrives at the gateway", || arrived() >= sent);
         watched.assert_nothing_strange(&world, "every_port");
     });
@@ -71,8 +72,8 @@ fn without_the_rules_the_same_packets_get_out() {
     sandboxed_for(LIMIT, || {
         let world = without_rules();
         let (outside, beyond) = (world.lab.capture(INTERNET), world.lab.capture(AGENT2));
-        // What the kernel itself keeps inside, by settings that the daemon asserts: source routes,
-        // IPv4 sources that do not live where they come from, and most that is malformed.
+        // Packets that the kernel itself keeps inside, by settings that the daemon checks: source
+        // routes, IPv4 sources that do not belong where they come from, and most malformed ones.
         for battery in [
             "extension_headers",
             "fragments",
@@ -96,8 +97,8 @@ fn without_the_rules_the_same_packets_get_out() {
     });
 }
 
-/// An error quotes what the agent wrote and goes to whom the agent says. The kernel makes some of
-/// them before any rule sees the packet, and others a while after it.
+/// An error quotes the agent's bytes and goes to the source that the agent claims. The kernel makes
+/// some errors before any rule sees the packet, and others a while after it.
 #[test]
 fn an_error_goes_only_to_the_agent_behind_it() {
     sandboxed_for(LIMIT, || {
@@ -112,12 +113,12 @@ fn an_error_goes_only_to_the_agent_behind_it() {
         assert!(heard.is_none(), "a connection of the gateway's own: {heard:?}");
         drop(asking);
 
-        // Each of the two tables does it by itself: before the daemon, and without the guard.
+        // Each of the two tables does it alone: before the daemon, and without the guard.
         for (alone, without) in [("the guard", "cloakroom"), ("the rules", "cloakroom_base")] {
             world.gateway.kill();
             GATEWAY.shell(&format!("nft delete table inet {without}"));
             assert_eq!(errors_beyond_the_agent(&world), 0, "{alone}");
-            // Where there is no way on, the kernel says so before anything is forwarded.
+            // Where there is no route, the kernel reports it before anything is forwarded.
             let way = GATEWAY.shell("ip -6 route show default");
             GATEWAY.shell("ip -6 route del default");
             assert_eq!(errors_beyond_the_agent(&world), 0, "{alone}, and no way on");
@@ -135,7 +136,7 @@ fn an_error_goes_only_to_the_agent_behind_it() {
     });
 }
 
-/// A connection of the gateway's own, which the battery's forged packets seem to be of.
+/// Returns a connection of the gateway's own, to which the battery's forged packets seem to belong.
 fn connected() -> UdpSocket {
     GATEWAY.enter(|| {
         let socket = UdpSocket::bind("[2001:db8:f::2]:4000").expect("a socket");
@@ -144,7 +145,7 @@ fn connected() -> UdpSocket {
     })
 }
 
-/// Somebody outside who says that he is an agent, so that the answer goes to that one.
+/// A host outside claims the address of an agent, so that the answer goes to that agent.
 #[test]
 fn outside_packets_in_an_agents_name_answer_nobody() {
     sandboxed(|| {
@@ -167,7 +168,7 @@ fn outside_packets_in_an_agents_name_answer_nobody() {
         say("2001:db8:a::10");
         thread::sleep(wait::QUIET);
         assert!(!inside.packets().iter().any(|frame| is_marked(frame)), "the agent hears of it");
-        // The same without the rules, and without a daemon that would put them back.
+        // The same packets without the rules, and without a daemon that would restore them.
         world.gateway.kill();
         GATEWAY.shell("nft flush chain inet cloakroom prerouting");
         say("2001:db8:a::10");
@@ -176,8 +177,7 @@ fn outside_packets_in_an_agents_name_answer_nobody() {
     });
 }
 
-/// Everything that makes errors has a rate or waits; and the loose check of the way back is
-/// allowed.
+/// Removes the rates and waits of errors, and allows the loose check of the way back.
 fn hasten_errors() {
     GATEWAY.shell(
         "sysctl -qw net.ipv4.icmp_ratelimit=0 net.ipv6.icmp.ratelimit=0 net.ipv4.ipfrag_time=1 \
@@ -186,7 +186,7 @@ fn hasten_errors() {
     );
 }
 
-/// How many packets that quote the agent's arrive outside or at the other agent.
+/// Returns how many packets that quote the agent's arrive outside or at the other agent.
 fn errors_beyond_the_agent(world: &World) -> usize {
     let captures = [world.lab.capture(INTERNET), world.lab.capture(AGENT2)];
     send(world, "errors");
@@ -205,8 +205,8 @@ fn without_rules_odd_tcp_flags_get_out() {
     });
 }
 
-/// A gateway whose kernel forwards all the while: behind a switch that is off the rules would show
-/// nothing.
+/// Returns a gateway whose kernel forwards all the time: while forwarding is off, the rules would
+/// show nothing.
 fn forwarding(config: &Config) -> World {
     let mut world = World::with(config);
     world.gateway.kill();
@@ -216,8 +216,8 @@ fn forwarding(config: &Config) -> World {
     world
 }
 
-/// A gateway without its rules whose kernel forwards. The daemon has ended: after a minute it would
-/// turn that off.
+/// Returns a gateway without its rules whose kernel forwards. The daemon has ended, because after a
+/// minute it would turn forwarding off.
 fn without_rules() -> World {
     let mut world = World::usual();
     world.gateway.kill();
@@ -233,7 +233,7 @@ fn without_ipv6_in_the_policy_none_of_it_passes() {
         let mut world = forwarding(&config);
         let watched = Watched::begin(&world);
         let inside = world.lab.capture(AGENT);
-        // The gateway is not to answer who it is either; an agent that knows asks nobody.
+        // The gateway must not reveal its card either; an agent that knows it asks nobody.
         AGENT.connect(OPENAI.port6(443)).expect_err("nobody says who the gateway is");
         let mac = mac(GATEWAY, "agents0");
         AGENT.shell(&format!("ip neigh replace {GATEWAY_V6} lladdr {mac} dev eth0 nud permanent"));
@@ -249,7 +249,7 @@ fn without_ipv6_in_the_policy_none_of_it_passes() {
         }
         watched.assert_nothing_strange(&world, "without IPv6");
 
-        // The same questions do have answers where IPv6 is on.
+        // With IPv6 on, the same packets do have answers.
         world.gateway.terminate(Duration::from_secs(10));
         let config = gateway::usual_config().gateway("agent_services", ["ping"]);
         world.gateway = Gateway::start(&world.lab, &config);
@@ -258,7 +258,7 @@ fn without_ipv6_in_the_policy_none_of_it_passes() {
     });
 }
 
-/// What of all this the gateway answers an agent over IPv6, with a refusal or otherwise.
+/// Returns the gateway's answers to an agent over IPv6, refusals or others.
 fn answers_over_ipv6() -> Vec<&'static str> {
     let udp = |to: SocketAddr, bytes: &[u8]| {
         let socket = UdpSocket::bind("[::]:0").expect("a socket");
@@ -284,7 +284,7 @@ fn answers_over_ipv6() -> Vec<&'static str> {
     answered.into_iter().filter_map(|(what, answered)| answered.then_some(what)).collect()
 }
 
-/// What is looked at while strange packets come: the outside, the other agent, the daemon.
+/// Everything that is watched while strange packets come: the outside, the other agent, the daemon.
 struct Watched {
     outside: Capture,
     beyond: Capture,
@@ -318,7 +318,7 @@ impl Watched {
     }
 }
 
-/// Sends a battery as the first agent, and says how many frames that were.
+/// Sends a battery as the first agent, and returns the number of frames.
 fn send(world: &World, battery: &str) -> usize {
     let python = python().display().to_string();
     let script = tools::repository().join("tests/packets/stray_packets.py");
@@ -327,7 +327,8 @@ fn send(world: &World, battery: &str) -> usize {
     sent.trim().parse().expect("a number of frames")
 }
 
-/// Counts the TCP packets that come in on `link` from now on. Unlike a capture it has room for all.
+/// Counts the TCP packets that come in on `link` from now on. Unlike a capture, it has room for
+/// all.
 fn count_tcp(ns: Ns, link: &str) -> impl Fn() -> usize {
     let hook = format!("type filter hook ingress device {link} priority -510;");
     ns.shell(&format!(
@@ -342,7 +343,7 @@ fn count_tcp(ns: Ns, link: &str) -> impl Fn() -> usize {
     }
 }
 
-/// The frames that whoever has this MAC address sent.
+/// Returns the frames that the owner of this MAC address sent.
 fn sent_by(capture: &Capture, mac: &str) -> Vec<Vec<u8>> {
     let byte = |byte| u8::from_str_radix(byte, 16).expect("a MAC address");
     let mac: Vec<u8> = mac.split(':').map(byte).collect();
@@ -358,8 +359,9 @@ fn is_marked(frame: &[u8]) -> bool {
     frame.windows(12).any(|at| at == b"STRAY-PACKET")
 }
 
-/// What the gateway may send outside from its own address: a question to its resolver, TCP to the
-/// one host that these tests ask for, and what every host says to its neighbours.
+/// Returns whether the gateway may send a frame outside from its own address: a query to its
+/// resolver, TCP to the one host that these tests ask for, and every host's packets to its
+/// neighbours.
 fn is_the_gateways_own(frame: &[u8]) -> bool {
     let (source, destination, protocol, transport) = match [frame[12], frame[13]] {
         IPV4 => {
@@ -387,8 +389,9 @@ fn is_the_gateways_own(frame: &[u8]) -> bool {
     }
 }
 
-/// ARP, neighbour discovery (RFC 4861) and group membership (RFC 3810), whose reports stand behind
-/// a hop-by-hop header. None of it comes from or goes to another link.
+/// Returns whether a frame is ARP, neighbour discovery (RFC 4861) or group membership (RFC 3810),
+/// whose reports stand behind a hop-by-hop header. None of these comes from or goes to another
+/// link.
 fn is_neighbourhood(frame: &[u8]) -> bool {
     match [frame[12], frame[13]] {
         [0x08, 0x06] => true,
@@ -412,11 +415,11 @@ fn hex(bytes: &[u8]) -> String {
 
 const IPV4: [u8; 2] = [0x08, 0x00];
 const IPV6: [u8; 2] = [0x86, 0xdd];
-/// A question for the address of api.openai.example.
+/// A query for the address of api.openai.example.
 const QUERY: &[u8] = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03api\x06openai\x07example\0\0\x01\0\x01";
-/// Four combinations of flags to each port but 0, over IPv4 and IPv6.
+/// Four combinations of flags to each port except 0, over IPv4 and IPv6.
 const EVERY_PORT: usize = 65_535 * 4 * 2;
-/// By when the rest of a packet is overdue and whoever sent its beginning has been told.
+/// Time after which the rest of a packet is overdue, and the sender of its beginning has been told.
 const OVERDUE: Duration = Duration::from_secs(3);
-/// Longest time for the longer ones, on a machine with other work.
+/// Longest time of the longer tests, on a machine with other work.
 const LIMIT: Duration = Duration::from_secs(240);

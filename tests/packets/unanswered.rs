@@ -1,5 +1,5 @@
-//! Agents that do not answer for their own addresses: what the gateway says to them waits in the
-//! kernel until it knows their card, and takes nothing from anybody else meanwhile.
+//! Agents that do not answer for their own addresses: the gateway's packets to them wait in the
+//! kernel until it knows their card, and take nothing from other agents meanwhile.
 
 use std::{
     io,
@@ -52,7 +52,7 @@ fn refusals_that_wait_for_one_agent_keep_none_from_another() {
     sandboxed(|| {
         let mut world = World::usual();
         fall_silent();
-        // Whoever is root may have every address of the prefix.
+        // Root may have every address of the prefix.
         AGENT.shell("sysctl -qw net.ipv6.ip_nonlocal_bind=1");
         let own = (0..250).map(|last| IpAddr::from([0x2001, 0xdb8, 0xa, 0, 1, 0, 0, last]));
         let own: Vec<IpAddr> = own.chain([AGENT_V4.into()]).collect();
@@ -64,7 +64,7 @@ fn refusals_that_wait_for_one_agent_keep_none_from_another() {
             thread::sleep(Duration::from_secs(2));
             (0..10)
                 .map(|_| {
-                    // The kernel refuses one host in IPv6 once a second.
+                    // In IPv6 the kernel sends one host one refusal a second.
                     thread::sleep(Duration::from_millis(1_100));
                     [OPENAI.port(443), OPENAI.port6(443)].map(is_refused)
                 })
@@ -81,7 +81,7 @@ fn refusals_that_wait_for_one_agent_keep_none_from_another() {
     });
 }
 
-/// Has the first agent say no more which card its addresses are at. It knows the gateway's.
+/// Makes the first agent stop revealing the card of its addresses. It knows the gateway's.
 fn fall_silent() {
     let mac = GATEWAY.shell("cat /sys/class/net/agents0/address");
     for gateway in [IpAddr::from(GATEWAY_V4), GATEWAY_V6.into()] {
@@ -96,7 +96,7 @@ fn fall_silent() {
     GATEWAY.shell("ip neigh flush dev agents0; ip -6 neigh flush dev agents0");
 }
 
-/// Asks as often as an agent may, and reads no answer.
+/// Sends as many queries as an agent may, and reads no answer.
 fn ask_until(end: Instant, from: IpAddr, server: SocketAddr) {
     let socket = UdpSocket::bind((from, 0)).expect("a socket");
     while Instant::now() < end {
@@ -105,27 +105,27 @@ fn ask_until(end: Instant, from: IpAddr, server: SocketAddr) {
     }
 }
 
-/// Sends what the gateway refuses, from these addresses in no order: each refusal that is allowed
-/// is about another one.
+/// Sends packets that the gateway refuses, from these addresses in random order: each refusal that
+/// is allowed goes to another address.
 fn be_refused_until(end: Instant, own: &[IpAddr]) {
     let bind = |from: &IpAddr| UdpSocket::bind((*from, 0)).expect("a socket");
     let sockets: Vec<UdpSocket> = own.iter().map(bind).collect();
     let mut state = 1_u32;
     while Instant::now() < end {
         for _ in 0..sockets.len() {
-            // Numerical Recipes' generator; its upper bits are the good ones.
+            // The generator of Numerical Recipes; its upper bits are the good ones.
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let socket = &sockets[(state >> 16) as usize % sockets.len()];
             let v4 = socket.local_addr().expect("bound").is_ipv4();
             let to = if v4 { OPENAI.port(443) } else { OPENAI.port6(443) };
-            // A refusal quotes as much of it as it can.
+            // The refusal quotes as much of it as it can.
             let _ = socket.send_to(&[0; 1_200], to);
         }
         thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// Whether the agent on the other interface is told that UDP is refused.
+/// Returns whether the agent on the other interface learns that UDP is refused.
 fn is_refused(to: SocketAddr) -> bool {
     AGENT2.enter(|| {
         let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
@@ -138,8 +138,8 @@ fn is_refused(to: SocketAddr) -> bool {
     })
 }
 
-/// How many of so many questions of the second agent were answered. It asks a hundred a second,
-/// whatever comes back.
+/// Returns how many of so many queries of the second agent were answered. It sends a hundred a
+/// second, whatever comes back.
 fn answered(from: IpAddr, server: SocketAddr, questions: usize) -> usize {
     AGENT2.enter(|| {
         let socket = UdpSocket::bind((from, 0)).expect("a socket");
@@ -161,7 +161,7 @@ fn answered(from: IpAddr, server: SocketAddr, questions: usize) -> usize {
     })
 }
 
-/// The first agent's address, the second's, and whom they ask.
+/// The first agent's address, the second's, and the server that they ask.
 const FAMILIES: [(IpAddr, IpAddr, SocketAddr); 2] = [
     (
         IpAddr::V4(AGENT_V4),
@@ -174,7 +174,7 @@ const FAMILIES: [(IpAddr, IpAddr, SocketAddr); 2] = [
         SocketAddr::new(IpAddr::V6(GATEWAY_V6), 53),
     ),
 ];
-/// Questions of the second agent over each family: six seconds of them.
+/// Queries of the second agent over each family, for six seconds.
 const QUESTIONS: usize = 600;
-/// A question for the address of api.openai.example.
+/// A query for the address of api.openai.example.
 const QUERY: &[u8] = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03api\x06openai\x07example\0\0\x01\0\x01";

@@ -1,9 +1,9 @@
 //! Writes the operator's file table by table, for tests and benches.
 //!
-//! A [`Config`] says what a test changes, by the keys that an operator writes, and its `Display` is
-//! TOML: what is tested is read by the program's own parser, so a key that does not exist ends a
-//! test as it would end a start. A change to a rule that is not there panics, so that no test runs
-//! with a configuration that was not changed.
+//! A [`Config`] has the keys that a test changes, as an operator writes them, and its `Display` is
+//! TOML. The program's own parser reads the result, so a key that does not exist ends a test as it
+//! would end a start. A change to a missing rule panics, so that no test runs with a configuration
+//! that was not changed.
 
 mod value;
 
@@ -11,7 +11,7 @@ use std::fmt;
 
 pub use value::Value;
 
-/// A file of the operator's, in the order in which it is written.
+/// An operator's file, in the order in which it is written.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
     tables: Vec<Table>,
@@ -21,28 +21,28 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub struct Table {
     kind: &'static str,
-    /// Whether there may be more of its kind, as of `[[api]]`.
+    /// Whether the file may have more of its kind, such as `[[api]]`.
     repeats: bool,
     keys: Vec<(&'static str, Value)>,
     below: Vec<Table>,
 }
 
-/// A group of agents.
+/// Returns a group of agents.
 pub fn group(name: &str, interface: &str, prefixes: &[&str]) -> Table {
     Table::one_of("group").set("name", name).set("interface", interface).set("prefixes", prefixes)
 }
 
-/// An agent of a group, bound to its card.
+/// Returns an agent of a group, bound to its card.
 pub fn agent(mac: &str, addresses: &[&str]) -> Table {
     Table::one_of("agent").set("mac", mac).set("addresses", addresses)
 }
 
-/// An API without bindings: see [`binding`].
+/// Returns an API without bindings: see [`binding`].
 pub fn api(name: &str, hosts: &[&str]) -> Table {
     Table::one_of("api").set("name", name).set("hosts", hosts)
 }
 
-/// What a placeholder stands for, for one group; it belongs below an [`api`].
+/// Returns the binding of a placeholder for one group; it belongs below an [`api`].
 pub fn binding(group: &str, placeholder: &str, places: &[&str], secret: &str) -> Table {
     Table::one_of("binding")
         .set("groups", [group])
@@ -51,66 +51,68 @@ pub fn binding(group: &str, placeholder: &str, places: &[&str], secret: &str) ->
         .set("secret", secret)
 }
 
-/// What an [`api`]'s answers hold that its agents get a ticket for, and where that is wanted.
+/// Returns a mint: the credentials in an [`api`]'s answers for which agents get a ticket, and the
+/// hosts that want them.
 pub fn mint(name: &str, answers: &[&str], hosts: &[&str], places: &[&str], life: &str) -> Table {
     let table = Table::one_of("mint").set("name", name).set("answers", answers);
     table.set("hosts", hosts).set("places", places).set("life", life)
 }
 
-/// Names whose connections pass through.
+/// Returns a rule for names that are spliced.
 pub fn splice(name: &str, groups: &[&str], hosts: &[&str]) -> Table {
     Table::one_of("splice").set("name", name).set("groups", groups).set("hosts", hosts)
 }
 
-/// Names whose requests are looked at, without a secret.
+/// Returns a rule for names whose requests are inspected, without a secret.
 pub fn inspect(name: &str, groups: &[&str], hosts: &[&str]) -> Table {
     Table::one_of("inspect").set("name", name).set("groups", groups).set("hosts", hosts)
 }
 
-/// Names that are reached in protocols which name no host.
+/// Returns a rule for names that are reached in protocols which name no host.
 pub fn tcp(name: &str, groups: &[&str], hosts: &[&str], ports: &[u16]) -> Table {
     let table = Table::one_of("tcp").set("name", name).set("groups", groups);
     table.set("hosts", hosts).set("ports", ports)
 }
 
 impl Config {
-    /// An empty file.
+    /// Creates an empty file.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// What a file needs beside groups and rules, for who reads it and starts nothing.
+    /// Creates a file with everything except groups and rules, for a test that reads it and starts
+    /// nothing.
     pub fn of_rules() -> Self {
         let file = Self::new().gateway("resolvers", ["203.0.113.53"]).gateway("audit", "stdout");
         file.gateway("ca_dir", "/ca").secrets("file", "/secrets")
     }
 
-    /// With this key in `[gateway]`.
+    /// Sets this key in `[gateway]`.
     pub fn gateway(self, key: &'static str, value: impl Into<Value>) -> Self {
         self.section("gateway", |it| it.set(key, value))
     }
 
-    /// With this key in `[limits]`.
+    /// Sets this key in `[limits]`.
     pub fn limit(self, key: &'static str, value: impl Into<Value>) -> Self {
         self.section("limits", |it| it.set(key, value))
     }
 
-    /// With this key in `[secrets]`.
+    /// Sets this key in `[secrets]`.
     pub fn secrets(self, key: &'static str, value: impl Into<Value>) -> Self {
         self.section("secrets", |it| it.set(key, value))
     }
 
-    /// With this key in `[vault]`.
+    /// Sets this key in `[vault]`.
     pub fn vault(self, key: &'static str, value: impl Into<Value>) -> Self {
         self.section("vault", |it| it.set(key, value))
     }
 
-    /// With this way to log in to Vault, which is a table below `[vault]`, and no other.
+    /// Replaces the login to Vault, which is a table below `[vault]`.
     pub fn login(self, login: Table) -> Self {
         self.section("vault", |it| Table { below: vec![login], ..it })
     }
 
-    /// With this key of the login below `[vault]`.
+    /// Sets this key of the login below `[vault]`.
     #[track_caller]
     pub fn login_key(self, key: &'static str, value: impl Into<Value>) -> Self {
         self.section("vault", |mut it| {
@@ -120,24 +122,24 @@ impl Config {
         })
     }
 
-    /// With one more table below `[vault]`.
+    /// Adds a table below `[vault]`.
     pub fn below_vault(self, table: Table) -> Self {
         self.section("vault", |it| it.with(table))
     }
 
-    /// Without this key in `[gateway]`.
+    /// Removes this key from `[gateway]`.
     #[track_caller]
     pub fn without_gateway(self, key: &str) -> Self {
         self.section("gateway", |it| it.without(key))
     }
 
-    /// Without this key in `[vault]`.
+    /// Removes this key from `[vault]`.
     #[track_caller]
     pub fn without_vault(self, key: &str) -> Self {
         self.section("vault", |it| it.without(key))
     }
 
-    /// Without any table of this kind.
+    /// Removes all tables of this kind.
     #[track_caller]
     pub fn without(mut self, kind: &str) -> Self {
         let before = self.tables.len();
@@ -146,28 +148,28 @@ impl Config {
         self
     }
 
-    /// With one more table.
+    /// Adds a table.
     pub fn with(mut self, table: Table) -> Self {
         self.tables.push(table);
         self
     }
 
-    /// With this change to a group.
+    /// Changes a group.
     ///
     /// # Panics
-    /// When there is none of this name, as the others here.
+    /// When there is none of this name; the other methods here do the same.
     #[track_caller]
     pub fn group(self, name: &str, change: impl FnOnce(Table) -> Table) -> Self {
         self.named("group", name, change)
     }
 
-    /// With this change to an API.
+    /// Changes an API.
     #[track_caller]
     pub fn api(self, name: &str, change: impl FnOnce(Table) -> Table) -> Self {
         self.named("api", name, change)
     }
 
-    /// With this change to every API.
+    /// Changes every API.
     pub fn each_api(mut self, change: impl Fn(Table) -> Table) -> Self {
         for api in self.tables.iter_mut().filter(|it| it.kind == "api") {
             *api = change(api.clone());
@@ -175,7 +177,7 @@ impl Config {
         self
     }
 
-    /// With this change to the one binding of a placeholder.
+    /// Changes the one binding of a placeholder.
     #[track_caller]
     pub fn binding(mut self, placeholder: &str, change: impl FnOnce(Table) -> Table) -> Self {
         let text = self.to_string();
@@ -185,25 +187,25 @@ impl Config {
         self
     }
 
-    /// With this change to a rule of names that pass through.
+    /// Changes a rule of names that are spliced.
     #[track_caller]
     pub fn splice(self, name: &str, change: impl FnOnce(Table) -> Table) -> Self {
         self.named("splice", name, change)
     }
 
-    /// With this change to a rule of names that are looked at.
+    /// Changes a rule of names that are inspected.
     #[track_caller]
     pub fn inspect(self, name: &str, change: impl FnOnce(Table) -> Table) -> Self {
         self.named("inspect", name, change)
     }
 
-    /// With this change to a rule of protocols that name no host.
+    /// Changes a rule of protocols that name no host.
     #[track_caller]
     pub fn tcp(self, name: &str, change: impl FnOnce(Table) -> Table) -> Self {
         self.named("tcp", name, change)
     }
 
-    /// With `to` in the place of `from` wherever a text begins so: another folder of files.
+    /// Replaces `from` by `to` wherever a text begins with it: another folder of files.
     pub fn moved(mut self, from: &str, to: &str) -> Self {
         self.tables.iter_mut().for_each(|it| {
             it.for_texts(&|text| {
@@ -215,7 +217,7 @@ impl Config {
         self
     }
 
-    /// With another name for a group, wherever it is named.
+    /// Gives a group another name, wherever it is named.
     #[track_caller]
     pub fn rename_group(self, from: &str, to: &str) -> Self {
         let mut renamed = self.group(from, |it| it.set("name", to));
@@ -223,7 +225,7 @@ impl Config {
         renamed
     }
 
-    /// The section of this kind, which is begun where there is none.
+    /// Changes the section of this kind, and begins it where there is none.
     fn section(mut self, kind: &'static str, change: impl FnOnce(Table) -> Table) -> Self {
         match self.tables.iter_mut().find(|it| it.kind == kind) {
             Some(table) => *table = change(table.clone()),
@@ -255,17 +257,17 @@ fn only<'a>(
 }
 
 impl Table {
-    /// A table that the file has once, such as `[vault.approle]`.
+    /// Creates a table that the file has once, such as `[vault.approle]`.
     pub fn section(kind: &'static str) -> Self {
         Self { kind, repeats: false, keys: Vec::new(), below: Vec::new() }
     }
 
-    /// A table that the file has as often as it wants, such as `[[api]]`.
+    /// Creates a table that the file may have several times, such as `[[api]]`.
     pub fn one_of(kind: &'static str) -> Self {
         Self { repeats: true, ..Self::section(kind) }
     }
 
-    /// With this value at this key, in the place of another that is there.
+    /// Sets this key, and replaces a value that is there.
     pub fn set(mut self, key: &'static str, value: impl Into<Value>) -> Self {
         let value = value.into();
         match self.keys.iter_mut().find(|(known, _)| *known == key) {
@@ -275,7 +277,7 @@ impl Table {
         self
     }
 
-    /// With more in the list at this key, which is there.
+    /// Adds to the list at this key, which is there.
     #[track_caller]
     pub fn more(mut self, key: &'static str, values: &[&str]) -> Self {
         let there = self.keys.iter_mut().find(|(known, _)| *known == key);
@@ -284,7 +286,7 @@ impl Table {
         self
     }
 
-    /// Without this text in the list at this key, which has it.
+    /// Removes this text from the list at this key, which has it.
     #[track_caller]
     pub fn less(mut self, key: &'static str, text: &str) -> Self {
         let there = self.keys.iter_mut().find(|(known, _)| *known == key);
@@ -295,7 +297,7 @@ impl Table {
         self
     }
 
-    /// Without this key, which is there.
+    /// Removes this key, which is there.
     #[track_caller]
     pub fn without(mut self, key: &str) -> Self {
         let before = self.keys.len();
@@ -304,13 +306,13 @@ impl Table {
         self
     }
 
-    /// With one more table below.
+    /// Adds a table below.
     pub fn with(mut self, table: Table) -> Self {
         self.below.push(table);
         self
     }
 
-    /// With this change to the one binding of a placeholder below this API.
+    /// Changes the one binding of a placeholder below this API.
     #[track_caller]
     pub fn binding(mut self, placeholder: &str, change: impl FnOnce(Table) -> Table) -> Self {
         let text = format!("{self:?}");
@@ -319,7 +321,7 @@ impl Table {
         self
     }
 
-    /// With this change to every table of this kind below.
+    /// Changes every table of this kind below.
     pub fn below(mut self, kind: &str, change: impl Fn(Table) -> Table) -> Self {
         for table in self.below.iter_mut().filter(|it| it.kind == kind) {
             *table = change(table.clone());

@@ -1,4 +1,4 @@
-//! What stands at a key.
+//! The value at a key.
 
 use std::fmt;
 
@@ -97,7 +97,7 @@ impl fmt::Display for Value {
     }
 }
 
-/// A basic string of TOML: on one line, whatever is in it.
+/// Writes a basic string of TOML: on one line, whatever is in it.
 fn write_text(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
     f.write_str("\"")?;
     for letter in text.chars() {

@@ -1,5 +1,5 @@
 //! systemd-networkd with the files of `image/examples/two-vlans` beside the running gateway: a
-//! client of each family has an address, a way out and a resolver from it.
+//! client of each family gets an address, a route and a resolver from it.
 
 use std::{fs, net::Ipv6Addr};
 
@@ -37,7 +37,7 @@ fn networkd_gives_agents_what_they_need_beside_the_gateway() {
         into("/run/systemd/networkd.conf.d", "networkd.conf.d/50-cloakroom.conf");
         machine.run("systemctl start cloakroom");
         let frames = lab.capture(AGENT);
-        // The agent forgets what the lab has given it.
+        // The agent forgets the addresses that the lab has given it.
         AGENT.shell("ip addr flush dev eth0 scope global; ip route flush default || :");
         AGENT.shell("ip -6 route flush default || :");
         AGENT.shell("sysctl -qw net.ipv6.conf.eth0.accept_ra=1 net.ipv6.conf.eth0.autoconf=1");
@@ -77,7 +77,7 @@ fn networkd_gives_agents_what_they_need_beside_the_gateway() {
         let rdnss = advert[70..].windows(24).find(|at| at[..2] == [25, 3]);
         assert_eq!(rdnss.expect("a resolver")[8..], resolver);
 
-        // The agent uses what it was given, and networkd has left the daemon's own routes alone.
+        // The agent uses these settings, and networkd has left the daemon's own routes alone.
         assert_served(&lab, &origin);
         machine.run("systemctl restart systemd-networkd");
         assert_served(&lab, &origin);
@@ -87,7 +87,7 @@ fn networkd_gives_agents_what_they_need_beside_the_gateway() {
     });
 }
 
-/// What udhcpc calls once it has a lease.
+/// The script that udhcpc calls once it has a lease.
 const LEASE: &str = r#"#!/bin/sh
 [ "$1" = bound ] || exit 0
 ip addr add "$ip/$mask" dev "$interface"

@@ -1,5 +1,5 @@
-//! Other parts that a machine has, or has not: a resolver of its own, a kernel without Landlock, a
-//! filter that lets nobody take descriptors of another process.
+//! Machines with other parts, or without usual ones: a resolver of its own, a kernel without
+//! Landlock, a filter that lets nobody take descriptors of another process.
 
 use std::{net::UdpSocket, time::Duration};
 
@@ -19,7 +19,8 @@ fn without_landlock_it_serves_and_says_so_once() {
         let _dns = Dns::start();
         let machine = Machine::boot(&lab);
         machine.install(&lab, &config());
-        // Not built in; not among those of lsm=; kept from the unit by a container around it.
+        // Landlock is not built in, is not among those of lsm=, or a container around the unit
+        // refuses it.
         for error in ["ENOSYS", "EOPNOTSUPP", "EPERM"] {
             machine.run("journalctl --rotate -q; journalctl --vacuum-time=1us -q");
             machine.drop_in(&format!(
@@ -63,7 +64,7 @@ fn systemd_resolved_lives_beside_it_or_is_named() {
             "printf '[Resolve]\\nDNSStubListenerExtra=0.0.0.0\\n' \
              > /run/systemd/resolved.conf.d/extra.conf; systemctl restart systemd-resolved",
         );
-        // The kept sockets are closed with the unit; it starts as after a boot.
+        // The kept sockets are closed with the unit, which starts as after a boot.
         machine.run("systemctl clean --what=fdstore cloakroom || true");
         machine.run("systemctl start --no-block cloakroom");
         let said = || machine.journal_of("-p err -u cloakroom");
@@ -82,7 +83,7 @@ fn agents_are_answered() -> bool {
     lookup_once()
 }
 
-/// Whether the stub answers a program of the machine.
+/// Returns whether the stub answers a program of the machine.
 fn stub_answers() -> bool {
     GATEWAY.enter(|| {
         let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");

@@ -22,7 +22,7 @@ use crate::{
     machine::{self, Machine, UNITS, config},
 };
 
-/// What the operator enables.
+/// The units that the operator enables.
 const ENABLED: [&str; 5] = [
     "cloakroom-guard.service",
     "cloakroom.service",
@@ -31,7 +31,7 @@ const ENABLED: [&str; 5] = [
     "waits.service",
 ];
 
-/// Something that wants the network, as nearly every machine has one.
+/// A unit that wants the network, as nearly every machine has one.
 const WAITS: &str = "[Unit]\nWants=network-online.target\nAfter=network-online.target\n\
     [Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=true\n\
     [Install]\nWantedBy=multi-user.target\n";
@@ -51,7 +51,7 @@ fn the_guard_precedes_links_and_no_carrier_delays_nothing() {
         let begun = Instant::now();
         let machine = Machine::switch_on(&lab, &enabled(&lab));
         machine.wait_until("the daemon's user", || machine.says("id cloakroom"));
-        // The daemon tries each second, until what it needs is there.
+        // The daemon tries each second, until everything that it needs is there.
         machine.install(&lab, &config());
         machine.wait_until("up without its uplink", || {
             machine.state("cloakroom") == "active"
@@ -81,7 +81,7 @@ fn the_guard_precedes_links_and_no_carrier_delays_nothing() {
         machine.wait_until("online", || machine.state("waits") == "active");
         assert_served(&lab, &origin);
 
-        // A guard that cannot be loaded leaves the links to nobody.
+        // If the guard cannot be loaded, the links stay down.
         machine.run("systemctl stop systemd-networkd.socket systemd-networkd cloakroom");
         machine
             .run("systemctl stop cloakroom-guard; echo '[[group' >> /etc/cloakroom/cloakroom.toml");
@@ -92,8 +92,8 @@ fn the_guard_precedes_links_and_no_carrier_delays_nothing() {
     });
 }
 
-/// What `systemctl enable` makes of the units' own `[Install]`, and the settings of the uplink:
-/// here, and where they belong in the machine.
+/// Returns what `systemctl enable` makes of the units' own `[Install]`, and the settings of the
+/// uplink: each file here, and its place in the machine.
 fn enabled(lab: &Lab) -> Vec<(PathBuf, String)> {
     let units = lab.dir.join("enabled/etc/systemd/system");
     let vendors = lab.dir.join("enabled/usr/lib/systemd/system");

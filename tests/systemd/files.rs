@@ -1,5 +1,5 @@
-//! Files that the daemon reads under the shipped unit: whose they have to be, what a file of
-//! secrets may look like, and what a reload takes of them.
+//! Files that the daemon reads under the shipped unit: their owners, the form of a file of secrets,
+//! and the effect of a reload.
 
 use lab::{
     Lab,
@@ -32,7 +32,7 @@ fn a_secrets_file_works_except_for_its_named_lines() {
         let file = "/etc/cloakroom/secrets.toml";
         std::fs::write(lab.dir.join("etc/secrets.toml"), lines).expect("writable");
 
-        // Somebody else's, whom the daemon could not trust with it.
+        // Another user owns the file, so the daemon cannot trust it.
         machine.run(&format!("chown root {file}; systemctl start --no-block cloakroom"));
         let said = || machine.journal_of("-p err -u cloakroom");
         machine.wait_until("it says why", || said().contains("daemon's user's (chown)"));

@@ -1,5 +1,5 @@
-//! Debian's `nftables.service` begins whatever it does with a flush of all rules. With the shipped
-//! drop-in beside it the guard is loaded again behind that; the daemon's own rules are back before.
+//! Debian's `nftables.service` begins every action with a flush of all rules. With the shipped
+//! drop-in beside it the guard is loaded again after that; the daemon's own rules are back before.
 
 use std::{thread, time::Duration};
 
@@ -42,7 +42,7 @@ fn debians_flush_is_undone_at_once_in_both_tables() {
             assert!(guarded(&machine), "after {order}");
             machine.wait_until("healthy again", || health(&machine) == "healthy");
             machine.wait_until("repaired", || records(&machine, "repair").len() > turn);
-            // A restart flushes twice, and this is the time from the first to the end of the
+            // A restart flushes twice, and this is the time from the first flush to the end of the
             // second.
             let reached = service.take();
             let (first, last) = (reached.iter().min(), reached.iter().max());
@@ -62,7 +62,7 @@ fn debians_flush_is_undone_at_once_in_both_tables() {
     });
 }
 
-/// What the unit does by itself leaves no guard, and the gateway closed until the guard is loaded.
+/// Checks that the unit alone leaves no guard, and the gateway closed until the guard is loaded.
 #[track_caller]
 fn without_the_drop_in(machine: &Machine, service: &Target) {
     let why = "the guard table inet cloakroom_base is not loaded";
@@ -103,7 +103,7 @@ fn records(machine: &Machine, kind: &str) -> Vec<Record> {
     text.lines().map(Record::read).filter(|record| record.is(kind)).collect()
 }
 
-/// What an administrator says, and what a package does for one.
+/// The commands of an administrator, and of a package.
 const ORDERS: [&str; 4] = [
     "systemctl reload nftables",
     "systemctl restart nftables",

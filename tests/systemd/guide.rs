@@ -1,6 +1,6 @@
-//! `docs/install.md`, followed in a Debian that is booted: its configuration is written where it
-//! says, and every line with the prompt of root on the gateway, or on an agent, is run there, in
-//! its order.
+//! `docs/install.md`, followed in a Debian that is booted: its configuration is written to the
+//! paths that it names, and every line with the prompt of root on the gateway, or on an agent, is
+//! run there, in order.
 
 use std::{
     fs,
@@ -41,7 +41,7 @@ fn the_guides_commands_alone_make_the_first_request_succeed() {
             if !matches!(step, Step::Agent(_)) && !agent.is_empty() {
                 let root = machine.run("cat /root/cloakroom-root.pem");
                 fs::write("/root/cloakroom-root.pem", root).expect("a disk of its own");
-                // One shell, as one login is: a line may set what a later one uses.
+                // One shell, as in one login: a line may set a variable that a later one uses.
                 said += &AGENT.shell(&format!("{}:", agent.concat()));
                 agent.clear();
             }
@@ -78,7 +78,7 @@ enum Step {
     Agent(String),
 }
 
-/// What there is to do: `toml` blocks go to the path that the paragraph before them names.
+/// Returns the steps: `toml` blocks go to the path that the paragraph before them names.
 fn steps(guide: &str) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut path = "";
@@ -104,7 +104,8 @@ fn steps(guide: &str) -> Vec<Step> {
     steps
 }
 
-/// The internet of the lab has other names, and Vault's part of the guide needs a Vault.
+/// Adapts the guide: the lab's internet has other names, and Vault's part of the guide needs a
+/// Vault.
 fn in_the_lab(guide: &str) -> String {
     let (before, vault) = guide.split_once("### From Vault instead").expect("a part about Vault");
     let (_, after) = vault.split_once("\n## ").expect("a part after it");
@@ -117,7 +118,8 @@ fn on_the_gateway(machine: &Machine, line: &str) {
     let shell = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut shell = shell.expect("a shell starts");
     let mut input = shell.stdin.take().expect("piped");
-    // To whatever asks: the value of the secret. What asks nothing may have ended.
+    // The input of a command that asks is the value of the secret. A command that asks nothing may
+    // have ended.
     let _ = writeln!(input, "{OPENAI_SECRET}");
     drop(input);
     let output = shell.wait_with_output().expect("it ends");
@@ -128,13 +130,13 @@ fn on_the_gateway(machine: &Machine, line: &str) {
     assert!(!said.contains(OPENAI_SECRET), "{line}: {said}");
 }
 
-/// The lab's public CA is what real ones are elsewhere.
+/// Makes the lab's public CA trusted, as real ones are elsewhere.
 fn the_world_trusts(lab: &Lab, machine: &Machine) {
     fs::copy(lab.public_ca(), lab.dir.join("etc/public.crt")).expect("writable");
     machine.run("cp /mnt/etc/public.crt /usr/local/share/ca-certificates/; update-ca-certificates");
 }
 
-/// What the agent installs is written into memory, and not on this machine.
+/// Redirects the files that the agent installs into memory, away from this machine.
 fn an_agent_with_a_disk_of_its_own(lab: &Lab) {
     for folder in ["/etc", "/usr/local", "/root"] {
         let made = Command::new("sh").args(["-ec", OVERLAY, "sh", folder]).status();
@@ -150,5 +152,5 @@ const NAMES: [(&str, &str); 3] = [
     ("pypi.org", "pypi.example"),
     ("example.com", "other.example"),
 ];
-/// A boot and an installation.
+/// Longest time of a boot and an installation.
 const LIMIT: Duration = Duration::from_secs(180);

@@ -1,5 +1,5 @@
-//! How the daemon is, as the service manager's line, readiness and the watchdog have it, for each
-//! thing that can go wrong with it.
+//! The daemon's health, as the service manager's line, readiness and the watchdog show it, for each
+//! possible fault.
 
 use std::{
     fs,
@@ -25,9 +25,9 @@ use crate::{
     machine::{Machine, hello},
 };
 
-/// An address of the uplink: agents have a route to it.
+/// An address of the uplink, to which agents have a route.
 const MANAGEMENT: &str = "203.0.113.2:9464";
-/// What the daemon looks at has an interval of a second here.
+/// Longest time of a reaction: the daemon checks everything once a second here.
 const AT_ONCE: Duration = Duration::from_secs(4);
 
 #[test]
@@ -87,13 +87,12 @@ fn anything_wrong_is_in_the_managers_line_at_once() {
     });
 }
 
-/// The daemon has its secrets from Vault, a small disk for its audit and a watchdog without
-/// patience.
+/// Starts a daemon with its secrets from Vault, a small disk for its audit and a short watchdog.
 fn start(lab: &Lab, machine: &Machine, vault: &Vault) {
     let of_vault = format!("{}/vault/", lab.dir.display());
     let config = gateway::with_default_folders(vault.config())
         .moved(&of_vault, "/etc/cloakroom/vault-")
-        // Long enough to be seen running out.
+        // Long enough for a test to see it run out.
         .vault("max_stale", "9s")
         .gateway("metrics", MANAGEMENT)
         .gateway("assert_every", "1s")
@@ -110,7 +109,7 @@ fn start(lab: &Lab, machine: &Machine, vault: &Vault) {
     machine.run("systemctl start cloakroom");
 }
 
-/// What was read last is used, and its time runs out before everybody's eyes.
+/// Checks that the last value is used, and that its remaining time is shown.
 fn of_a_sealed_vault(machine: &Machine, vault: &Vault) {
     vault.seal();
     assert_told(machine, "degraded: research has an old value", 200);
@@ -130,14 +129,14 @@ fn of_a_sealed_vault(machine: &Machine, vault: &Vault) {
     assert_healthy(machine);
 }
 
-/// One that ends counts down; one that has ended closes its rule and nothing else; the timer's
-/// service mends both.
+/// Checks that a CA near its end counts down, that one which has ended closes its rule and nothing
+/// else, and that the timer's service mends both.
 fn of_old_cas(lab: &Lab, machine: &Machine) {
     for (made, line) in [
         ("-75d", "degraded: the issuing CA of openai ends, and its hosts close with it"),
         ("-95d", "degraded: openai has no issuing CA, and its hosts are closed"),
     ] {
-        // To a clock that is behind the others' lives have not begun: they are put back.
+        // The clock is set back, so the lives of the other CAs have not begun: they are put back.
         machine.run(&format!(
             "cd /var/lib/cloakroom && cp -a ca /root/kept && rm ca/openai.* /root/kept/openai.* && \
              faketime -f {made} cloakroom ca issue --dir /root/cloakroom-root && \
@@ -146,7 +145,7 @@ fn of_old_cas(lab: &Lab, machine: &Machine) {
         assert_told(machine, line, 200);
         let told = machine.property("StatusText");
         assert!(made != "-75d" || told.contains("(14d"), "{told}");
-        // Neither is a reason not to start, or closes another rule.
+        // Neither prevents the start or closes another rule.
         machine.run("systemctl restart cloakroom");
         assert_told(machine, line, 200);
         let tls = Tls::open(AGENT, ANTHROPIC.port(443), &hello(lab, ANTHROPIC.name));
@@ -166,7 +165,7 @@ fn assert_healthy(machine: &Machine) {
     assert!(machine.run("cloakroom status").starts_with("healthy"));
 }
 
-/// The line begins so, soon, and readiness is answered with this status.
+/// Checks that the line soon begins so, and that readiness is answered with this status.
 #[track_caller]
 fn assert_told(machine: &Machine, line: &str, status: u16) {
     let begun = std::time::Instant::now();
@@ -179,7 +178,7 @@ fn assert_told(machine: &Machine, line: &str, status: u16) {
     assert_eq!(machine.property("ActiveState"), "active");
 }
 
-/// The status of an answer at the management address.
+/// Returns the status of an answer at the management address.
 fn ready() -> u16 {
     let Ok(mut stream) = GATEWAY.connect(MANAGEMENT.parse().expect("an address")) else { return 0 };
     let request = "GET /ready HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n";

@@ -1,4 +1,4 @@
-//! New connections and look-ups at a steady rate, whatever becomes of those before, and how long
+//! New connections and DNS queries at a steady rate, whatever becomes of earlier ones, and how long
 //! each of them waited.
 
 use std::{
@@ -18,10 +18,10 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
-/// What became of each: when it began, and how long it took, or why it failed.
+/// The result of each: when it began, and how long it took or why it failed.
 type Ended = Arc<Mutex<Vec<(Instant, Result<Duration, String>)>>>;
 
-/// Running load of the first agent.
+/// A running load of the first agent.
 pub struct Load {
     stop: Arc<AtomicBool>,
     connections: Ended,
@@ -29,7 +29,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Begins with this many connections and look-ups a second.
+    /// Begins with this many connections and DNS queries a second.
     pub fn start(connections: u32, lookups: u32) -> Self {
         let load =
             Self { stop: Arc::default(), connections: Arc::default(), lookups: Arc::default() };
@@ -40,7 +40,7 @@ impl Load {
         load
     }
 
-    /// Ends, and requires that none failed and none waited longer than this. What is told of the
+    /// Ends, and requires that none failed and none waited longer than this. The report of the
     /// slowest counts from `restart`.
     #[track_caller]
     pub fn assert_none_waited(self, most: Duration, restart: Instant) {
@@ -102,7 +102,7 @@ async fn connection() -> io::Result<()> {
     }
 }
 
-/// Whether an agent is answered.
+/// Returns whether an agent is answered.
 pub fn lookup_once() -> bool {
     let (told, answer) = std::sync::mpsc::channel();
     AGENT.spawn(async move || {
@@ -111,7 +111,7 @@ pub fn lookup_once() -> bool {
     answer.recv().unwrap_or(false)
 }
 
-/// A question for the address of a listed name (RFC 1035, section 4.1).
+/// Sends a query for the address of a listed name (RFC 1035, section 4.1).
 async fn lookup() -> io::Result<()> {
     let socket = UdpSocket::bind("0.0.0.0:0").await?;
     socket.connect(SocketAddr::from((GATEWAY_V4, 53))).await?;
@@ -126,7 +126,8 @@ async fn lookup() -> io::Result<()> {
     }
 }
 
-/// How many of the slow ones are told.
+/// Number of slow ones that are reported.
 const SHOWN: usize = 20;
-/// Longer than any may wait, so that those are seen that waited too long.
+/// Time after which one is given up. It is longer than any may wait, so that those that waited too
+/// long are seen.
 const GIVEN_UP: Duration = Duration::from_secs(4);

@@ -1,5 +1,5 @@
-//! A machine that is booted: systemd as its first process, the shipped unit in its place, and for a
-//! network the lab's gateway.
+//! A machine that is booted: systemd is its first process, the shipped unit is installed, and its
+//! network is that of the lab's gateway.
 
 use std::{
     fs,
@@ -25,14 +25,14 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Boots a Debian 13, with the guard loaded, the daemon's user made and the unit not yet
+    /// Boots a Debian 13, with the guard loaded, the daemon's user created and the unit not yet
     /// started.
     pub fn boot(lab: &Lab) -> Self {
         gateway::guard();
         Self::switch_on(lab, &[]).booted()
     }
 
-    /// Starts it with these files in it, which are said as here and there, and waits for nothing.
+    /// Starts it with these files in it, each given by its path here and there, and does not wait.
     pub fn switch_on(lab: &Lab, files: &[(PathBuf, String)]) -> Self {
         let image = tools::repository().join("image");
         let etc = lab.dir.join("etc");
@@ -49,7 +49,7 @@ impl Machine {
         Self::start(lab, &told("CLOAKROOM_MACHINE"), shipped.chain(own))
     }
 
-    /// Boots the Debian at `root` as it is, with this file of the host's in it, to be read alone.
+    /// Boots the Debian at `root` as it is, with this file of the host's in it, read-only.
     pub fn with(lab: &Lab, root: &str, (here, there): (&Path, &str)) -> Self {
         let etc = lab.dir.join("etc");
         fs::create_dir_all(&etc).expect("the lab's folder is writable");
@@ -65,8 +65,8 @@ impl Machine {
             .args(["--quiet", "--boot", "--volatile=overlay", "--console=pipe"])
             .args(["--register=no", "--keep-unit", "--machine=gateway"])
             .args(["--resolv-conf=off", "--timezone=off", "--link-journal=no"])
-            // What the unit may ask of its kernel where there is no container around it.
-            // pidfd_getfd stays filtered, as it is in every container of this kind.
+            // System calls that the unit may use where there is no container around it. pidfd_getfd
+            // stays filtered, as it is in every container of this kind.
             .arg("--system-call-filter=landlock_create_ruleset landlock_add_rule landlock_restrict_self")
             .arg("--network-namespace-path=/run/netns/gateway")
             .arg("--capability=CAP_NET_ADMIN")
@@ -89,11 +89,11 @@ impl Machine {
         self
     }
 
-    /// Puts the configuration into `/etc/cloakroom`, with what it names and the issuing CAs, as
-    /// `docs/operations.md` has it.
+    /// Puts the configuration into `/etc/cloakroom`, with the files that it names and the issuing
+    /// CAs, as `docs/operations.md` describes.
     pub fn install(&self, lab: &Lab, config: &Config) {
         put(lab, config);
-        // A machine that has its own folder gets a copy.
+        // A machine with a folder of its own gets a copy.
         self.run("[ ! -d /mnt/etc ] || cp /mnt/etc/* /etc/cloakroom/");
         self.run("cd /etc/cloakroom; chmod 0644 cloakroom.toml public-ca.pem");
         self.run("cd /etc/cloakroom; chown cloakroom secrets.toml; chmod 0600 secrets.toml");
@@ -103,7 +103,7 @@ impl Machine {
         lab.write("agents.pem", [root, lab.public.pem().to_string()].concat());
     }
 
-    /// Runs a shell command in it, and returns what it printed.
+    /// Runs a shell command in it, and returns its output.
     #[track_caller]
     pub fn run(&self, command: &str) -> String {
         let output = self.command(command).output().expect("nsenter starts");
@@ -113,12 +113,12 @@ impl Machine {
         said
     }
 
-    /// Whether a shell command in it succeeds.
+    /// Returns whether a shell command in it succeeds.
     pub fn says(&self, command: &str) -> bool {
         self.command(command).output().is_ok_and(|output| output.status.success())
     }
 
-    /// More for the unit's `[Service]`, as an operator adds it.
+    /// Adds lines to the unit's `[Service]`, as an operator does.
     pub fn drop_in(&self, lines: &str) {
         let folder = "/run/systemd/system/cloakroom.service.d";
         self.run(&format!(
@@ -127,7 +127,7 @@ impl Machine {
         ));
     }
 
-    /// A shell in it.
+    /// Returns a shell in it.
     pub fn command(&self, command: &str) -> Command {
         let mut nsenter = Command::new("nsenter");
         let leader = self.leader.to_string();
@@ -138,7 +138,7 @@ impl Machine {
         nsenter
     }
 
-    /// Waits until the daemon is there, and says how long that took.
+    /// Waits until the daemon is there, and returns how long that took.
     #[track_caller]
     pub fn wait_until(&self, what: &str, probe: impl FnMut() -> bool) -> Duration {
         let begun = std::time::Instant::now();
@@ -148,27 +148,26 @@ impl Machine {
         begun.elapsed()
     }
 
-    /// One property of the unit (`systemctl show`).
+    /// Returns one property of the unit (`systemctl show`).
     #[track_caller]
     pub fn property(&self, name: &str) -> String {
         let shown = self.run(&format!("systemctl show --value -p {name} cloakroom"));
         shown.trim().to_owned()
     }
 
-    /// Whether another unit is active, in systemd's word.
-    /// Nothing while systemd begins again.
+    /// Returns the state of another unit in systemd's word; an empty text while systemd restarts.
     pub fn state(&self, unit: &str) -> String {
         let shown = self.command(&format!("systemctl show --value -p ActiveState {unit}")).output();
         let shown = shown.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
         shown.unwrap_or_default()
     }
 
-    /// What the unit has logged.
+    /// Returns the unit's log.
     pub fn journal(&self) -> String {
         self.journal_of("-u cloakroom")
     }
 
-    /// What the journal has for these arguments of journalctl.
+    /// Returns the journal's output for these arguments of journalctl.
     pub fn journal_of(&self, arguments: &str) -> String {
         let output = self.command(&format!("journalctl --no-pager -o cat {arguments}")).output();
         output.map_or_else(
@@ -178,7 +177,8 @@ impl Machine {
     }
 }
 
-/// Writes the configuration and what it names, as somebody does who makes a disk for the machine.
+/// Writes the configuration and the files that it names, as a person does who makes a disk for the
+/// machine.
 pub fn put(lab: &Lab, config: &Config) {
     let etc = lab.dir.join("etc");
     fs::create_dir_all(&etc).expect("the lab's folder is writable");
@@ -194,10 +194,10 @@ pub fn put(lab: &Lab, config: &Config) {
     }
 }
 
-/// What `make test-systemd` says in a variable.
+/// Returns the value of a variable that `make test-systemd` sets.
 ///
 /// # Panics
-/// When it does not.
+/// When it is not set.
 pub fn told(variable: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| panic!("`make test-systemd` says {variable}"))
 }
@@ -206,12 +206,12 @@ fn bound(how: &str, here: &Path, there: &str) -> String {
     format!("--{how}={}:{there}", here.display())
 }
 
-/// The usual policy with the defaults of the reference for all folders.
+/// Returns the usual policy with the reference's defaults for all folders.
 pub fn config() -> Config {
     gateway::with_default_folders(gateway::usual_config())
 }
 
-/// A client that trusts what agents trust.
+/// Returns a client that trusts the CAs that agents trust.
 pub fn hello(lab: &Lab, name: &str) -> Hello {
     let pem = fs::read_to_string(lab.dir.join("agents.pem")).expect("it was made");
     Hello::h1(name).trusting(&pem)
@@ -230,7 +230,7 @@ fn read(path: &Path) -> String {
 
 pub const UNITS: [&str; 4] =
     ["cloakroom-guard.service", "cloakroom.service", "cloakroom-ca.service", "cloakroom-ca.timer"];
-/// What the package adds to a unit of Debian's.
+/// The package's addition to a unit of Debian's.
 const BESIDE: &str = "nftables.service.d/cloakroom-guard.conf";
-/// A boot, on a machine that is busy.
+/// Longest time of a boot, on a busy machine.
 const LONG: Duration = Duration::from_secs(60);

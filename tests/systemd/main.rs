@@ -34,7 +34,7 @@ use machine::{Machine, config, hello};
 const CHAT: &str = "POST /v1/chat HTTP/1.1\r\nHost: api.openai.example\r\n\
     Authorization: Bearer OPENAI_API_KEY\r\nContent-Length: 0\r\n\r\n";
 
-/// Asks the API, and requires that the origin was sent the secret.
+/// Asks the API, and requires that the origin got the secret.
 #[track_caller]
 fn assert_served(lab: &Lab, origin: &Origin) {
     let before = origin.log().requests().len();
@@ -87,7 +87,7 @@ fn the_shipped_unit_serves_confined_and_again_after_a_restart() {
         let (_, again) = log.rsplit_once("Starting cloakroom").expect("it was restarted");
         assert!(!again.contains("WARN") && !again.contains("ERROR"), "{again}");
 
-        // What an operator looks for by its priority; the journal has the time.
+        // An operator finds it by its priority; the journal has the time.
         machine.run("echo nothing >> /etc/cloakroom/cloakroom.toml");
         assert!(!machine.says("systemctl reload cloakroom"));
         let errors = machine.run("journalctl --no-pager -o cat -p err -u cloakroom");
@@ -98,7 +98,7 @@ fn the_shipped_unit_serves_confined_and_again_after_a_restart() {
     });
 }
 
-/// A stream of events that goes on for longer than any drain, with the first of them read.
+/// Returns a stream of events that is longer than any drain, with the first of them read.
 fn stream(lab: &Lab) -> Tls {
     let mut tls =
         Tls::open(AGENT, OPENAI.port(443), &hello(lab, OPENAI.name)).expect("intercepted");
@@ -123,8 +123,8 @@ fn a_restart_costs_no_connection_name_or_stream() {
             .limit("dns_rate", 5000)
             .limit("drain_time", "12s");
         machine.install(&lab, &config);
-        // What takes descriptors of another process is filtered by every container of this kind
-        // (pidfd_getfd(2), 438 everywhere), and does without it here.
+        // Every container of this kind filters the call that takes descriptors of another process
+        // (pidfd_getfd(2), 438 everywhere), so the unit works without it here.
         let asks = "$! = 0; syscall(438, -1, 0, 0); print $! + 0";
         machine.run(&format!("echo '{asks}' > /run/asks"));
         let errno = machine.run("systemd-run --quiet --wait --pipe perl /run/asks");
@@ -150,7 +150,7 @@ fn a_restart_costs_no_connection_name_or_stream() {
         });
         let lost = GATEWAY.shell("nstat -asz TcpExtListenOverflows TcpExtListenDrops");
         load.assert_none_waited(Duration::from_secs(1), begun);
-        // A SYN that is dropped is sent again a second later.
+        // A dropped SYN is sent again a second later.
         let counts = lost.lines().skip(1).filter_map(|line| line.split_whitespace().nth(1));
         assert!(counts.eq(["0", "0"]), "{lost}");
         let ends = ends.join().expect("no panic");
@@ -164,7 +164,7 @@ fn a_restart_costs_no_connection_name_or_stream() {
     });
 }
 
-/// The daemon is told which of the two it is: no other follows a stop.
+/// The daemon is told whether another follows: after a stop none does.
 #[test]
 fn a_stop_takes_nothing_new_and_lets_flows_finish() {
     sandboxed(|| {
@@ -198,7 +198,7 @@ fn a_stop_takes_nothing_new_and_lets_flows_finish() {
     });
 }
 
-/// What the log says at a stop.
+/// The log's line at a stop.
 const NONE_FOLLOWS: &str = "no other daemon is to follow";
 
 #[test]
@@ -223,7 +223,7 @@ fn the_timer_renews_a_ca_for_the_daemon() {
     });
 }
 
-/// An interface that is there late must not leave the unit failed for good.
+/// An interface that appears late must not leave the unit failed for good.
 #[test]
 fn an_interface_that_appears_late_is_waited_for() {
     sandboxed(|| {
@@ -238,12 +238,13 @@ fn an_interface_that_appears_late_is_waited_for() {
         assert_ne!(machine.property("ActiveState"), "failed", "{}", machine.journal());
         GATEWAY.shell("ip link set late0 name agents0 && ip link set agents0 up");
         machine.wait_until("ready", || machine.property("ActiveState") == "active");
-        // The addresses of IPv6 went with the link, and with them nothing that is asked here.
+        // The IPv6 addresses went with the link, but nothing here asks for them.
         assert_served(&lab, &origin);
     });
 }
 
-/// [`RATES`], or those of a machine that is slower or has others on it: `CLOAKROOM_RATES="100 40"`.
+/// Returns [`RATES`], or those of a machine that is slower or has other work: `CLOAKROOM_RATES="100
+/// 40"`.
 fn rates() -> [u32; 2] {
     let Ok(text) = std::env::var("CLOAKROOM_RATES") else { return RATES };
     let mut rates = text.split(' ').map(|rate| rate.parse().expect("two numbers"));
@@ -251,5 +252,5 @@ fn rates() -> [u32; 2] {
 }
 
 const STREAMS: usize = 50;
-/// Connections and look-ups a second.
+/// Connections and DNS queries a second.
 const RATES: [u32; 2] = [500, 200];

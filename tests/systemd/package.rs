@@ -1,5 +1,5 @@
-//! The package in a Debian that is booted: what an administrator does with it, from the first
-//! installation to a purge, and that nothing is left behind.
+//! The package in a Debian that is booted: an administrator's actions, from the first installation
+//! to a purge, and that nothing is left behind.
 
 use std::{process::Command, time::Duration};
 
@@ -23,7 +23,8 @@ fn trixie_installs_upgrades_removes_and_purges_the_package() {
     sandboxed_for(LIMIT, || a_life(&told("CLOAKROOM_MACHINE")));
 }
 
-/// Where this machine is newer, what is built on it needs a newer libc than bookworm has.
+/// If this machine is newer than bookworm, programs built on it need a newer libc than bookworm
+/// has.
 #[test]
 fn bookworm_installs_upgrades_removes_and_purges_the_package() {
     sandboxed_for(LIMIT, || a_life(&told("CLOAKROOM_BOOKWORM")));
@@ -60,12 +61,12 @@ fn a_life(root: &str) {
     machine.run("apt-get remove --yes -qq cloakroom");
     assert_removed_and_closed(&machine, &lab, &origin);
     machine.run("apt-get purge --yes -qq cloakroom");
-    // What its owner made: the package knows nothing of it.
+    // The owner made these files, and the package knows nothing of them.
     machine
         .run("rm /etc/cloakroom/secrets.toml /etc/cloakroom/public-ca.pem; rmdir /etc/cloakroom");
     machine.run("rm -r /root/cloakroom-root");
     assert_eq!(added(&before, &files(&machine)), [""; 0]);
-    // Debian keeps users of packages: a number that comes back to somebody else opens old files.
+    // Debian keeps the users of packages: a reused number would give another user the old files.
     machine.run("getent passwd cloakroom");
 }
 
@@ -74,7 +75,8 @@ fn install(machine: &Machine, deb: &str, options: &str) -> String {
         .run(&format!("DEBIAN_FRONTEND=noninteractive apt-get install --yes -qq {options} {deb}"))
 }
 
-/// Program, user, folders, modes, man pages and completions are there, and nothing runs.
+/// Checks that program, user, folders, modes, man pages and completions are there, and nothing
+/// runs.
 #[track_caller]
 fn assert_installed(machine: &Machine) {
     assert!(machine.run("cloakroom --version").starts_with("cloakroom "));
@@ -110,11 +112,11 @@ fn assert_installed(machine: &Machine) {
     machine.run(
         "grep -q '^complete -c cloakroom' /usr/share/fish/vendor_completions.d/cloakroom.fish",
     );
-    // The example is one that the program reads.
+    // The program accepts the example.
     machine.run("cloakroom check /etc/cloakroom/cloakroom.toml");
 }
 
-/// As it is installed it runs, and refuses all that agents do.
+/// Checks that the installed package runs, and refuses everything that agents do.
 #[track_caller]
 fn assert_starts_closed(machine: &Machine, lab: &Lab, origin: &Origin) {
     machine.run("systemctl enable --now cloakroom-guard cloakroom");
@@ -122,7 +124,7 @@ fn assert_starts_closed(machine: &Machine, lab: &Lab, origin: &Origin) {
         assert_eq!(state(machine, "is-enabled", unit), "enabled", "{unit}");
         assert_eq!(state(machine, "is-active", unit), "active", "{unit}");
     }
-    // The links are brought up by one of these, and not without the guard.
+    // One of these brings up the links, and not without the guard.
     for network in ["systemd-networkd", "NetworkManager", "networking"] {
         machine.run(&format!(
             "test -L /etc/systemd/system/{network}.service.requires/cloakroom-guard.service"
@@ -147,7 +149,7 @@ fn assert_keeps_on_through_an_upgrade(machine: &Machine, lab: &Lab, origin: &Ori
     assert!(!more.is_empty(), "a flow was cut by the upgrade");
 }
 
-/// An upgrade in which nobody is asked leaves the owner's file, and the package's beside it.
+/// Checks that an upgrade without questions leaves the owner's file, and the package's beside it.
 #[track_caller]
 fn assert_keeps_its_configuration_where_the_package_has_another(machine: &Machine) {
     let config = configuration(machine);
@@ -159,7 +161,8 @@ fn assert_keeps_its_configuration_where_the_package_has_another(machine: &Machin
     machine.wait_until("ready", || machine.property("ActiveState") == "active");
 }
 
-/// No process, no unit and no link to one are left; configuration, state and the guard's rules are.
+/// Checks that no process, no unit and no link to one are left, but configuration, state and the
+/// guard's rules are.
 #[track_caller]
 fn assert_removed_and_closed(machine: &Machine, lab: &Lab, origin: &Origin) {
     machine.run("test ! -e /usr/bin/cloakroom; ! pgrep -x cloakroom");
@@ -170,7 +173,7 @@ fn assert_removed_and_closed(machine: &Machine, lab: &Lab, origin: &Origin) {
     assert!(unanswered(lab, origin), "an agent got through without the package");
 }
 
-/// Whether an agent's request gets no answer, and reaches nobody.
+/// Returns whether an agent's request gets no answer, and reaches nobody.
 fn unanswered(lab: &Lab, origin: &Origin) -> bool {
     let before = origin.log().connections().len();
     let trusting = Hello::h1(OPENAI.name).trusting(lab.public.pem());
@@ -186,7 +189,7 @@ fn state(machine: &Machine, ask: &str, unit: &str) -> String {
     machine.run(&format!("systemctl {ask} {unit} || true")).trim().to_owned()
 }
 
-/// Every file, but those in which Debian writes down what was done to it.
+/// Returns every file, except those in which Debian records its actions.
 fn files(machine: &Machine) -> Vec<String> {
     let listed = machine.run(
         "find / -xdev ! -path '/var/log/*' ! -path '/var/lib/dpkg/*-old' ! -path '/var/cache/*' \
@@ -204,7 +207,7 @@ fn deb() -> String {
     told("CLOAKROOM_DEB")
 }
 
-/// The same as higher versions; the last with another configuration in it.
+/// Makes packages of higher versions; the last has another configuration.
 const NEXT_ONES: &str = "cd /tmp && dpkg-deb -R /mnt/one.deb next && \
     sed -i 's/^Version: .*/Version: 9.0-2/' next/DEBIAN/control && \
     dpkg-deb -Zgzip -z1 -b next two.deb && \
@@ -213,7 +216,7 @@ const NEXT_ONES: &str = "cd /tmp && dpkg-deb -R /mnt/one.deb next && \
     dpkg-deb -Zgzip -z1 -b next three.deb && rm -r next";
 const UNITS: [&str; 4] =
     ["cloakroom.service", "cloakroom-guard.service", "cloakroom-ca.service", "cloakroom-ca.timer"];
-/// Those that can be enabled.
+/// The units that can be enabled.
 const ENABLED: [&str; 3] = ["cloakroom.service", "cloakroom-guard.service", "cloakroom-ca.timer"];
-/// A boot, three installations and a removal.
+/// Longest time of a boot, three installations and a removal.
 const LIMIT: Duration = Duration::from_secs(240);

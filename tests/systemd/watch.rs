@@ -1,4 +1,4 @@
-//! `cloakroom watch`, and what else an operator types, on a machine that has the unit.
+//! `cloakroom watch` and the operator's other commands, on a machine that has the unit.
 
 use lab::{
     Lab,
@@ -51,7 +51,7 @@ fn watch_finds_refusals_by_agent_flow_and_reason() {
         assert!(matches!(&others[..], [only] if only.contains(ATTACKER.name)), "{others:#?}");
         assert!(watched("--agent 192.0.2.10").len() >= 4, "those that were served, too");
 
-        // What else is typed while a machine is set up.
+        // Further commands that are used while a machine is set up.
         machine.run("cloakroom rules | nft -c -f -; cloakroom guard | nft -c -f -");
         let said = machine.command("cloakroom ca issue --dir /root/none 2>&1").output();
         let said = String::from_utf8_lossy(&said.expect("nsenter starts").stdout).into_owned();

@@ -11,7 +11,7 @@ use lab::{
 
 use crate::world::World;
 
-/// The page as Chromium has it. Which CAs it trusts is not what is asked here.
+/// Returns the page in Chromium. The CAs that it trusts are not tested here.
 fn page(world: &World) -> String {
     let output = agent(&world.lab, AGENT, "chromium")
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
@@ -37,7 +37,7 @@ fn chromium_reaches_spliced_hosts_where_rule_or_policy_allow() {
         assert_eq!(record["sni"], PYPI.name, "{record}");
         assert_eq!(arrived(&world), 0);
 
-        // In this sandbox's own view of the file system.
+        // This changes this sandbox's own view of the file system.
         succeed(Command::new("mount").args(["-t", "tmpfs", "tmpfs", "/etc/chromium"]));
         fs::create_dir_all("/etc/chromium/policies/managed").expect("a folder in memory");
         let off = "{\"EncryptedClientHelloEnabled\": false}";

@@ -1,5 +1,5 @@
-//! The decision is made on one complete ClientHello, however it arrives; what is not one, or has
-//! two readings, or hides a name, leads nowhere.
+//! The decision is made on one complete ClientHello, however it arrives; bytes that are no hello,
+//! have two readings, or hide a name lead nowhere.
 
 use std::{
     io::{self, Read, Write},
@@ -25,7 +25,7 @@ const MALFORMED: (&str, u8) = ("tls_malformed", 50);
 const ECH: (&str, u8) = ("ech_denied", 49);
 const ALPN: (&str, u8) = ("alpn_denied", 120);
 
-/// How the first flight of an agent is cut.
+/// The way in which the first flight of an agent is cut.
 #[derive(Debug, Clone, Copy)]
 enum Cut {
     /// Into segments of so many bytes.
@@ -62,7 +62,7 @@ impl Cutting {
     fn segments(&mut self, bytes: &[u8], size: usize) -> io::Result<()> {
         for (at, piece) in bytes.chunks(size).enumerate() {
             self.stream.write_all(piece)?;
-            // Long enough, now and then, for the gateway to look at what there is.
+            // Now and then long enough for the gateway to read the bytes so far.
             if size > 1 || at % 100 == 0 {
                 std::thread::sleep(Duration::from_millis(5));
             }
@@ -77,7 +77,7 @@ impl Read for Cutting {
     }
 }
 
-/// Handshake bytes in records of `size` bytes (RFC 8446, section 5.1).
+/// Returns handshake bytes in records of `size` bytes (RFC 8446, section 5.1).
 fn records(message: &[u8], size: usize) -> Vec<u8> {
     let record = |piece: &[u8]| {
         let length = u16::try_from(piece.len()).expect("a short record").to_be_bytes();
@@ -99,7 +99,7 @@ fn server_name(name: &[u8]) -> Vec<u8> {
     extension(0, &length16(&[&[0], &length16(name)[..]].concat()))
 }
 
-/// A TLS 1.3 hello with just these extensions, besides what every hello must have.
+/// Returns a TLS 1.3 hello with just these extensions, besides those that every hello must have.
 fn hello_with(extensions: &[Vec<u8>]) -> Vec<u8> {
     let needed = [
         extension(10, &[0, 2, 0, 29]),
@@ -115,7 +115,7 @@ fn hello_with(extensions: &[Vec<u8>]) -> Vec<u8> {
     records(&[&[1], &length[1..], &body].concat(), 16_000)
 }
 
-/// The hello is refused with this reason and alert before anything is dialled.
+/// Checks that the hello is refused with this reason and alert before anything is dialled.
 #[track_caller]
 fn refused(scene: &Scene, what: &str, to: SocketAddr, bytes: &[u8], (reason, alert): (&str, u8)) {
     let before = scene.before();
@@ -252,7 +252,8 @@ fn a_hello_that_is_not_one_is_refused_at_once() {
             let begun = Instant::now();
             say(stream, &bytes);
             if what.starts_with("an early data") || what.starts_with("application data") {
-                // The hello itself is whole, or it is no TLS at all: nothing goes on all the same.
+                // The hello itself is whole, or it is no TLS at all: nothing is forwarded all the
+                // same.
                 scene.records(what, me, 0);
                 scene.nothing_arrived(what, before);
                 continue;
@@ -345,7 +346,7 @@ fn a_hidden_name_is_refused_or_ignored_by_rule() {
         }
         let inner = hello_with(&[server_name(b"pypi.example"), extension(0xfd00, &[1; 40])]);
         refused(&scene, "what only an inner hello has", PYPI.port(443), &inner, MALFORMED);
-        // Where TLS ends here the public name is the name: the hidden one is never used.
+        // Where TLS ends here, the public name counts: the hidden one is never used.
         let asked = Ask::to(OPENAI).good().path("/status/200");
         let hello = Hello { ech: true, ..scene.hello(OPENAI.name) };
         let mut tls = Tls::open(AGENT, OPENAI.port(443), &hello).expect("served");
@@ -488,7 +489,7 @@ fn run(command: &mut Command, input: &str) -> String {
         .expect("openssl starts");
     let mut stdin = child.stdin.take().expect("it was piped");
     std::thread::sleep(Duration::from_millis(500));
-    // It may have ended already, which is an answer.
+    // It may have ended already, which is an answer too.
     let _ = stdin.write_all(input.as_bytes());
     std::thread::sleep(Duration::from_millis(500));
     drop(stdin);
@@ -508,7 +509,7 @@ fn an_agent_that_distrusts_the_leaf_gets_nothing() {
             (&record["decision"], &record["alert"]),
             (&"refuse".into(), &"unknown_ca".into())
         );
-        // OpenSSL, with nothing but the system's CAs.
+        // OpenSSL, which trusts only the system's CAs.
         let mut curl = lab::client::agent(&scene.lab, AGENT, "curl");
         curl.env_remove("CURL_CA_BUNDLE").env_remove("SSL_CERT_FILE");
         let status = curl.args(["-sS", "https://api.openai.example/v1/models"]).status();
@@ -538,7 +539,7 @@ fn a_handshake_that_stalls_is_ended() {
         let stream = AGENT.connect(OPENAI.port(443)).expect("the gateway accepts");
         let me = stream.local_addr().expect("a socket");
         let begun = Instant::now();
-        // The gateway answers with its own flight, and then hears nothing.
+        // The gateway answers with its own flight, and then gets nothing.
         say(stream, &client_hello(&Hello::h1(OPENAI.name)));
         assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
         let record = scene.recorded("stalled", me, &[]);

@@ -1,5 +1,6 @@
-//! TLS libraries that read an issuing CA in their own way: wolfSSL, which wants its extensions in
-//! one order, and mbed TLS and OCaml's x509 before 1.2, which know no critical name constraints.
+//! TLS libraries that read an issuing CA in their own way: wolfSSL, which requires one order of its
+//! extensions, and mbed TLS and OCaml's x509 before 1.2, which do not support critical name
+//! constraints.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{
@@ -12,7 +13,7 @@ use lab::{
 
 use crate::world::World;
 
-/// Runs `stacks.py` as an agent would. What it printed, or why it was refused.
+/// Runs `stacks.py` as an agent would. Returns its output, or why it was refused.
 fn client(world: &World, arguments: &[&str]) -> Result<String, String> {
     let output = agent(&world.lab, AGENT, "/usr/bin/python3")
         .arg(tools::repository().join("tests/tls/stacks.py"))
@@ -27,15 +28,15 @@ fn client(world: &World, arguments: &[&str]) -> Result<String, String> {
     }
 }
 
-/// Has the constraints of this API noted only.
+/// Makes the constraints of this API noted only.
 fn note_constraints(world: &mut World, api: &str) {
     world.gateway.kill();
     let config = gateway::usual_config().api(api, |it| it.set("constraints", "noted"));
     world.gateway = Gateway::start(&world.lab, &config);
 }
 
-/// Semgrep's engine in this version, which tells OpenAI's host of its run by ocaml-tls. What it says
-/// of that.
+/// Runs Semgrep's engine in this version, which reports its run to OpenAI's host by ocaml-tls.
+/// Returns its output.
 fn semgrep(world: &World, version: &str) -> String {
     let folder = tools::cache().join("semgrep").join(version).join("semgrep/bin");
     let engine = folder.join("semgrep-core");
@@ -56,7 +57,7 @@ fn semgrep(world: &World, version: &str) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Requires that what it told arrived with the secret in the placeholder's place.
+/// Requires that its report arrived with the secret in the placeholder's place.
 fn assert_told(world: &World, said: &str) {
     let secret = format!("Bearer {OPENAI_SECRET}");
     let requests = world.origin.log().requests();
@@ -73,7 +74,7 @@ fn wolfssl_takes_an_issuing_ca_of_ours() {
     });
 }
 
-/// Debian's libgit2, with which cargo and pygit2 fetch.
+/// The client is Debian's libgit2, with which cargo and pygit2 fetch.
 #[test]
 fn mbed_tls_takes_an_issuing_ca_with_noted_limits() {
     sandboxed(|| {
@@ -97,7 +98,7 @@ fn mbed_tls_takes_an_issuing_ca_with_noted_limits() {
     });
 }
 
-/// x509 1.0.6, in ocaml-tls.
+/// The client is x509 1.0.6, in ocaml-tls.
 #[test]
 fn ocamls_older_x509_takes_a_noted_limit_alone() {
     sandboxed(|| {
@@ -115,7 +116,7 @@ fn ocamls_older_x509_takes_a_noted_limit_alone() {
     });
 }
 
-/// x509 1.2.0, in ocaml-tls.
+/// The client is x509 1.2.0, in ocaml-tls.
 #[test]
 fn ocamls_newer_x509_takes_a_critical_limit() {
     sandboxed(|| {

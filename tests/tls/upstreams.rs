@@ -1,5 +1,5 @@
-//! An upstream that is not who it should be, or does not do what it should: the agent gets one
-//! plain answer in time, and such an upstream gets no byte of a request before it has verified.
+//! An upstream that is not the expected one, or misbehaves: the agent gets one plain answer in
+//! time, and such an upstream gets no byte of a request before the gateway has verified it.
 
 use std::{
     io::{Read as _, Write as _},
@@ -143,9 +143,9 @@ fn an_answer_that_is_cut_does_not_look_whole() {
     });
 }
 
-/// What stands at an address.
+/// The host at an address.
 enum Act {
-    /// No host: the network says so.
+    /// There is no host, and the network reports it.
     Nowhere,
     /// A host that never answers a SYN.
     Hole,
@@ -222,7 +222,7 @@ fn alert(mut stream: TcpStream, _: &Arc<ServerConfig>) {
     hold(stream);
 }
 
-/// Shakes hands, reads a request, answers these bytes and closes.
+/// Completes the handshake, reads a request, answers with these bytes and closes.
 fn answer(stream: TcpStream, config: &Arc<ServerConfig>, bytes: &[u8]) {
     let Some(mut tls) = request_read(stream, config) else { return };
     let _ = tls.write_all(bytes).and_then(|()| tls.flush());

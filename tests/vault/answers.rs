@@ -1,4 +1,4 @@
-//! A real Vault that is slow, and values that cannot be used: what the agent gets each time.
+//! A real Vault that is slow, and values that cannot be used: the agent's answer each time.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use lab::{
 
 use crate::faults::{CHAT, ask, assert_unavailable, open, refusal};
 
-/// What a request with this credential gets, and after how long.
+/// Returns the answer to a request with this credential, and the time that it took.
 fn timed(lab: &Lab, ns: Ns, host: Host, credential: &str) -> (Response, Duration) {
     let begun = Instant::now();
     let request = format!(
@@ -54,7 +54,7 @@ fn a_vault_that_takes_half_a_minute_slows_nobody_down() {
         relay.answers_after(Duration::from_secs(30));
         let (begun, mut longest) = (Instant::now(), Duration::ZERO);
         let mut closed: Option<Duration> = None;
-        // The first question that is slow is given up after ten seconds.
+        // The first slow request to Vault is given up after ten seconds.
         while begun.elapsed() < Duration::from_secs(15) {
             // An agent may open 250 connections a second.
             std::thread::sleep(Duration::from_millis(20));
@@ -76,7 +76,7 @@ fn a_vault_that_takes_half_a_minute_slows_nobody_down() {
         for (answer, _) in [of_vault(), of_others()] {
             assert_unavailable(&answer);
         }
-        // Until the first question is given up nobody knows more than that the time is over.
+        // Until the first request is given up, nothing more is known than that the time is over.
         let first = refusal(&gateway, 0, "secret_unavailable");
         let cause = first["cause"].as_str().unwrap_or_default();
         assert!(["vault_unreachable", "lease_ended"].contains(&cause), "{first}");
@@ -92,7 +92,7 @@ fn a_vault_that_takes_half_a_minute_slows_nobody_down() {
 
         relay.answers_after(Duration::ZERO);
         let begun = Instant::now();
-        // A question that is on its way is waited for, and the next one for its back-off.
+        // A request that is under way is waited for, and the next one for its back-off.
         wait::until(Duration::from_secs(30), || {
             let open = [of_vault(), of_others()].iter().all(|(answer, _)| answer.status == 200);
             open.then_some(())
@@ -141,7 +141,7 @@ fn short_or_broken_values_are_unused_and_line_ends_dropped() {
             });
             let records = crate::faults::records(&gateway, "request");
             assert_eq!(records[count]["cause"], "value_invalid", "{number}: {}", records[count]);
-            // One line end is what an editor leaves behind a value.
+            // An editor leaves one line end after a value.
             vault.put("openai", &format!("{NEXT}-{number}\n"));
             wait::expect("open again", || ask(&lab, &gateway, CHAT).status == 200);
             let last = origin.log().requests().pop().expect("a request");
@@ -149,7 +149,7 @@ fn short_or_broken_values_are_unused_and_line_ends_dropped() {
         }
         assert!(!origin.log().holds("X-Admin"));
 
-        // As short, where the policy says that it may be.
+        // An equally short value, where the policy allows it.
         vault.put("ops", SHORT);
         wait::expect("the short value", || {
             assert_eq!(of_others().status, 200);

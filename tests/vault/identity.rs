@@ -1,5 +1,5 @@
-//! Tokens that a real Vault signs about each group, for clouds and whoever else trusts it (workload
-//! identity).
+//! Tokens that a real Vault signs about each group, for clouds and other services that trust it
+//! (workload identity).
 
 use std::{
     thread,
@@ -19,7 +19,7 @@ use crate::{
     world::{World, get},
 };
 
-/// As short as Vault's keys allow without being rotated meanwhile.
+/// As short as possible while Vault's keys are not rotated meanwhile.
 const TTL: u64 = 12;
 
 #[test]
@@ -68,7 +68,7 @@ fn each_group_has_its_own_identity_in_signed_tokens() {
     });
 }
 
-/// The claims of the token that the OpenAI host gets in place of this placeholder.
+/// Returns the claims of the token that the OpenAI host gets in place of this placeholder.
 #[track_caller]
 fn signed(world: &World, ns: Ns, placeholder: &str) -> Value {
     world.origin.log().clear();
@@ -83,7 +83,7 @@ fn signed(world: &World, ns: Ns, placeholder: &str) -> Value {
     serde_json::from_slice(&claims).expect("JSON")
 }
 
-/// What Vault knows each group by.
+/// Returns the ids by which Vault knows each group.
 fn entities(vault: &Vault) -> [Value; 2] {
     ["research", "operations"].map(|group| {
         let read = ["read", &format!("identity/entity/name/cloakroom-{group}")];

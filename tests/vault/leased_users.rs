@@ -1,5 +1,5 @@
-//! Users that Vault makes in a database for a while: a real InfluxDB and a real PostgreSQL say who
-//! they let in.
+//! Users that Vault makes in a database for a while: a real InfluxDB and a real PostgreSQL report
+//! which users they admit.
 
 use std::{
     collections::HashSet,
@@ -82,7 +82,7 @@ fn agents_do_not_notice_users_that_come_and_go() {
         assert!(asked > 30, "{asked} rounds in 40 s are no work");
         assert!((1..=4).contains(&seen), "{seen} users at once");
         assert!(gateway.stderr().contains("a secret has a new value"), "{}", gateway.stderr());
-        // Each is prolonged until it cannot be, and one read makes both fields.
+        // Each is renewed until it cannot be, and one read makes both fields.
         let lives = lender.lent("database/creds/influx");
         assert!((3..=8).contains(&lives.len()), "{} users in {:?}", lives.len(), begun.elapsed());
         let renewed = lender.answers("sys/leases/renew").len();
@@ -108,7 +108,8 @@ fn agents_do_not_notice_users_that_come_and_go() {
     });
 }
 
-/// With the gateway's token go the groups' and all leases, and InfluxDB drops the user at once.
+/// The groups' tokens and all leases end with the gateway's token, and InfluxDB drops the user at
+/// once.
 #[test]
 fn a_new_login_brings_another_user_without_a_gap() {
     sandboxed(|| {
@@ -122,12 +123,12 @@ fn a_new_login_brings_another_user_without_a_gap() {
         assert_eq!(ask_influx(&lab), "200");
         let users = || lender.lent("database/creds/influx");
         let before = users();
-        // Two leases of one path are five seconds apart, whatever happens.
+        // Two leases of one path are always at least five seconds apart.
         std::thread::sleep(Duration::from_secs(5));
         lender.vault.revoke_gateway();
         let begun = Instant::now();
         let (mut failed, mut last) = (0, None);
-        // Until it works, and for some time after that.
+        // Checked until it works, and for some time after that.
         wait::expect("another user", || {
             if ask_influx(&lab) != "200" {
                 (failed, last) = (failed + 1, Some(begun.elapsed()));
@@ -136,7 +137,7 @@ fn a_new_login_brings_another_user_without_a_gap() {
             users().len() > before.len() && quiet > Duration::from_secs(3)
         });
         println!("{failed} failed, the last after {last:?}");
-        // What Vault ended is noticed at the next look, one each refresh of a second.
+        // The next check, one in each refresh of a second, notices what Vault has ended.
         assert!(last.is_none_or(|last| last < Duration::from_secs(3)), "{last:?}");
         let (now, ended) = (users().pop().expect("a user"), &before[0]);
         assert_eq!(influx.status(&now.0, &now.1), "200");
@@ -147,8 +148,8 @@ fn a_new_login_brings_another_user_without_a_gap() {
     });
 }
 
-/// Before a token of the gateway's comes to its longest life, another takes over, and leases with
-/// it.
+/// Before a token of the gateway's reaches its longest life, another replaces it, and new leases
+/// replace its leases.
 #[test]
 fn a_planned_login_costs_no_request_with_lent_users() {
     sandboxed(|| {
@@ -164,7 +165,7 @@ fn a_planned_login_costs_no_request_with_lent_users() {
         let logins = || gateway.stderr().matches("logged in to Vault").count();
         let begun = Instant::now();
         let mut asked = 0;
-        // Until the second token has ended, too, which is 18 s after its login.
+        // This takes until the second token has ended, too, which is 18 s after its login.
         while logins() < 4 {
             assert!(begun.elapsed() < Duration::from_secs(75), "{} logins", logins());
             assert_eq!(ask_influx(&lab), "200", "request {asked}, after {:?}", begun.elapsed());
@@ -221,8 +222,8 @@ fn a_lent_postgresql_user_ends_with_its_group() {
     });
 }
 
-/// What Vault rotates has no lease. With the longest refresh only Vault's own word of when the next
-/// rotation is, and InfluxDB's refusal, bring the new password in time.
+/// A value that Vault rotates has no lease. With the longest refresh, only Vault's own time of the
+/// next rotation, and InfluxDB's refusal, bring the new password in time.
 #[test]
 fn a_password_vault_rotates_is_used_when_it_changes() {
     sandboxed(|| {
@@ -239,7 +240,7 @@ fn a_password_vault_rotates_is_used_when_it_changes() {
             let rotated = lender.lent("database/static-creds/influx");
             rotated.into_iter().map(|(_, password)| password).collect::<HashSet<_>>().len()
         };
-        // A rotation is known by the refusals before the read that finds it.
+        // A rotation shows in the refusals before the read that finds it.
         let (begun, mut asked, mut refused) = (Instant::now(), 0, [0; 4]);
         while let of @ ..4 = rotations() {
             assert!(begun.elapsed() < Duration::from_secs(60), "{of} passwords");
@@ -258,7 +259,7 @@ fn a_password_vault_rotates_is_used_when_it_changes() {
     });
 }
 
-/// A Vault that writes down in the clear whom it lent what, for the test alone.
+/// A Vault that logs all leases and their users in the clear, for the test only.
 pub(crate) struct Lender {
     pub(crate) vault: Vault,
     raw: PathBuf,
@@ -273,7 +274,7 @@ impl Lender {
         Self { vault, raw }
     }
 
-    /// Vault's answers without an error to questions at `path`.
+    /// Returns Vault's answers without an error to requests at `path`.
     fn answers(&self, path: &str) -> Vec<Value> {
         let text = std::fs::read_to_string(&self.raw).expect("Vault writes its audit");
         let records = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -285,7 +286,7 @@ impl Lender {
         of_path.collect()
     }
 
-    /// Every name and password that was lent so far.
+    /// Returns every leased name and password so far.
     pub(crate) fn lent(&self, path: &str) -> Vec<(String, String)> {
         let text = |at: &Value| at.as_str().expect("a text").to_owned();
         let user = |record: &Value| {
@@ -295,7 +296,7 @@ impl Lender {
         self.answers(path).iter().map(user).collect()
     }
 
-    /// How many leases there are for this role of the database engine.
+    /// Returns how many leases there are for this role of the database engine.
     pub(crate) fn leases(&self, role: &str) -> usize {
         let path = format!("sys/leases/lookup/database/creds/{role}");
         let listed = self.vault.try_cli(&["list", &path], self.vault.root_token());
@@ -312,7 +313,7 @@ impl Lender {
     }
 }
 
-/// The status of what the agent's curl gets with both placeholders.
+/// Returns the status that the agent's curl gets with both placeholders.
 fn ask_influx(lab: &Lab) -> String {
     let url = format!("https://{}:{}/query?db=lab", INFLUX.name, Influx::PORT);
     let mut curl = client::agent(lab, AGENT, "curl");
@@ -321,7 +322,7 @@ fn ask_influx(lab: &Lab) -> String {
     client::succeed(curl.args(["q=SHOW MEASUREMENTS", &url]))
 }
 
-/// Tells the gateway to cut the first group off, or to let it be again.
+/// Orders the gateway to cut off the first group, or to release it.
 #[track_caller]
 fn tell(lab: &Lab, word: &str) {
     let mut command = gateway::program();
@@ -329,7 +330,7 @@ fn tell(lab: &Lab, word: &str) {
     client::succeed(command.args([word, "research", "--control"]).arg(socket));
 }
 
-/// Writes and asks for 40 seconds with one client, which raises whatever goes wrong.
+/// Writes and reads for 40 seconds with one client, which raises any error.
 const PYTHON: &str = r#"
 import sys, time
 from influxdb import InfluxDBClient
@@ -345,8 +346,8 @@ while time.monotonic() < end:
 print(asked)
 "#;
 
-/// Refused requests of one client, one after the other, at one rotation: the one that shows it, and
-/// those that are asked before what Vault says of it is here.
+/// Refused requests of one client, one after the other, at one rotation: the one that reveals it,
+/// and those that are sent before Vault's answer is here.
 const MOST_REFUSED: usize = 3;
 
 const POLICY: &str = r#"
@@ -356,7 +357,7 @@ path "database/static-creds/+" { capabilities = ["read"] }
 path "sys/leases/revoke" { capabilities = ["update"] }
 "#;
 
-/// InfluxDB beside the usual APIs, whose user comes from this part of the database engine.
+/// Adds InfluxDB to the usual APIs; its user comes from this part of the database engine.
 fn with_influx(config: Config, part: &str) -> Config {
     let half = |placeholder: &str, place: &str, field: &str| {
         let secret = format!("vault-read:database/{part}/influx#{field}");

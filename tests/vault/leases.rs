@@ -1,5 +1,5 @@
-//! What Vault lends: any engine by its path, one read for all fields of an answer, and the word of
-//! a secret's owner.
+//! Vault's leases: any engine by its path, one read for all fields of an answer, and owner
+//! restrictions.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -23,7 +23,7 @@ use crate::{
     world::{TICKET, World, get, get_path},
 };
 
-/// A world whose secrets come from a real Vault, some of them from other places than usual.
+/// A world whose secrets come from a real Vault, some of them from unusual places.
 struct Lent {
     world: World,
     vault: Vault,
@@ -31,7 +31,7 @@ struct Lent {
 }
 
 impl Lent {
-    /// After changes to Vault, and to what it has of the configuration.
+    /// Starts one after changes to Vault, and to its part of the configuration.
     fn start(prepare: impl FnOnce(&Vault), change: impl FnOnce(Config) -> Config) -> Self {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -47,8 +47,8 @@ impl Lent {
         Self::start(|_| {}, |config| config)
     }
 
-    /// Where the first group is lent a password. Neither the group nor the gateway may revoke
-    /// leases: they go with the token.
+    /// Starts one where the first group is leased a password. Neither the group nor the gateway may
+    /// revoke leases: they end with the token.
     fn with_a_password() -> Self {
         let prepare = |vault: &Vault| {
             vault.cli(&["secrets", "enable", "ssh"]);
@@ -72,7 +72,7 @@ impl Lent {
         wait::expect(what, || self.answer(request) == (status, reason.map(str::to_owned)));
     }
 
-    /// Sets what the owner of the OpenAI key allows, in place of what was set before.
+    /// Sets the owner restrictions of the OpenAI key, in place of the earlier ones.
     fn owner_says(&self, metadata: &[&str]) {
         self.owner_of("agents/openai", metadata);
     }
@@ -86,7 +86,7 @@ impl Lent {
         self.vault.cli(&args);
     }
 
-    /// The accessors of the tokens that Vault has for this group.
+    /// Returns the accessors of Vault's tokens for this group.
     fn tokens_of(&self, group: &str) -> Vec<String> {
         let of_group = |accessor: &String| {
             let args = ["token", "lookup", "-accessor", accessor];
@@ -274,7 +274,7 @@ fn an_owner_narrows_hosts_and_places_and_sets_an_end() {
         it.owner_of("agents/anthropic", &["hosts=api.anthropic.example"]);
         wait::expect("one host", || open() == [200, 200, 403, 403]);
         assert_eq!(answer(OTHER, raw), refused("placeholder_wrong_host"));
-        // What the owner adds, the operator has not granted.
+        // The operator has not granted the rights that the owner adds.
         let wide = ["hosts=api.anthropic.example,api.openai.example", "methods=GET,DELETE"];
         it.owner_of("agents/anthropic", &wide);
         std::thread::sleep(Duration::from_secs(2));
@@ -337,7 +337,7 @@ fn a_quarantine_takes_token_and_leases_until_its_release() {
         let told = it.world.gateway.stderr();
         assert!(!told.contains("left to end by itself"), "{told}");
 
-        // A reload and a crash bring nothing back.
+        // A reload or a crash brings nothing back.
         tell(&it.world, &["reload"], 0);
         it.world.gateway.kill();
         let config = it.world.lab.dir.join("cloakroom.toml");

@@ -1,5 +1,5 @@
 //! Vault locks a role out after a few wrong SecretIDs, whoever tried them: neither others nor the
-//! gateway itself bring that about.
+//! gateway itself cause that.
 
 use std::{fs, process::Output, time::Duration};
 
@@ -56,7 +56,7 @@ fn a_wrong_secret_id_is_tried_once_only() {
         assert_eq!(refused(&it.vault), 1);
         let said = it.world.gateway.stderr();
         assert!(said.contains("Vault does not take the SecretID"), "{said}");
-        // A reload is the operator's word.
+        // A reload is an order of the operator's.
         tell(&it.world, &["reload"], 0);
         wait::expect("tried again", || refused(&it.vault) == 2);
         std::thread::sleep(Duration::from_secs(3));
@@ -88,7 +88,7 @@ fn a_locked_out_role_is_named_and_logs_in_later() {
         let doctor = gateway::program().args(["vault", "doctor"]).arg(&config).output();
         let report = String::from_utf8_lossy(&doctor.expect("it starts").stdout).into_owned();
         assert!(report.contains("missing   gateway: locked out"), "{report}");
-        // As the text says it.
+        // The state that the text describes.
         let locked: Value =
             serde_json::from_str(&it.vault.cli(&["read", "sys/locked-users"])).expect("JSON");
         let by_mount = &locked["data"]["by_namespace"][0]["mount_accessors"][0];
@@ -99,7 +99,7 @@ fn a_locked_out_role_is_named_and_logs_in_later() {
     });
 }
 
-/// One more than Vault takes before it locks a role out, from anywhere.
+/// Tries one more wrong SecretID, from anywhere, than Vault accepts before it locks a role out.
 fn try_wrong_ones(vault: &Vault, role_id: &str) {
     let role_id = format!("role_id={role_id}");
     let secret_id = format!("secret_id={WRONG}");
@@ -110,7 +110,7 @@ fn try_wrong_ones(vault: &Vault, role_id: &str) {
     }
 }
 
-/// Logins that Vault refused, by its own audit.
+/// Returns the number of logins that Vault refused, by its own audit.
 fn refused(vault: &Vault) -> usize {
     let is_refused = |record: &&Value| {
         record["type"] == "response"

@@ -1,4 +1,4 @@
-//! Each way in which the gateway says to a real Vault who it is.
+//! Each way in which the gateway proves its identity to a real Vault.
 
 use std::{
     path::Path,
@@ -33,7 +33,7 @@ fn a_wrapped_secret_id_opens_once_and_reuse_is_said() {
         let file = it.world.lab.dir.join("vault/secret-id");
         let token = std::fs::read_to_string(&file).expect("the wrapping token");
         assert!(!it.vault.try_cli(&["unwrap", &token], "").status.success(), "it was opened");
-        // The SecretID is in memory: the operator may revoke the token, and the file may go.
+        // The SecretID is in memory, so the operator may revoke the token, and the file may go.
         std::fs::remove_file(&file).expect("removed");
         it.vault.revoke_gateway();
         wait::expect("a new login", || it.world.gateway.stderr().matches("logged in").count() == 2);
@@ -48,7 +48,7 @@ fn a_wrapped_secret_id_opens_once_and_reuse_is_said() {
         assert_eq!(it.status(), 503);
         let said = "somebody else may hold the SecretID";
         assert!(it.world.gateway.stderr().contains(said), "{}", it.world.gateway.stderr());
-        // A token that wraps something else was put there by somebody else, and is not opened.
+        // A token that wraps something else was put there by an attacker, and is not opened.
         wrap(&it.world.lab, &it.vault, &["sys/wrapping/wrap", "secret_id=of-somebody-else"]);
         let swapped = "swapped";
         wait::expect(swapped, || it.world.gateway.stderr().contains(swapped));
@@ -82,7 +82,7 @@ fn a_client_certificate_logs_in() {
             vault.config().login(certificate())
         });
         assert_eq!(it.status(), 200);
-        // Vault renews such a token for the same certificate only.
+        // Vault renews such a token only for the same certificate.
         std::thread::sleep(Duration::from_secs(8));
         assert_eq!(it.status(), 200);
         assert_eq!(it.world.gateway.stderr().matches("logged in").count(), 1);
@@ -127,7 +127,7 @@ fn a_signed_token_is_read_again_for_each_login() {
     });
 }
 
-/// No token of Vault's, no value and none of these is in the log or in the audit.
+/// Asserts that no token of Vault's, no value and none of these is in the log or in the audit.
 #[track_caller]
 fn assert_untold(world: &World, secrets: &[&str]) {
     let told = world.gateway.stderr() + &world.gateway.audit.text();
@@ -145,7 +145,7 @@ fn wrap(lab: &Lab, vault: &Vault, write: &[&str]) {
     lab.write("vault/secret-id", wrapped["wrap_info"]["token"].as_str().expect("a token"));
 }
 
-/// A signed token for Vault, good for an hour; the key that it is checked with is beside it.
+/// Returns a signed token for Vault, good for an hour; the key to check it with is beside it.
 pub fn signed(lab: &Lab, subject: &str) -> String {
     use aws_lc_rs::{
         rand::SystemRandom,
@@ -175,7 +175,7 @@ pub fn signed(lab: &Lab, subject: &str) -> String {
     format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref()))
 }
 
-/// The login by a certificate of the lab's folder.
+/// Returns the login by a certificate in the lab's folder.
 pub(super) fn certificate() -> Table {
     Table::section("cert")
         .set("role", "gateway")
@@ -183,7 +183,7 @@ pub(super) fn certificate() -> Table {
         .set("key_file", "{dir}/vault/client.key")
 }
 
-/// The login by a signed token in the lab's folder.
+/// Returns the login by a signed token in the lab's folder.
 pub(super) fn signed_token() -> Table {
     Table::section("jwt").set("role", "gateway").set("token_file", "{dir}/jwt")
 }

@@ -1,4 +1,4 @@
-//! Where secrets come from: a real Vault, or the encrypted file beside the daemon.
+//! The sources of secrets: a real Vault, or the encrypted file beside the daemon.
 
 mod answers;
 mod identity;

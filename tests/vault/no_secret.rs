@@ -1,5 +1,5 @@
-//! A secret that is missing, broken or changed: the request is answered 503 and goes nowhere, and
-//! a file that is wrong altogether stops the start.
+//! A secret that is missing, broken or changed: the request is answered 503 and goes nowhere, and a
+//! file that is wrong as a whole stops the start.
 
 use std::{
     fs,
@@ -20,13 +20,14 @@ use policy_builder::Config;
 
 use crate::faults::{CHAT, ask, assert_refused, connections, hello, records, refusal};
 
-/// The usual policy with a file of secrets of the test's own.
+/// Returns the usual policy with a file of secrets of the test's own.
 fn config_with(file: &str) -> Config {
     usual_config().secrets("file", format!("{{dir}}/{file}"))
 }
 
-/// The same beside a Vault that is not there. Its `refresh` is how often the file is read, too,
-/// which makes a change visible within a second; and a Vault that hangs must not hold up the file.
+/// Returns the same beside an absent Vault. Vault's `refresh` is also the interval at which the
+/// file is read, so a change is visible within a second; and a Vault that hangs must not delay the
+/// file.
 fn without_vault(file: &str) -> Config {
     with_absent_vault(config_with(file)).vault("refresh", "1s").vault("max_stale", "2s")
 }
@@ -38,7 +39,7 @@ fn a_missing_or_broken_secret_is_503_until_there() {
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
         lab.write("secret-id", "a-secret-id");
-        // As an editor and a shell would have it.
+        // The form of an editor and a shell.
         let text =
             format!("\u{feff}anthropic = {ANTHROPIC_SECRET}\nexport openai = {OPENAI_SECRET}\n");
         lab.write("mine", text);
@@ -60,7 +61,7 @@ fn a_missing_or_broken_secret_is_503_until_there() {
         assert!(!said.contains(OPENAI_SECRET), "{said}");
         connections(&gateway, 1);
 
-        // What is there works beside it.
+        // The names that are there work beside it.
         let mut tls =
             Tls::open(AGENT, ANTHROPIC.port(443), &hello(&lab, ANTHROPIC)).expect("a handshake");
         let answer = tls
@@ -83,14 +84,14 @@ fn a_missing_or_broken_secret_is_503_until_there() {
             [format!("Bearer {OPENAI_SECRET}")]
         );
 
-        // A line ending of another system is trimmed; a rotation arrives.
+        // Another system's line end is trimmed; a rotation arrives.
         with("sk-lab-rotated-0123456789\r");
         wait::expect("the new value is at the origin", || {
             let _ = ask(&lab, &gateway, CHAT);
             origin.log().holds("Bearer sk-lab-rotated-0123456789")
         });
 
-        // Too short, or with a byte that no header field can carry: as good as none.
+        // Values that are too short, or have a byte that no header field can carry, count as none.
         for (number, value) in ["sh0rt", "sk-lab with-a-space-0123", "sk-lab-\u{1}control-0123456"]
             .into_iter()
             .enumerate()

@@ -1,5 +1,5 @@
-//! A real Vault that is down, sealed, unwilling or not the right one: the gateway keeps what it
-//! has for `max_stale`, then answers 503, and recovers by itself.
+//! A real Vault that is down, sealed, unwilling or not the right one: the gateway keeps its values
+//! for `max_stale`, then answers 503, and recovers by itself.
 
 use std::{
     fs,
@@ -31,21 +31,21 @@ use rustls::sign::SingleCertAndKey;
 
 use crate::faults::{CHAT, ask, assert_unavailable, records, refusal};
 
-/// What `cloakroom status` says.
+/// Returns the output of `cloakroom status`.
 fn status(lab: &Lab) -> serde_json::Value {
     let mut command = gateway::program();
     command.args(["status", "--json", "--control"]).arg(lab.dir.join("control/control.sock"));
     serde_json::from_str(&client::succeed(&mut command)).expect("it is JSON")
 }
 
-/// Waits until a request is refused for want of the secret, and returns after how long and with
-/// which cause.
+/// Waits until a request is refused because the secret is missing, and returns the time that took
+/// and the cause.
 fn until_refused(lab: &Lab, gateway: &Gateway) -> (Duration, String) {
     let begun = Instant::now();
     wait::expect("the secret is refused", || ask(lab, gateway, CHAT).status == 503);
     let waited = begun.elapsed();
     let refused = |record: &Record| record["reason"] == "secret_unavailable";
-    // The record of the request before this one may be a moment late; any of the two will do.
+    // The record of the earlier request may be a moment late; either of the two will do.
     let before = records(gateway, "request").into_iter().filter(refused).count();
     assert_unavailable(&ask(lab, gateway, CHAT));
     let last = refusal(gateway, before, "secret_unavailable");
@@ -151,7 +151,7 @@ fn a_vault_down_at_the_start_is_503_and_heals() {
         assert_eq!(missing.len(), 4, "{said}");
         assert!(missing.iter().all(|one| one["cause"] == "vault_unreachable"), "{said}");
         assert!(gateway.stderr().contains("no value yet"), "{}", gateway.stderr());
-        // What is not intercepted needs no secret.
+        // A connection that is not intercepted needs no secret.
         let mut pypi =
             Tls::open(AGENT, PYPI.port(443), &crate::faults::hello(&lab, PYPI)).expect("TLS");
         let through = format!("GET /simple/ HTTP/1.1\r\nHost: {}\r\n\r\n", PYPI.name);
@@ -182,7 +182,7 @@ fn a_silent_vault_holds_up_neither_start_nor_end() {
             .binding("OPENAI_API_KEY", |it| it.set("secret", "vault:kv/agents/openai#api_key"));
         let begun = Instant::now();
         let mut gateway = Gateway::start(&lab, &config);
-        // One question to Vault is given up after ten seconds; the start does not wait for that.
+        // One request to Vault is given up after ten seconds; the start does not wait for that.
         println!("ready after {:?}", begun.elapsed());
         assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
         assert_unavailable(&ask(&lab, &gateway, CHAT));
@@ -290,7 +290,7 @@ fn an_impostor_of_vault_gets_and_sends_no_token() {
         let (here, there) = (VAULT.to_string(), ATTACKER.v4().to_string());
         let other = node(&lab.public, &there, &format!("https://{there}:8200"));
 
-        // With a certificate of another authority: not even a question arrives.
+        // With a certificate of another authority not even a request arrives.
         vault.stop();
         let mut false_vault =
             node(&Authority::new("Another"), &here, &format!("https://{there}:8200"));
@@ -301,14 +301,14 @@ fn an_impostor_of_vault_gets_and_sends_no_token() {
         assert_eq!(seen(&false_vault), [""; 0]);
         false_vault.end();
 
-        // With one of the right authority, for another name: neither.
+        // With one of the right authority for another name none arrives either.
         let to = format!("https://{there}:8200");
         let mut false_vault = node_named(&lab.public, OPENAI.name, &here, &to);
         says(&gateway, "Vault's certificate is for another name: write the name in it");
         assert_eq!(seen(&false_vault), [""; 0]);
         false_vault.end();
 
-        // With the right certificate and a redirect: it has the token, and nobody else gets it.
+        // With the right certificate and a redirect, this node gets the token, and no other does.
         let mut standby = node(&lab.public, &here, &format!("https://{there}:8200"));
         wait::expect("the token is tried here", || {
             seen(&standby).iter().any(|question| question.contains("x-vault-token: "))
@@ -326,18 +326,18 @@ fn an_impostor_of_vault_gets_and_sends_no_token() {
     });
 }
 
-/// Waits until the log says so.
+/// Waits until the log has this text.
 #[track_caller]
 fn says(gateway: &Gateway, text: &str) {
     wait::expect(text, || gateway.stderr().contains(text));
 }
 
-/// What a node was asked.
+/// Returns the requests that a node got.
 fn seen(node: &Node) -> Vec<String> {
     node.seen.lock().expect("unpoisoned").clone()
 }
 
-/// Something that calls itself Vault.
+/// A server that claims to be Vault.
 struct Node {
     seen: Arc<Mutex<Vec<String>>>,
     ended: Arc<AtomicBool>,
@@ -346,22 +346,22 @@ struct Node {
 }
 
 impl Node {
-    /// Listens no more.
+    /// Stops listening.
     fn end(&mut self) {
         self.ended.store(true, SeqCst);
-        // It wakes up for one last connection.
+        // This last connection wakes it up.
         let _ = INTERNET.connect(self.address);
         self.listening.take().expect("once").join().expect("no panic");
     }
 }
 
-/// Something at `address` that calls itself Vault, with a certificate of this authority, and
-/// redirects every question to `to`.
+/// Returns a server at `address` that claims to be Vault, with a certificate of this authority, and
+/// redirects every request to `to`.
 fn node(authority: &Authority, address: &str, to: &str) -> Node {
     node_named(authority, address, address, to)
 }
 
-/// The same, with a certificate for `name`.
+/// Returns the same, with a certificate for `name`.
 fn node_named(authority: &Authority, name: &str, address: &str, to: &str) -> Node {
     let key = SingleCertAndKey::from(authority.issue(name).certified());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -399,7 +399,7 @@ fn node_named(authority: &Authority, name: &str, address: &str, to: &str) -> Nod
     Node { seen, ended, address, listening: Some(listening) }
 }
 
-/// One request with its body, or nothing where no whole head arrives.
+/// Reads one request with its body; returns nothing where no whole head arrives.
 fn question(stream: &mut impl Read) -> Option<String> {
     let (mut bytes, mut question) = ([0; 4_096], String::new());
     while question.len() < 65_536 {
@@ -416,7 +416,7 @@ fn question(stream: &mut impl Read) -> Option<String> {
     question.contains("\r\n\r\n").then_some(question)
 }
 
-/// Neither a value nor a token nor the SecretID is in the log or in the audit.
+/// Asserts that neither a value nor a token nor the SecretID is in the log or in the audit.
 #[track_caller]
 fn assert_told_nothing(lab: &Lab, gateway: &Gateway) {
     let told = gateway.stderr() + &gateway.audit.text();

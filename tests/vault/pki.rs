@@ -33,7 +33,7 @@ use crate::{
 };
 use engine::{Engine, openssl_verify};
 
-/// A world whose issuing CAs a real Vault signs, each for 20 s where nothing else is said.
+/// A world whose issuing CAs a real Vault signs, for 20 s each unless the test says otherwise.
 struct Signed {
     world: World,
     engine: Engine,
@@ -45,12 +45,12 @@ impl Signed {
         Self::prepared(TWO_HOSTS, |_| {})
     }
 
-    /// With these hosts of the first API, after changes to Vault.
+    /// Starts one with these hosts of the first API, after changes to Vault.
     fn prepared(hosts: &[&str], prepare: impl FnOnce(&mut Engine)) -> Self {
         Self::lasting("20s", hosts, prepare)
     }
 
-    /// The same, where the gateway asks for this life of its CAs.
+    /// Starts one where the gateway asks for this life of its CAs.
     fn lasting(ttl: &'static str, hosts: &[&str], prepare: impl FnOnce(&mut Engine)) -> Self {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -66,7 +66,7 @@ impl Signed {
         Self { world: World { lab, origin, dns, gateway }, engine, ttl }
     }
 
-    /// Asks for a new policy with these hosts.
+    /// Reloads a new policy with these hosts.
     fn reload(&self, hosts: &[&str]) {
         let config = config(&self.world.lab, &self.engine.vault, hosts, self.ttl);
         gateway::install(&self.world.lab, &config);
@@ -77,14 +77,15 @@ impl Signed {
         self.world.h1(host).is_ok()
     }
 
-    /// The chain that the gateway shows for the first API.
+    /// Returns the chain that the gateway shows for the first API.
     #[track_caller]
     fn chain(&self) -> Vec<CertificateDer<'static>> {
         let shown = self.world.h1(OPENAI).map(|tls| tls.chain());
         shown.unwrap_or_else(|error| panic!("{error}:\n{}", self.world.gateway.stderr()))
     }
 
-    /// Neither a key nor a token nor a value is in the log, at the level debug, or in the audit.
+    /// Asserts that neither a key nor a token nor a value is in the log, at the level debug, or in
+    /// the audit.
     #[track_caller]
     fn assert_untold(&self) {
         let log = self.world.gateway.stderr();
@@ -95,7 +96,8 @@ impl Signed {
         self.world.assert_secrets_untold();
     }
 
-    /// Waits for the record of a connection that was refused for want of a CA, with this cause.
+    /// Waits for the record of a connection that was refused because a CA is missing, with this
+    /// cause.
     #[track_caller]
     fn refused_because(&self, host: Host, cause: &str) {
         let error = self.world.h1(host).err().expect("there is no CA");
@@ -198,7 +200,7 @@ fn rotation_under_load_fails_no_handshake() {
             let times: Vec<_> = shown.iter().map(|(when, _)| *when).collect();
             println!("{count} handshakes, new issuing CAs at {times:?}");
             assert!(shown.len() >= 3, "two rotations in 27 s: {times:?}");
-            // The first was signed before anybody asked.
+            // The first was signed before anybody asked for it.
             let ages = times.windows(2).map(|pair| pair[1] - pair[0]);
             assert!(
                 ages.clone().all(|age| age < LIFE * 2 / 3),
@@ -238,7 +240,7 @@ fn with_the_gateways_token_vault_signs_nothing_else() {
             (names, json!(["git.example,attacker.example"])),
             (names, json!(["example"])),
             (names, json!("*")),
-            // No names are all names.
+            // No names mean all names.
             (names, json!([])),
             (names, json!("")),
             (names, json!([""])),
@@ -257,7 +259,7 @@ fn with_the_gateways_token_vault_signs_nothing_else() {
             ("ttl", json!("8760h")),
             ("ttl", json!("")),
             ("not_after", json!("2099-01-01T00:00:00Z")),
-            // The engine would make a host name in it a name of the certificate itself.
+            // The engine would make a host name here a name of the certificate itself.
             ("common_name", json!("attacker.example")),
             ("common_name", json!("")),
             ("alt_names", json!("attacker.example")),
@@ -324,9 +326,10 @@ fn without_vault_hosts_are_closed_until_it_returns() {
 #[test]
 fn vault_and_not_the_configuration_decides_for_which_names() {
     sandboxed(|| {
-        // Seconds, as the gateway says them; and so many that none is replaced meanwhile.
+        // The life is in seconds, as the gateway sends it, and so long that no CA is replaced
+        // meanwhile.
         let it = Signed::lasting("3600s", ONE_HOST, |engine| engine.sign_for("3600s"));
-        // Vault's policy says two names, and the configuration one.
+        // Vault's policy has two names, and the configuration one.
         it.refused_because(OPENAI, "vault_denied");
         wait::expect("other rules are open", || it.is_open(ANTHROPIC));
         let before = it.world.h1(ANTHROPIC).expect("a handshake").chain().swap_remove(1);
@@ -354,7 +357,7 @@ fn an_engine_below_a_root_elsewhere_is_as_good() {
     });
 }
 
-/// Of an issuing CA, where a test says nothing else.
+/// The life of an issuing CA, unless a test says otherwise.
 const LIFE: Duration = Duration::from_secs(20);
 
 const ONE_HOST: &[&str] = &["api.openai.example"];

@@ -1,5 +1,5 @@
-//! What `cloakroom vault plan` prints is all that a real Vault has to be told, and `cloakroom vault
-//! doctor` finds what differs from it.
+//! The output of `cloakroom vault plan` is all that a real Vault has to be told, and `cloakroom
+//! vault doctor` finds every difference from it.
 
 mod applied;
 mod logins;
@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 
 use crate::world::{World, get};
 
-/// A Vault that holds the secrets and has been told the plan and nothing else.
+/// A Vault that holds the secrets and was given the plan and nothing else.
 pub(crate) struct Planned {
     lab: Lab,
     pub(crate) vault: Vault,
@@ -36,7 +36,7 @@ impl Planned {
         Self::apply_with(pki, |config| config)
     }
 
-    /// With another configuration.
+    /// Returns one with another configuration.
     pub(crate) fn apply_with(pki: bool, change: impl FnOnce(Config) -> Config) -> Self {
         let it = Self::unapplied(|_, vault| change(config(vault, pki)));
         let script = it.plan(&[]);
@@ -45,7 +45,7 @@ impl Planned {
         it
     }
 
-    /// With a Vault that has been told nothing yet.
+    /// Returns one with a Vault that has been given nothing yet.
     fn unapplied(config: impl FnOnce(&Lab, &Vault) -> Config) -> Self {
         let lab = Lab::new();
         let vault = Vault::start_for_nobody(&lab);
@@ -62,7 +62,7 @@ impl Planned {
         self.plan(&["--policy", name])
     }
 
-    /// Exit status, standard output and standard error.
+    /// Returns the doctor's exit status, standard output and standard error.
     fn doctor(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
         let mut command = gateway::program();
         command.args(["vault", "doctor"]).args(arguments).arg(&self.config);
@@ -78,7 +78,7 @@ impl Planned {
         assert!(findings(&report).is_empty() && report.contains("checks: healthy"), "{report}");
     }
 
-    /// Requires that after `seed` the doctor says this of `whose`, and nothing against anybody
+    /// Requires that after `seed` the doctor reports this about `whose`, and nothing about anything
     /// else; then applies the plan again, which mends it.
     #[track_caller]
     pub(crate) fn assert_found(&self, whose: &str, says: &str, seed: impl FnOnce(&Vault)) {
@@ -94,8 +94,8 @@ impl Planned {
         self.assert_healthy();
     }
 
-    /// Requires of a plan for Terraform that `terraform fmt` would change nothing, where there is
-    /// one.
+    /// Requires that `terraform fmt`, if there is one, would change nothing in a plan for
+    /// Terraform.
     #[track_caller]
     fn assert_formatted(&self, plan: &str) {
         let file = self.lab.write("formatted.tf", plan);
@@ -107,7 +107,7 @@ impl Planned {
         }
     }
 
-    /// Everything that the plan sets.
+    /// Returns everything that the plan sets.
     fn state(&self, pki: bool) -> Vec<Value> {
         let read = |words: &[&str]| -> Value {
             let answer: Value = serde_json::from_str(&self.vault.cli(words)).expect("JSON");
@@ -162,12 +162,12 @@ fn config(vault: &Vault, pki: bool) -> Config {
     config.without_gateway("ca_dir").below_vault(pki)
 }
 
-/// The commands that the plan leaves to the operator, as its comments print them.
+/// Returns the commands that the plan leaves to the operator, as its comments print them.
 fn by_hand(script: &str) -> String {
     let comments = script.lines().filter_map(|line| line.strip_prefix("# "));
     let commands = comments
         .filter(|line| ["(umask", "vault ", "install "].iter().any(|it| line.starts_with(it)));
-    // The lab has no such user, and the daemon that reads the files is this one's.
+    // The lab has no such user, and the daemon that reads the files has this test's user.
     let commands = commands.map(|line| line.replace(" -o cloakroom ", " ") + "\n");
     format!("set -e\ncd \"$(mktemp -d)\"\n{}", commands.collect::<String>())
 }
@@ -179,7 +179,8 @@ fn findings(report: &str) -> Vec<&str> {
     report.lines().filter(is_finding).collect()
 }
 
-/// Each of the four placeholders, in its own place and from its own group.
+/// Checks that each of the four placeholders becomes its secret, in its own place and from its own
+/// group.
 #[track_caller]
 fn each_placeholder_becomes_its_secret(world: &World) {
     let basic = |password: &str| format!("Basic {}", STANDARD.encode(format!("agent:{password}")));
@@ -221,7 +222,7 @@ fn the_plan_is_all_an_empty_vault_needs() {
         assert_eq!(before, it.state(false), "applied again it changes nothing");
         let (world, vault) = it.run(false);
         each_placeholder_becomes_its_secret(&world);
-        // Each under its own token, which is bound to the gateway's address.
+        // Each has its own token, which is bound to the gateway's address.
         for accessor in vault.accessors() {
             let looked =
                 vault.try_cli(&["token", "lookup", "-accessor", &accessor], vault.root_token());
@@ -259,7 +260,7 @@ fn the_plan_sets_up_the_signing_engine() {
             let policy = it.policy("cloakroom-gateway");
             vault.policy("cloakroom-gateway", &policy.replace("git.example", "other.example"));
         });
-        // Each of these is one line of the stanza that says less than the plan's.
+        // Each of these is one line of the stanza that requires less than the plan's.
         let loosened = |from: &str, to: &str| {
             let policy = it.policy("cloakroom-gateway");
             let (before, stanza) = policy.split_once("path \"pki/").expect("a stanza");
@@ -325,11 +326,11 @@ fn the_doctor_names_every_rule_beside_the_plans() {
                 vault.policy(name, &policy);
             });
         }
-        // A rule that takes is none that gives.
+        // A rule that denies is none that grants.
         let deny = "path \"finance/*\" { capabilities = [\"deny\"] }\n";
         it.vault.policy(operations, &(it.policy(operations) + deny));
         it.assert_healthy();
-        // Vault's own default policy reaches nothing but the token itself.
+        // Vault's own default policy allows nothing except requests about the token itself.
         it.vault.script(&it.plan(&[]));
         for role in ["auth/token/roles/cloakroom-operations", "auth/approle/role/cloakroom-gateway"]
         {
@@ -353,7 +354,7 @@ fn the_doctor_finds_a_token_good_at_other_addresses() {
                 drop(vault.cli(&["write", role, wide]));
             });
         }
-        // Whoever planned for a prefix says so here too.
+        // A plan for a prefix needs the same option here.
         it.vault.script(&it.plan(&["--from", "203.0.113.0/24"]));
         let (code, report, _) = it.doctor(&[]);
         assert!(code == Some(1) && report.contains("is good at 203.0.113.0/24, and"), "{report}");
@@ -547,7 +548,8 @@ fn the_doctor_finds_future_failures_with_their_remedy() {
             let batch = ["orphan=true", "renewable=false", "token_period=0"];
             vault.cli(&[&role[..], &batch].concat());
         });
-        // What each of these roles gives out stays as it was, so that a new one has to be made.
+        // A SecretID keeps the settings under which it was made, so a new one has to be made after
+        // each.
         for (change, says) in [
             ("secret_id_num_uses=1", "its SecretID was good for this login and is gone"),
             ("secret_id_num_uses=9", "its SecretID is good for a few more logins"),
@@ -601,7 +603,7 @@ fn the_doctor_leaves_a_wrapped_secret_id_to_the_gateway() {
         let (code, report, _) = it.doctor(&["--secret-id-file", &own.display().to_string()]);
         assert!(code == Some(1) && report.contains("unknown   gateway: no connection"), "{report}");
         it.vault.resume();
-        // What the plan's own command wrapped is still there to be opened, once, by the gateway.
+        // The gateway can still open, once, what the plan's own command wrapped.
         let (world, _vault) = it.run(false);
         each_placeholder_becomes_its_secret(&world);
     });
@@ -651,7 +653,7 @@ fn the_plan_for_terraform_says_the_same() {
     });
 }
 
-/// Requires that Vault has what the resource says, as far as both name it.
+/// Requires that Vault agrees with the resource in all fields that both have.
 #[track_caller]
 fn assert_same(planned: &Value, live: &Value) {
     let fields = [
@@ -675,17 +677,17 @@ fn assert_same(planned: &Value, live: &Value) {
     for field in compared {
         assert_eq!(planned[*field], live[*field], "{field}");
     }
-    // Vault leaves the length of a whole address out.
+    // Vault omits the length of a whole address.
     let bound = planned["token_bound_cidrs"][0].as_str().expect("an address");
     assert_eq!(live["token_bound_cidrs"], json!([bound.trim_end_matches("/32")]));
 }
 
-/// What the role of the gateway is called by in the lab.
+/// The id of the gateway's role in the lab.
 pub(crate) const ROLE_ID: &str = "7b1c2f60-93d4-4e0a-b5c8-6a1f0e2d3c49";
 
 const NAMES: [&str; 3] = ["cloakroom-gateway", "cloakroom-operations", "cloakroom-research"];
 
-/// Prints what the file says as `{kind: {name: fields}}`, with texts as they are meant.
+/// Prints the content of the file as `{kind: {name: fields}}`, with texts unescaped.
 const PARSE: &str = r#"
 import hcl2, json, re, sys
 

@@ -1,5 +1,5 @@
 //! A key is replaced in Vault while agents work: no request fails, the new key arrives, and the old
-//! one is still kept from the agents. What agents do costs Vault nothing.
+//! one is still hidden from the agents. The agents' actions cost Vault nothing.
 
 use std::{
     collections::HashMap,
@@ -30,10 +30,10 @@ use crate::{
 
 const ROTATED: &str = "sk-lab-r0tated-4e1f90b2c7d8a365";
 
-/// So many that a slow answer to one is made good by the others.
+/// So many agents that the others make up for a slow answer to one.
 const AGENTS: usize = 16;
 
-/// 200 requests a second, of all agents together.
+/// Pause between requests: 200 a second, of all agents together.
 const BETWEEN: Duration = Duration::from_millis(5);
 
 /// The lab's `refresh`.
@@ -48,8 +48,8 @@ fn start() -> (World, Vault) {
     (World { lab, origin, dns, gateway }, vault)
 }
 
-/// An API that refuses a key is what tells first that it was replaced. An agent can have it refuse
-/// as often as it likes, which costs Vault one read.
+/// A refusal by the API is the first sign that a key was replaced. An agent can cause as many
+/// refusals as it likes, which cost Vault one read.
 #[test]
 fn a_key_an_api_refuses_is_read_again_once() {
     sandboxed(|| {
@@ -63,7 +63,7 @@ fn a_key_an_api_refuses_is_read_again_once() {
             let of_key = |record: &&Value| {
                 record["type"] == "response" && record["request"]["path"] == "kv/data/agents/openai"
             };
-            // Its own reads, and not those of who put it there.
+            // Counts the gateway's own reads, and not those of the test, which put the key there.
             let read = |record: &&Value| record["request"]["operation"] == "read";
             vault.audit().iter().filter(of_key).filter(read).count()
         };
@@ -83,7 +83,7 @@ fn a_key_an_api_refuses_is_read_again_once() {
             ask("/v1/models").1.header("authorization") == [format!("Bearer {ROTATED}")]
         });
         assert_eq!(reads(), 2);
-        // One more after a change, and then none, whatever agents do.
+        // There is one more read after a change, and then none, whatever agents do.
         thread::sleep(Duration::from_secs(6));
         for _ in 0..100 {
             assert_eq!(ask("/status/401").0, 401);
@@ -107,7 +107,7 @@ fn a_rotation_under_load_fails_no_request() {
                 scope.spawn(move || {
                     let mut agent = world.h1(OPENAI).expect("the gateway shows a certificate");
                     open.wait();
-                    // By the schedule, also after an answer that came late.
+                    // By the schedule, even after an answer that came late.
                     let mut next = Instant::now() + BETWEEN * number as u32;
                     while !stop.load(SeqCst) {
                         thread::sleep(next.saturating_duration_since(Instant::now()));
@@ -132,7 +132,7 @@ fn a_rotation_under_load_fails_no_request() {
             stop.store(true, SeqCst);
             (took, loaded)
         });
-        // A read each refresh, some time for it, and for a machine with other work.
+        // One refresh, some time for the read, and some for a machine with other work.
         assert!(rotated < REFRESH + Duration::from_secs(1), "{rotated:?}");
         assert_eq!(failed.load(SeqCst), 0, "of {} requests", asked.load(SeqCst));
         let rate = loaded.0 as f64 / loaded.1.as_secs_f64();
@@ -216,7 +216,7 @@ fn twenty_thousand_requests_cost_two_reads_a_refresh() {
             }
             reads
         };
-        // The lab's own writes, and what the start read.
+        // Without the lab's own writes, and the reads of the start.
         let (before, begun) = (reads(), Instant::now());
         let failed = AtomicUsize::new(0);
         thread::scope(|scope| {
@@ -245,7 +245,7 @@ fn twenty_thousand_requests_cost_two_reads_a_refresh() {
     });
 }
 
-/// What an origin says that tells the agent every header it saw, the old key among them.
+/// Returns an origin's answer that tells the agent every header it received, including the old key.
 fn told_back(world: &World) -> String {
     let told = world.ask(&get_path("/v1/echo", &[TICKET, &format!("X-Old: {OPENAI_SECRET}")]));
     assert_eq!(told.status, 200);

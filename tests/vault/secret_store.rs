@@ -1,4 +1,4 @@
-//! The embedded store: secrets that are encrypted at rest, and the commands that look after them.
+//! The embedded store: secrets that are encrypted at rest, and the commands for them.
 
 use std::{
     fs,
@@ -32,14 +32,14 @@ const NAMES: [(&str, &str); 4] = [
 
 const ANOTHER: &str = "sk-lab-an0ther-7c1e5a9d3f2b4806";
 
-/// The usual policy, with the encrypted file in place of the plain one.
+/// Returns the usual policy, with the encrypted file in place of the plain one.
 fn config() -> Config {
     gateway::usual_config()
         .secrets("file", "{dir}/store/secrets")
         .secrets("key_file", "{dir}/store/key")
 }
 
-/// A folder for the store, and a configuration that names it.
+/// Makes a folder for the store, and a configuration that names it.
 fn prepare(lab: &Lab) -> PathBuf {
     fs::create_dir_all(lab.dir.join("store")).expect("the lab's folder is writable");
     gateway::install(lab, &config())
@@ -52,10 +52,10 @@ fn started(config: &Path, arguments: &[&str]) -> Child {
     command.spawn().expect("the program starts")
 }
 
-/// `cloakroom secret` with this on its standard input.
+/// Runs `cloakroom secret` with this on its standard input.
 fn secret(config: &Path, arguments: &[&str], input: &str) -> (Option<i32>, String) {
     let mut child = started(config, arguments);
-    // A command that reads nothing has closed it.
+    // A command that reads nothing has closed its input.
     let _ = child.stdin.take().expect("a pipe").write_all(input.as_bytes());
     let Output { status, stdout, stderr } = child.wait_with_output().expect("it ends");
     let said = [stdout, stderr].concat();
@@ -254,8 +254,8 @@ fn a_planted_lock_misleads_and_delays_nobody() {
     });
 }
 
-/// What comes of typing this at the prompt of `cloakroom secret set typed`: what the terminal
-/// shows, the exit status, and whether the terminal shows what is typed again.
+/// Types this at the prompt of `cloakroom secret set typed`. Returns the terminal's output, the
+/// exit status, and whether the terminal shows typed text again.
 fn type_in(config: &Path, keys: &str) -> (String, i32, bool) {
     let script = "import pty,os,sys,termios\n\
         pid,fd=pty.fork()\n\

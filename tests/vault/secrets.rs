@@ -1,4 +1,4 @@
-//! Where the keys come from, and what happens when they do not: 503, and nothing is forwarded.
+//! The source of the keys, and its failure: 503, and nothing is forwarded.
 
 use std::{
     thread,
@@ -40,7 +40,7 @@ impl WithVault {
         })
     }
 
-    /// With another configuration, after changes to Vault.
+    /// Starts one with another configuration, after changes to Vault.
     pub fn configured(configure: impl FnOnce(&Lab, &mut Vault) -> Config) -> Self {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -51,12 +51,12 @@ impl WithVault {
         Self { world: World { lab, origin, dns, gateway }, vault }
     }
 
-    /// What the first agent gets at the OpenAI host.
+    /// Returns the status of the first agent's answer from the OpenAI host.
     pub fn status(&self) -> u16 {
         self.world.ask(&get(&[TICKET])).status.as_u16()
     }
 
-    /// Waits until that is so.
+    /// Waits until that is the status.
     #[track_caller]
     pub fn becomes(&self, status: u16) {
         wait::expect(&format!("{status}"), || self.status() == status);
@@ -161,8 +161,8 @@ fn a_deleted_key_is_dropped_at_once() {
     });
 }
 
-/// A world that reads its values again only where Vault itself says when, whose key is at
-/// `reference`.
+/// Returns a world, with its key at `reference`, that reads its values again only where Vault
+/// itself says when.
 fn read_when_vault_says(reference: &str, prepare: impl FnOnce(&Vault)) -> WithVault {
     WithVault::configured(|_, vault| {
         prepare(vault);
@@ -213,14 +213,14 @@ fn a_kv_1_value_is_read_when_vault_says() {
     });
 }
 
-/// What a bearer of `placeholder` in `ns` gets from the OpenAI host.
+/// Returns the answer of the OpenAI host to a bearer of `placeholder` in `ns`.
 fn ask_from(it: &WithVault, ns: Ns, placeholder: &str) -> Response {
     let mut tls = it.world.h1_from(ns, OPENAI.port(443), OPENAI.name).expect("a handshake");
     let ticket = format!("Authorization: Bearer {placeholder}");
     tls.ask(get(&[&ticket])).expect("an answer")
 }
 
-/// A world where both groups say OPENAI_API_KEY, and mean what Vault has for each.
+/// Returns a world where both groups use OPENAI_API_KEY, and Vault has a value of it for each.
 fn one_placeholder_two_values() -> WithVault {
     WithVault::configured(|_, vault| {
         vault.config().binding("OPS_OPENAI_KEY", |it| it.set("placeholder", "OPENAI_API_KEY"))
@@ -284,7 +284,7 @@ fn a_group_without_its_token_role_is_refused_alone() {
         assert_eq!(ask_from(&it, AGENT2, "OPS_OPENAI_KEY").status, 503);
         let record = it.world.gateway.audit.wait_reason("secret_unavailable");
         assert_eq!(record["cause"], "vault_denied", "{record}");
-        // A role without policies hands on what the gateway has, and is as good as none.
+        // A role without policies passes on the gateway's rights, and counts as missing.
         it.vault.token_role("cloakroom-operations", "", false);
         let says = "allowed_policies";
         wait::expect(says, || it.world.gateway.stderr().contains(says));
@@ -339,7 +339,7 @@ fn the_gateways_own_token_makes_its_groups_tokens_alone() {
 }
 
 /// Requires that the gateway's own token, used in `ns`, makes tokens through the roles of its
-/// groups, whose policies are called `PREFIX-GROUP`, and that Vault refuses it all else.
+/// groups, whose policies are called `PREFIX-GROUP`, and that Vault refuses it everything else.
 #[track_caller]
 pub fn assert_makes_its_groups_tokens_alone(vault: &Vault, ns: Ns, token: &str, prefix: &str) {
     let refusal = |args: &[&str]| -> Option<String> {
@@ -374,7 +374,7 @@ pub fn assert_makes_its_groups_tokens_alone(vault: &Vault, ns: Ns, token: &str, 
         let said = refusal(refused).unwrap_or_else(|| panic!("{refused:?} is allowed"));
         assert!(said.contains("permission denied"), "{refused:?}: {said}");
     }
-    // Through a role of its own it may ask, and the role knows its policies.
+    // Through a role of its own it may ask, but the role limits the policies.
     let other = format!("-policy={}", of("operations"));
     let said = refusal(&["token", "create", "-role=cloakroom-research", &other]);
     let said = said.expect("another group's policy");
@@ -441,13 +441,14 @@ fn the_tokens_are_given_back_at_the_end() {
         assert_eq!(it.status(), 200);
         let before = it.vault.accessors().len();
         assert!(it.world.gateway.terminate(Duration::from_secs(12)).success());
-        // One for the gateway and one for each of the two groups.
+        // One token for the gateway and one for each of the two groups.
         assert_eq!(it.vault.accessors().len(), before - 3);
     });
 }
 
-/// An agent may open 250 connections a second, and each question here is one.
+/// Pause between connections: an agent may open 250 a second, and each request here is one.
 const BETWEEN: Duration = Duration::from_millis(10);
 
-/// The lab's `refresh` of a second, and as much for the read and for a machine with other work.
+/// The lab's `refresh` of a second, and as much again for the read and for a machine with other
+/// work.
 const SOON_AFTER_REFRESH: Duration = Duration::from_secs(2);

@@ -1,5 +1,5 @@
-//! How the gateway reaches Vault: as the configuration says, whatever the environment says; in the
-//! clear within its own machine alone; and with its namespace in each question.
+//! The gateway's connection to Vault: as the configuration says, whatever the environment says; in
+//! the clear only within its own machine; and with its namespace in each request.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -29,7 +29,7 @@ fn no_environment_variable_leads_gateway_or_token_elsewhere() {
         let _dns = Dns::start();
         let vault = Vault::start(&lab);
         let config = vault.config();
-        // The certificates come with a first, short run.
+        // A first, short run makes the certificates.
         Gateway::start(&lab, &config).kill();
         let config = gateway::install(&lab, &config);
         let at = [ATTACKER.port(3128)];
@@ -53,7 +53,7 @@ fn no_environment_variable_leads_gateway_or_token_elsewhere() {
         let mut other = open(&lab, AGENT2, OPENAI).expect("a handshake");
         let request = get("/v1/models").replace("OPENAI_API_KEY", "OPS_OPENAI_KEY");
         assert_eq!(other.ask(request).expect("an answer").status, 200);
-        // Also what comes later: a new login, and a value that is read again.
+        // This includes later requests: a new login, and another read of a value.
         vault.revoke_gateway();
         wait::expect("a new login", || gateway.stderr().matches("logged in to Vault").count() == 2);
         vault.put("openai", ROTATED);
@@ -86,8 +86,8 @@ fn plain_http_is_for_loopback_and_needs_its_word() {
     });
 }
 
-/// Vault without a licence has no namespaces, and no Kubernetes is here: a fake says that it was
-/// asked as they have to be.
+/// Vault without a licence has no namespaces, and there is no Kubernetes here: a fake server checks
+/// that the requests are right.
 #[test]
 fn a_kubernetes_login_in_a_namespace_gets_the_secrets() {
     sandboxed(|| {
@@ -119,7 +119,7 @@ fn a_kubernetes_login_in_a_namespace_gets_the_secrets() {
     });
 }
 
-/// A Vault that admits the gateway by Kubernetes.
+/// Returns a configuration of a Vault that admits the gateway by Kubernetes.
 fn kubernetes(address: &str) -> Config {
     let login = Table::section("jwt")
         .set("mount", "kubernetes")
@@ -131,7 +131,7 @@ fn kubernetes(address: &str) -> Config {
         .login(login)
 }
 
-/// Something on the gateway's own loopback that answers as Vault does where all is well.
+/// A server on the gateway's own loopback that answers as Vault does where all is well.
 struct Fake(Arc<Mutex<Vec<String>>>);
 
 impl Fake {
@@ -167,7 +167,7 @@ fn serve(client: TcpStream, seen: &Mutex<Vec<String>>) {
     }
 }
 
-/// A head and as much body as it says.
+/// Reads a head and as much body as it announces.
 fn question(reader: &mut BufReader<TcpStream>) -> Option<String> {
     let (mut head, mut length) = (String::new(), 0);
     while !head.ends_with("\r\n\r\n") {

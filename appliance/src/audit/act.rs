@@ -14,23 +14,23 @@ use crate::{metrics::Metrics, policy::GroupName};
 pub enum Act {
     /// A group was cut off.
     Quarantine,
-    /// That was undone.
+    /// The group's quarantine was lifted.
     Release,
 }
 
 /// The record of one act.
 #[derive(Debug)]
 pub struct ActRecord<'a> {
-    /// What was done.
+    /// The act.
     pub act: Act,
-    /// To whom.
+    /// The group that it is about.
     pub group: &'a GroupName,
-    /// By which user of this machine.
+    /// The user of this machine who did it, by number.
     pub uid: u32,
 }
 
 impl ActRecord<'_> {
-    /// Writes it.
+    /// Writes the record.
     pub fn write(self, slot: RecordSlot) {
         let record = match self.act {
             Act::Quarantine => RecordKind::Quarantine,
@@ -50,6 +50,6 @@ struct ActLine<'a> {
 }
 
 impl AuditEntry for ActLine<'_> {
-    /// Whether a group is quarantined is in the gateway's health.
+    /// Not counted here: the gateway's health says whether a group is quarantined.
     fn count(&self, _: &Metrics) {}
 }

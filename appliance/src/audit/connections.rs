@@ -1,6 +1,6 @@
-//! Audit records of connections and requests that came faster than their agent may open
-//! and make them: a sum for each agent and interval, so that refusing them costs next to nothing
-//! and every one is counted.
+//! Audit records of connections and requests that came faster than their agent may open or make
+//! them. They are sums for each agent and interval, so that a refusal costs next to nothing and
+//! each one is counted.
 
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ use crate::{
     reason::Reason,
 };
 
-/// Writes the record of what one agent had over its rate in this time.
+/// Writes the record of the connections and requests of one agent that were over its rate in the
+/// time `within`.
 pub fn over_rate(slot: RecordSlot, over_rate: &OverRate, within: Duration) {
     slot.write(&OverRateLine {
         time: now(),

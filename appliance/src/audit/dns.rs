@@ -1,5 +1,5 @@
-//! Audit records of the agents' DNS: a record of each refused query, up to a rate for each
-//! agent and each group, and every while a sum of all queries, so that what has no record is still
+//! Audit records of the agents' DNS: one for each refused query, up to a rate for each agent and
+//! each group, and at intervals a sum of all queries, so that a query without a record is still
 //! counted.
 
 use std::net::{IpAddr, SocketAddr};
@@ -21,13 +21,13 @@ use crate::{
 /// A query that was refused.
 #[derive(Debug)]
 pub struct DnsRecord<'a> {
-    /// Where it came in.
+    /// The interface that it came in on.
     pub interface: &'a InterfaceName,
-    /// Whose it was.
+    /// The group of the agent that sent it.
     pub group: &'a GroupName,
     /// The address and port that it came from.
     pub agent: SocketAddr,
-    /// The address that was asked, whoever's that is.
+    /// The address that was asked, which need not be the gateway's.
     pub server: IpAddr,
     /// `udp` or `tcp`.
     pub transport: &'static str,
@@ -39,29 +39,29 @@ pub struct DnsRecord<'a> {
     pub reason: Reason,
 }
 
-/// What an agent's queries came to since the last time, ten seconds ago or more.
+/// The number of an agent's queries since the last sum, ten seconds ago or more.
 #[derive(Debug)]
 pub struct DnsSummary<'a> {
     /// The agent's group.
     pub group: &'a GroupName,
-    /// Its IPv4 address, or its IPv6 /64; `None` for all agents of the group that have no sum of
-    /// their own.
+    /// The agent's IPv4 address, or its IPv6 /64; `None` for the agents of the group that have no
+    /// sum of their own.
     pub agent: Option<&'a str>,
     /// Queries that were answered.
     pub answered: u64,
     /// Queries that were refused.
     pub refused: u64,
-    /// Queries that came too fast or were too many at once, and were dropped; and connections that
-    /// were too many, and were closed.
+    /// Queries that were dropped, because they came too fast or too many were under way, and
+    /// connections that were closed because there were too many.
     pub limited: u64,
     /// Answers and refusals that the kernel did not take, so that nobody got them.
     pub unsent: u64,
-    /// `dns_rate` where some did.
+    /// `dns_rate` if `limited` is not zero.
     pub reason: Option<Reason>,
 }
 
 impl DnsRecord<'_> {
-    /// Writes it.
+    /// Writes the record.
     pub fn write(self, slot: RecordSlot) {
         slot.write(&RefusedLine {
             time: now(),
@@ -80,7 +80,7 @@ impl DnsRecord<'_> {
 }
 
 impl DnsSummary<'_> {
-    /// Writes it.
+    /// Writes the sum.
     pub fn write(self, slot: RecordSlot) {
         slot.write(&SummaryLine {
             time: now(),
@@ -129,7 +129,7 @@ struct SummaryLine<'a> {
 }
 
 impl AuditEntry for RefusedLine<'_> {
-    /// The sum that follows counts it.
+    /// Not counted here: the sum that follows counts the query.
     fn count(&self, _: &Metrics) {}
 }
 
@@ -145,5 +145,6 @@ impl AuditEntry for SummaryLine<'_> {
     }
 }
 
-/// Bytes of a name; one of 255 octets takes more where it has to be escaped.
+/// Most bytes of a name in a record. A name of 255 octets takes more where it has to be escaped,
+/// and is cut.
 const MAX_NAME_BYTES: usize = 256;

@@ -12,18 +12,18 @@ use super::{
 };
 use crate::{metrics::Metrics, packets::PacketsError};
 
-/// What a check of the host found.
+/// The result of a check of the host.
 #[derive(Debug)]
 pub enum HostCheckEvent<'a> {
-    /// Something is missing that the daemon may not set right: new connections are reset.
+    /// Something is missing that the daemon may not restore by itself: new connections are reset.
     Closed(&'a str),
-    /// All is there again.
+    /// Everything is there again.
     Open,
-    /// Somebody else changed the packet rules, and they are installed again.
+    /// Another program changed the packet rules, and they were installed again.
     Repaired(&'a PacketsError),
 }
 
-/// Writes its record, with what was missing or changed as the cause.
+/// Writes the record of a check, with the condition that was missing or changed as the cause.
 pub fn host_check(slot: RecordSlot, host_check: &HostCheckEvent<'_>) {
     let (record, cause): (_, Option<&dyn Display>) = match host_check {
         HostCheckEvent::Closed(doubt) => (RecordKind::Close, Some(doubt)),
@@ -42,6 +42,6 @@ struct HostCheckLine {
 }
 
 impl AuditEntry for HostCheckLine {
-    /// Whether the gateway is closed is in its health.
+    /// Not counted here: the gateway's health says whether it is closed.
     fn count(&self, _: &Metrics) {}
 }

@@ -1,5 +1,5 @@
-//! What a record is about: one closed list of words, the first thing that whoever reads the audit
-//! asks of a line. A kind that is new does not compile until `cloakroom watch` can show it.
+//! The kinds of records: one closed list of words. A reader of the audit looks at a line's kind
+//! first. A new kind does not compile until `cloakroom watch` can show it.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,7 @@ macro_rules! kinds {
         pub enum RecordKind { $($(#[$doc])* $variant,)+ }
 
         impl RecordKind {
-            /// Every kind there is, in the order of this file.
+            /// All kinds, in the order of this file.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
         }
     };
@@ -39,11 +39,11 @@ kinds! {
     PacketsUnseen,
     /// A group was cut off.
     Quarantine,
-    /// That was undone.
+    /// The group's quarantine was lifted.
     Release,
-    /// New connections are reset, because something is missing that the packet rules lean on.
+    /// New connections are reset, because a condition that the packet rules need is not met.
     Close,
-    /// It is there again.
+    /// Every condition is met again.
     Open,
     /// Somebody changed the packet rules, and they were installed again.
     Repair,

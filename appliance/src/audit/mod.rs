@@ -1,10 +1,10 @@
-//! The record: exactly one for each connection and each intercepted request, after one of the
-//! start.
+//! The audit: exactly one record for each connection and each intercepted request, after one record
+//! of the start.
 //!
 //! A slot in the writer's queue is reserved before anything is done, and a record that is dropped
-//! writes itself, so no path escapes it, a panic included. Where no slot can be had, nothing is
-//! done: the gateway would rather refuse than act unseen. Fields that an agent fills are capped
-//! in bytes and escaped by JSON. Packets and the connections beyond an agent's rate, which are
+//! writes itself, so no path escapes the audit, not even a panic. Where no slot is free, nothing is
+//! done: the gateway would rather refuse than act unseen. Fields that an agent fills are capped in
+//! bytes and escaped by JSON. Refused packets, and connections beyond an agent's rate, which are
 //! refused unread, are summed up: one record for each agent and interval.
 
 mod act;

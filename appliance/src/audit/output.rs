@@ -1,9 +1,10 @@
-//! Where lines go: standard output, or a file that keeps to its size and leaves room on its disk.
+//! The target of the audit's lines: standard output, or a file that keeps to its size and leaves
+//! room on its disk.
 //!
 //! A file that has reached its size is moved aside under the next number, `audit.jsonl.00000001`
-//! and so on, between two writes of whole lines, so that each line is in exactly one file and
-//! whole. The oldest of those go where there are too many. Another program that moves the file away
-//! and has it reopened, as logrotate does, finds names of its own.
+//! and so on. That happens only between two writes of whole lines, so that each line is whole and
+//! in exactly one file. Where there are too many such files, the oldest are removed. Another
+//! program that moves the file away and has it reopened, as logrotate does, uses names of its own.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -18,19 +19,19 @@ use rustix::fs::{FlockOperation, flock, fstatvfs};
 use super::trouble::Trouble;
 use crate::config::{AuditFile, AuditTarget};
 
-/// What is written to.
+/// The target that lines are written to.
 #[derive(Debug)]
 pub(super) enum Output {
     Stdout(io::Stdout),
     File(LogFile),
 }
 
-/// A file that is appended to.
+/// A file that lines are appended to.
 #[derive(Debug)]
 pub(super) struct LogFile {
     file: File,
     settings: AuditFile,
-    /// When a rotation that failed is tried again.
+    /// The time at which a rotation that failed is tried again.
     rotation_rests: Option<Instant>,
 }
 
@@ -42,9 +43,9 @@ impl Output {
         }
     }
 
-    /// Opens the file that has the name now, or makes it. Where that is another one than before,
-    /// `from` goes back to the beginning of a line of which a part is out, so that the line is
-    /// whole in the new file; in the old one that part is taken back.
+    /// Opens the file at the configured path, or creates it. Where that is another file than
+    /// before, moves `from` back to the beginning of a line that is partly written, so that the
+    /// line is whole in the new file, and takes its part back out of the old one.
     pub(super) fn reopen(&mut self, lines: &[u8], from: &mut usize) -> io::Result<()> {
         let Self::File(log) = self else { return Ok(()) };
         let torn = torn(lines, *from);
@@ -54,8 +55,8 @@ impl Output {
         Ok(())
     }
 
-    /// Writes from `from` on; `from` moves with every byte that is out, so that a later try goes
-    /// on where this one stopped and no line is torn.
+    /// Writes the bytes from `from` on. `from` moves with every byte that is written, so that a
+    /// later call goes on where this one stopped and no line is torn.
     pub(super) fn write(&mut self, lines: &[u8], from: &mut usize) -> io::Result<()> {
         while let Some(rest) = lines.get(*from..).filter(|rest| !rest.is_empty()) {
             let written = match self {
@@ -72,7 +73,7 @@ impl Output {
         Ok(())
     }
 
-    /// Whether the file has no name any more, so that what is written to it is lost.
+    /// Returns whether the file has no name any more, so that lines written to it are lost.
     pub(super) fn is_removed(&self) -> bool {
         match self {
             Self::Stdout(_) => false,
@@ -80,7 +81,7 @@ impl Output {
         }
     }
 
-    /// Whether what is written to is what the configuration names.
+    /// Returns whether the open file is still the one at the configured path.
     pub(super) fn has_its_name(&self) -> bool {
         match self {
             Self::Stdout(_) => true,
@@ -88,7 +89,8 @@ impl Output {
         }
     }
 
-    /// Rotates the file where it is due, and says whether there is room. Only between whole lines.
+    /// Rotates the file if that is due, and fails if its disk has too little room. Must be called
+    /// between whole lines only.
     pub(super) fn tend(&mut self) -> Result<(), Trouble> {
         let Self::File(log) = self else { return Ok(()) };
         let rotated = log.rotate_when_due();
@@ -103,13 +105,14 @@ impl LogFile {
         Ok(Self { file, settings: settings.clone(), rotation_rests: None })
     }
 
-    /// Says whether it is another file. Of the old one, the last `torn` bytes are taken back.
+    /// Opens the file at the path and returns whether it is another one. Takes the last `torn`
+    /// bytes back out of the old one.
     fn reopen(&mut self, torn: usize) -> io::Result<bool> {
         let file = append_to(&self.settings.path)?;
         let other = identity(&file.metadata()?) != identity(&self.file.metadata()?);
         if other && torn > 0 {
             let whole = self.file.metadata()?.len().checked_sub(torn as u64);
-            // What has no length, or is on a broken disk, keeps the part of a line.
+            // A target without a length, or one on a broken disk, keeps the part of a line.
             let _ = whole.map(|whole| self.file.set_len(whole));
         }
         self.file = file;
@@ -138,12 +141,12 @@ impl LogFile {
         })
     }
 
-    /// Moves the file aside and begins another. Where the second fails, lines still go to the
-    /// first, under its new name.
+    /// Moves the file aside and begins another. If the new one cannot be opened, lines still go to
+    /// the old one under its new name.
     fn rotate(&mut self) -> io::Result<()> {
         // After a restart two daemons write to one file until the first has drained. Only one of
-        // them may look for the next number at a time: a rename takes the place of what has the
-        // name.
+        // them may look for the next number at a time, because a rename replaces a file that
+        // already has the name.
         let turn = File::open(folder(&self.settings.path))?;
         flock(&turn, FlockOperation::LockExclusive)?;
         let mut kept = rotated(&self.settings.path)?;
@@ -165,7 +168,8 @@ impl LogFile {
         Ok(())
     }
 
-    /// What is no file on a disk, and a file system that does not know its size, have room.
+    /// Checks that there is room. A target that is no file on a disk, or a file system that does
+    /// not know its size, counts as having room.
     fn room(&self) -> Result<(), Trouble> {
         let is_file = self.file.metadata().is_ok_and(|meta| meta.is_file());
         let Some(disk) = fstatvfs(&self.file).ok().filter(|disk| is_file && disk.f_blocks > 0)
@@ -177,23 +181,24 @@ impl LogFile {
     }
 }
 
-/// Bytes of the line at `from` that stand before it.
+/// Returns how many bytes of the line at `from` stand before it.
 fn torn(lines: &[u8], from: usize) -> usize {
     let out = lines.get(..from).unwrap_or_default();
     out.len() - memchr::memrchr(b'\n', out).map_or(0, |end| end + 1)
 }
 
-/// The files that hold records, oldest first: those that were moved aside, and the one at the path.
+/// Returns the files that hold records, oldest first: those that were moved aside, then the one at
+/// the path.
 ///
 /// # Errors
 ///
-/// Where the folder cannot be read.
+/// The folder cannot be read.
 pub fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
     let aside = rotated(path)?.into_iter().map(|(_, path)| path);
     Ok(aside.chain([path.to_owned()]).collect())
 }
 
-/// The files that were moved aside, by their numbers, oldest first.
+/// Returns the files that were moved aside with their numbers, oldest first.
 fn rotated(path: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let name = path.file_name().unwrap_or_default().as_encoded_bytes();
     let mut found = Vec::new();
@@ -228,13 +233,14 @@ fn folder(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The file, and its folder where there is none: for the daemon's user alone.
+/// Opens the file for appending. Creates it, and its folder, where they are missing: for the
+/// daemon's user alone.
 fn append_to(path: &Path) -> io::Result<File> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder(path))?;
     OpenOptions::new().append(true).create(true).mode(0o600).open(path)
 }
 
-/// Digits of the number in the name of a file that was moved aside; more than logrotate's have.
+/// Digits of the number in the name of a file that was moved aside; more than logrotate uses.
 const DIGITS: usize = 8;
 /// Pause after a rotation that failed.
 const ROTATION_REST: Duration = Duration::from_secs(60);
@@ -281,7 +287,7 @@ mod tests {
             assert_eq!(both, lines, "{out}");
             assert!(fs::read(&old).unwrap().last().is_none_or(|byte| *byte == b'\n'), "{out}");
 
-            // The same file goes on where it stopped.
+            // After the same file is opened again, writing goes on where it stopped.
             let mut output = Output::open(&AuditTarget::File(AuditFile::at(&old))).unwrap();
             let mut from = 5;
             output.reopen(lines, &mut from).unwrap();
@@ -314,7 +320,7 @@ mod tests {
         fs::remove_dir_all(&folder).unwrap();
     }
 
-    /// As two daemons do while one drains beside the next.
+    /// Two daemons do this while one drains beside the next.
     #[test]
     fn two_that_rotate_one_file_lose_no_line() {
         let folder = folder_of("two");

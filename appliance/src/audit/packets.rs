@@ -1,11 +1,12 @@
-//! What the kernel refused, summed up: one record for each agent, protocol, port and reason in an
-//! interval.
+//! Sums of the packets that the kernel refused: one record for each agent, protocol, port and
+//! reason in an interval.
 //!
-//! Every packet is in exactly one sum, so counts add up, but the table is bounded: when an agent
-//! has filled its rows, what else it sends is summed by reason alone; when a group has filled its
-//! agents, so are the further ones of that group. No agent takes another's row, and no group
-//! another's agents. A source that is refused as spoofed, or is of no group, is nobody's and makes
-//! no row of its own. Where the audit takes no record, sums wait for the next interval.
+//! Every packet is in exactly one sum, so counts add up, but the table is bounded. When an agent
+//! has filled its rows, its further packets are summed by reason alone; when a group has filled its
+//! agents, the packets of its further agents are summed together. No agent takes another's row, and
+//! no group another's agents. A source that is refused as spoofed, or that is in no group, belongs
+//! to no agent and makes no row of its own. Where the audit takes no record, sums wait for the next
+//! interval.
 
 use std::{
     collections::HashMap,
@@ -27,11 +28,12 @@ use crate::{
     reason::Reason,
 };
 
-/// Sums of refused packets since the last records of them.
+/// Sums of refused packets since their last records.
 #[derive(Debug)]
 pub struct RefusedPackets {
     since: Instant,
-    /// Whether IPv6 is captured. Where it is not, it is refused before its sources are checked.
+    /// Whether IPv6 is captured. Where it is not, packets are refused before their sources are
+    /// checked.
     ipv6: bool,
     interfaces: HashMap<Option<InterfaceName>, Interface>,
     unseen: HashMap<Unseen, u64>,
@@ -40,33 +42,33 @@ pub struct RefusedPackets {
 /// Why refused packets are known by number only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Unseen {
-    /// More of this reason than the kernel tells in a second.
+    /// There are more packets of this reason than the kernel reports in a second.
     TooMany(Reason),
-    /// The kernel told them faster than they were read.
+    /// The kernel reported them faster than they were read.
     Lost,
 }
 
 #[derive(Debug, Default)]
 struct Interface {
     groups: HashMap<GroupName, GroupSums>,
-    /// Of sources that are nobody's.
+    /// Packets whose sources belong to no agent.
     anybody: Rows,
 }
 
 #[derive(Debug, Default)]
 struct GroupSums {
     agents: HashMap<AgentKey, Rows>,
-    /// Of agents beyond the bound.
+    /// Packets of agents beyond the bound.
     others: Rows,
 }
 
 type Rows = HashMap<Row, Sum>;
 
-/// What packets have to share to be summed up.
+/// The properties that packets share if they are in one sum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Row {
     reason: Reason,
-    /// Protocol and port; `None` for what came after the rows were full.
+    /// Protocol and port; `None` for packets that came after the rows were full.
     kind: Option<(u8, Option<u16>)>,
 }
 
@@ -77,12 +79,12 @@ struct Sum {
 }
 
 impl RefusedPackets {
-    /// Nothing yet.
+    /// Creates a table without sums.
     pub fn new(now: Instant, ipv6: bool) -> Self {
         Self { since: now, ipv6, interfaces: HashMap::new(), unseen: HashMap::new() }
     }
 
-    /// Counts one packet, which is of the agent that `policy` says.
+    /// Counts one packet. `policy` says which agent it came from.
     pub fn count(&mut self, packet: RefusedPacket, policy: &Policy) {
         let agent = self.agent(&packet, policy);
         let RefusedPacket { interface, reason, headers } = packet;
@@ -94,17 +96,17 @@ impl RefusedPackets {
         rows.entry(row).or_insert(Sum { count: 0, first: headers }).count += 1;
     }
 
-    /// Counts packets that the kernel told but that did not arrive.
+    /// Counts packets that the kernel reported but that were not read.
     pub fn lost(&mut self, count: u64) {
         self.add_unseen(Unseen::Lost, count);
     }
 
-    /// Counts packets of one reason that were too many to be told.
+    /// Counts packets of one reason that the kernel did not report one by one.
     pub fn too_many(&mut self, reason: Reason, count: u64) {
         self.add_unseen(Unseen::TooMany(reason), count);
     }
 
-    /// Writes a record of every sum and forgets it; keeps what the audit does not take.
+    /// Writes a record of every sum and forgets the sum; keeps those that the audit does not take.
     pub fn write(&mut self, audit: &Sink, at: Instant) {
         let seconds = at.saturating_duration_since(self.since);
         let mut taken = true;
@@ -120,7 +122,8 @@ impl RefusedPackets {
         }
     }
 
-    /// Whose a packet was, where its source was checked before it was refused.
+    /// Returns the agent that sent a packet, if its source was checked before the packet was
+    /// refused.
     fn agent(&self, packet: &RefusedPacket, policy: &Policy) -> Option<AgentKey> {
         let source = packet.headers?.source;
         let checked = packet.reason != Reason::SpoofedSource && (self.ipv6 || source.is_ipv4());
@@ -136,7 +139,7 @@ impl RefusedPackets {
 }
 
 impl Interface {
-    /// Where an agent's packets are counted, and how many rows there may be.
+    /// Returns the rows in which an agent's packets are counted, and the most rows there may be.
     fn rows(&mut self, agent: Option<AgentKey>) -> (&mut Rows, usize) {
         let Some(agent) = agent else { return (&mut self.anybody, MAX_ROWS_OF_MANY) };
         let group = self.groups.entry(agent.group().clone()).or_default();
@@ -147,7 +150,7 @@ impl Interface {
         }
     }
 
-    /// Says whether everything was taken.
+    /// Writes the rows and returns whether the audit took all of them.
     fn write(&mut self, audit: &Sink, seconds: Duration, name: Option<&InterfaceName>) -> bool {
         let nobody = Whose { seconds, name, group: None, agent: None };
         self.groups.retain(|group, of_group| {
@@ -164,7 +167,7 @@ impl Interface {
     }
 }
 
-/// Writes and removes entries for as long as the audit takes them; says whether it took them all.
+/// Writes and removes entries for as long as the audit takes them; returns whether it took all.
 fn drain<K, V, L: AuditEntry>(
     sums: &mut HashMap<K, V>,
     audit: &Sink,
@@ -180,7 +183,7 @@ fn drain<K, V, L: AuditEntry>(
     sums.is_empty()
 }
 
-/// What the lines of one table of rows share.
+/// The fields that the lines of one table of rows share.
 #[derive(Clone, Copy)]
 struct Whose<'a> {
     seconds: Duration,
@@ -212,7 +215,7 @@ impl Whose<'_> {
     }
 }
 
-/// The protocols that an operator knows by name; any other by its number.
+/// Returns the name of a protocol that operators know by name, or the number of any other.
 fn protocol_name(protocol: u8) -> String {
     match protocol {
         1 => "icmp".into(),
@@ -301,8 +304,8 @@ impl UnseenLine {
 const MAX_AGENTS: usize = 64;
 /// Protocols, ports and reasons of one agent that are told apart in one interval.
 const MAX_ROWS: usize = 16;
-/// The same for all those of a group that are too many, and for all of an interface that are
-/// nobody.
+/// The same for the further agents of a group together, and for the sources of an interface that
+/// belong to no agent.
 const MAX_ROWS_OF_MANY: usize = 64;
 
 #[cfg(test)]
@@ -411,7 +414,7 @@ mod tests {
         assert_eq!(sum, 256 * 200);
     }
 
-    /// The sum of the counts of those lines that `wanted` recognises.
+    /// Sums the counts of the lines that `wanted` accepts.
     fn count(lines: &[Value], wanted: impl Fn(&&Value) -> bool) -> u64 {
         lines.iter().filter(wanted).filter_map(|line| line["count"].as_u64()).sum()
     }

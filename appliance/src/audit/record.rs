@@ -43,7 +43,7 @@ impl Traffic {
         self.to_agent.load(Relaxed)
     }
 
-    /// Both directions together; it grows as long as the flow lives.
+    /// Both directions together; it only grows while the flow lives.
     pub fn total(&self) -> u64 {
         self.from_agent() + self.to_agent()
     }
@@ -61,8 +61,8 @@ pub struct Record {
 }
 
 impl Record {
-    /// Opens the record of a connection that was just accepted. Until it is told otherwise it
-    /// says that the gateway failed, which is what a panic leaves behind.
+    /// Opens the record of a connection that was just accepted. Until it is changed, it says that
+    /// the gateway failed, which is what a panic leaves behind.
     pub fn open(
         slot: RecordSlot,
         flow: FlowId,
@@ -90,12 +90,12 @@ impl Record {
         &self.traffic
     }
 
-    /// Whose connection it is.
+    /// Sets the group of the agent that opened the connection.
     pub fn group(&mut self, group: &GroupName) {
         self.line.group = Some(group.to_string());
     }
 
-    /// What the first bytes said.
+    /// Sets the fields that the first bytes say.
     pub fn peeked(&mut self, peeked: &Peeked) {
         took(self.slot.as_ref(), Stage::Peek, self.begun);
         self.peeked = Some(Instant::now());
@@ -114,7 +114,7 @@ impl Record {
         }
     }
 
-    /// The decision that lets it pass. The connection has no reason from here on.
+    /// Sets the decision that lets the connection pass. From here on it has no reason.
     pub fn permitted(&mut self, permit: &Permit) {
         let route = permit.route();
         if matches!(route, Route::Tcp(_)) {
@@ -125,7 +125,7 @@ impl Record {
         self.line.reason = None;
     }
 
-    /// The address that was dialled in the name of the agent.
+    /// Sets the address that was dialled for the agent.
     pub fn upstream(&mut self, address: IpAddr) {
         if let Some(peeked) = self.peeked.take() {
             took(self.slot.as_ref(), Stage::Dial, peeked);
@@ -133,50 +133,51 @@ impl Record {
         self.line.upstream = Some(address.to_string());
     }
 
-    /// The agent dialled an address that the gateway does not give for the name. It does not
-    /// refuse the connection, and is its reason where it has no other.
+    /// Notes that the agent dialled an address that the gateway does not give for the name. This
+    /// does not refuse the connection; it is the record's reason if it has no other.
     pub fn dialled_elsewhere(&mut self) {
         self.elsewhere = true;
     }
 
-    /// The gateway itself answers, with this page.
+    /// Notes that the gateway itself answers, with this page.
     pub fn onboards(&mut self, path: &'static str) {
         self.line.decision = "onboard";
         self.line.path = Some(path);
         self.line.reason = None;
     }
 
-    /// Why it was cut after it had been permitted: the decision stays what it was, and so does the
-    /// reason of a refusal that was being told.
+    /// Sets why the connection was cut after it had been permitted. The decision stays as it was,
+    /// and so does the reason of a refusal that was being sent.
     pub fn cut(&mut self, reason: Reason) {
         self.line.reason.get_or_insert(reason.as_str());
         self.ended("cut");
     }
 
-    /// Why it was refused.
+    /// Sets why the connection was refused.
     pub fn refused(&mut self, reason: Reason) {
         self.line.decision = "refuse";
         self.line.reason = Some(reason.as_str());
     }
 
-    /// The agent closed before it had said enough to decide on. Nothing was refused.
+    /// Notes that the agent closed before there were enough bytes to decide on. Nothing was
+    /// refused.
     pub fn nothing_said(&mut self) {
         self.line.decision = "none";
         self.line.reason = None;
         self.ended("closed");
     }
 
-    /// What is behind the reason.
+    /// Sets the cause behind the reason.
     pub fn cause(&mut self, cause: impl Into<Cause>) {
         self.line.cause = Some(cause.into().as_str());
     }
 
-    /// The TLS alert by which the other side ended a handshake.
+    /// Sets the TLS alert with which the other side ended a handshake.
     pub fn alert(&mut self, alert: &'static str) {
         self.line.alert = Some(alert);
     }
 
-    /// The agent ended the handshake in which it was shown a leaf. A reason that it had before
+    /// Notes that the agent ended the handshake in which it was shown a leaf. An earlier reason
     /// stays.
     pub fn agent_tls_failed(&mut self) {
         if self.line.reason.is_none() {
@@ -184,7 +185,7 @@ impl Record {
         }
     }
 
-    /// How it ended, in a word.
+    /// Sets the word for how the connection ended.
     pub fn ended(&mut self, how: &'static str) {
         self.line.end = Some(how);
     }
@@ -216,7 +217,7 @@ pub struct RequestRecord {
 }
 
 impl RequestRecord {
-    /// Opens the record of a request whose head was just read.
+    /// Opens the record of a request whose head has just been read.
     pub fn open(
         slot: RecordSlot,
         flow: FlowId,
@@ -237,19 +238,19 @@ impl RequestRecord {
         Self { slot: Some(slot), begun: Instant::now(), line }
     }
 
-    /// What was asked. The query is left out: it is the agent's, and may hold anything.
+    /// Sets the request line without its query: the agent chose that, and it may hold anything.
     pub fn asked(&mut self, method: &http::Method, host: &str, path: &str) {
         self.line.method = capped(method.as_str(), MAX_METHOD_BYTES);
         self.line.host = capped(host, crate::policy::Host::MAX_BYTES);
         self.line.path = capped(path, MAX_PATH_BYTES);
     }
 
-    /// The placeholders that were swapped, by name.
+    /// Sets the names of the placeholders that were replaced by secrets.
     pub fn placeholders<'a>(&mut self, names: impl Iterator<Item = &'a Placeholder>) {
         self.line.placeholders = names.map(ToString::to_string).collect();
     }
 
-    /// The labels of the tickets that stand in the answer, each once.
+    /// Sets the labels of the tickets in the answer, each once.
     pub fn minted<'a>(&mut self, labels: impl Iterator<Item = &'a Placeholder>) {
         for label in labels.map(ToString::to_string) {
             if !self.line.minted.contains(&label) {
@@ -258,51 +259,52 @@ impl RequestRecord {
         }
     }
 
-    /// Where the credential stands that is not good, by its name.
+    /// Sets the name of the place in which a credential stands that is not good.
     pub fn credential(&mut self, place: Option<&str>) {
         self.line.credential = place.map(|place| capped(place, MAX_CREDENTIAL_BYTES));
     }
 
-    /// The request goes upstream.
+    /// Notes that the request goes upstream.
     pub fn forwarded(&mut self, route: &Route) {
         self.line.decision = route.as_str();
         self.line.reason = None;
     }
 
-    /// Why it was refused, or cut.
+    /// Sets why the request was refused or cut.
     pub fn refused(&mut self, reason: Reason) {
         self.line.decision = "refuse";
         self.line.reason = Some(reason.as_str());
     }
 
-    /// What is behind the reason.
+    /// Sets the cause behind the reason.
     pub fn cause(&mut self, cause: impl Into<Cause>) {
         self.line.cause = Some(cause.into().as_str());
     }
 
-    /// The status that the upstream answered with.
+    /// Sets the status of the upstream's response.
     pub fn upstream_status(&mut self, status: http::StatusCode) {
         took(self.slot.as_ref(), Stage::Answer, self.begun);
         self.line.upstream_status = Some(status.as_u16());
     }
 
-    /// Bytes of the request's body so far.
+    /// Adds bytes of the request's body.
     pub fn request_bytes(&mut self, bytes: u64) {
         self.line.request_bytes += bytes;
     }
 
-    /// All of them.
+    /// Returns the bytes of the request's body so far.
     pub fn sent(&self) -> u64 {
         self.line.request_bytes
     }
 
-    /// Bytes of the response's body so far, and how many of them were masked.
+    /// Adds bytes of the response's body, and the number of them that were masked.
     pub fn response_bytes(&mut self, bytes: u64, masked: u64) {
         self.line.response_bytes += bytes;
         self.masked(masked);
     }
 
-    /// Bytes of the response, head and body, that were masked. It does not refuse the request.
+    /// Adds bytes of the response, head or body, that were masked. That does not refuse the
+    /// request.
     pub fn masked(&mut self, masked: u64) {
         self.line.masked += masked;
         if self.line.masked > 0 && self.line.reason.is_none() {
@@ -310,19 +312,19 @@ impl RequestRecord {
         }
     }
 
-    /// Messages of a WebSocket that the agent sent, and that it was sent.
+    /// Adds messages of a WebSocket, from the agent and to the agent.
     pub fn messages(&mut self, from_agent: u64, to_agent: u64) {
         let [out, back] = self.line.websocket_mut();
         *out += from_agent;
         *back += to_agent;
     }
 
-    /// The code of a WebSocket's first close frame, if it has one.
+    /// Sets the code of a WebSocket's first close frame, if it has one.
     pub fn closed(&mut self, code: Option<u16>) {
         self.line.close_code = self.line.close_code.or(code);
     }
 
-    /// Whether the response came to its end.
+    /// Notes that the response came to its end.
     pub fn complete(&mut self) {
         self.line.complete = true;
     }
@@ -363,7 +365,7 @@ struct ConnectionLine {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     ech: bool,
     decision: &'static str,
-    /// The page of onboarding that was told.
+    /// The onboarding page that was sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -483,15 +485,15 @@ fn text(bytes: &[u8]) -> String {
     bytes.get(..end).unwrap_or_default().escape_ascii().to_string()
 }
 
-/// Most names of one address that a record holds.
+/// Most names of one address in a record.
 const MAX_NAMES: usize = 8;
-/// Most protocol names of one ClientHello that a record holds.
+/// Most protocol names of one ClientHello in a record.
 const MAX_ALPN: usize = 8;
-/// Bytes of each of them.
+/// Most bytes of each of them.
 const MAX_ALPN_BYTES: usize = 32;
-/// Bytes of a method.
+/// Most bytes of a method.
 const MAX_METHOD_BYTES: usize = 32;
-/// Bytes of the name of a credential, with its kind.
+/// Most bytes of the name of a credential, with its kind.
 const MAX_CREDENTIAL_BYTES: usize = 64;
-/// Bytes of a path.
+/// Most bytes of a path.
 pub const MAX_PATH_BYTES: usize = 512;

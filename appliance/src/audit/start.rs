@@ -1,4 +1,4 @@
-//! The first line of a run.
+//! The record of the start.
 
 use serde::Serialize;
 

@@ -4,18 +4,18 @@ use std::{fmt, io};
 
 use crate::health::{HealthCause, HealthState};
 
-/// Something that is wrong with the audit. All but one close the gateway: what cannot be recorded
-/// is not done.
+/// A fault of the audit. All but one close the gateway, because nothing may be done that cannot be
+/// recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trouble {
-    /// Its file system has less room, in bytes, than is kept for the records of what is under way.
+    /// Its file system has less room, in bytes, than is kept for the records of flows under way.
     Reserve {
-        /// What is left.
+        /// The room that is left.
         left: u64,
-        /// What is kept, `audit_reserve`.
+        /// The room that is kept, `audit_reserve`.
         kept: u64,
     },
-    /// Its file system has no room at all, or its user none (`ENOSPC`, `EDQUOT`).
+    /// Its file system has no room at all, or its user has none left (`ENOSPC`, `EDQUOT`).
     Full(String),
     /// A write failed in another way.
     Unwritten(String),
@@ -23,14 +23,14 @@ pub enum Trouble {
     Unopened(String),
     /// Records come faster than the disk takes them.
     Behind,
-    /// The thread that writes is gone.
+    /// The writer's thread has ended.
     Ended,
-    /// The file has reached its size and cannot be moved aside; it is written on.
+    /// The file has reached its size and cannot be moved aside; lines are still written to it.
     Unrotated(String),
 }
 
 impl Trouble {
-    /// What the error of a write means.
+    /// Classifies the error of a write.
     pub(super) fn unwritten(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
@@ -40,12 +40,12 @@ impl Trouble {
         }
     }
 
-    /// What the error of opening the file means.
+    /// Classifies the error of opening the file.
     pub(super) fn unopened(error: &io::Error) -> Self {
         Self::Unopened(error.to_string())
     }
 
-    /// Its place in the gateway's health.
+    /// Returns its cause in the gateway's health.
     pub fn cause(&self) -> HealthCause {
         match self {
             Self::Reserve { .. } => HealthCause::AuditReserve,
@@ -58,12 +58,12 @@ impl Trouble {
         }
     }
 
-    /// Its word, for machines.
+    /// Returns its word, for machines.
     pub fn as_str(&self) -> &'static str {
         self.cause().as_str()
     }
 
-    /// Whether nothing may be done because of it.
+    /// Returns whether it closes the gateway.
     pub fn closes(&self) -> bool {
         self.cause().state() == HealthState::Closed
     }
@@ -97,7 +97,7 @@ impl fmt::Display for Trouble {
     }
 }
 
-/// Bytes as people read them.
+/// Formats bytes for people.
 fn mib(bytes: u64) -> String {
     match bytes >> 20 {
         0 => format!("{} KiB", bytes >> 10),

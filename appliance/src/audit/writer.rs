@@ -1,9 +1,10 @@
 //! One thread that appends lines to a file, and the bounded queue before it.
 //!
-//! A line that cannot be written is kept and tried again; meanwhile every new flow and request
-//! is refused, so the queue holds what was already under way and nothing is lost. While it fails it
-//! listens for the order to reopen the file, and does so by itself where another file has the
-//! name: removing the file, freeing space and mounting a disk are remedies without a restart.
+//! A line that cannot be written is kept and tried again. Meanwhile every new flow and request is
+//! refused, so the queue holds only lines of flows that were already under way, and nothing is
+//! lost. While writing fails, the thread still takes the order to reopen the file, and reopens it
+//! by itself where another file has the name: removing the file, freeing space and mounting a disk
+//! are remedies without a restart.
 
 use std::{
     fs::DirBuilder,
@@ -32,7 +33,7 @@ use crate::{
     policy::Limits,
 };
 
-/// Where flows and requests ask for a slot. Cheap to clone.
+/// A handle from which flows and requests get slots. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Sink {
     queue: Sender<Vec<u8>>,
@@ -41,13 +42,13 @@ pub struct Sink {
     metrics: Arc<Metrics>,
 }
 
-/// What can be written: a record that knows how it is counted.
+/// A record that can be written, and that knows how it is counted.
 pub(super) trait AuditEntry: Serialize {
-    /// Counts it.
+    /// Counts the record.
     fn count(&self, metrics: &Metrics);
 }
 
-/// The audit cannot take a record now: nothing may be done that would need one.
+/// The error where the audit takes no record now: nothing may be done that would need one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unavailable;
 
@@ -58,11 +59,11 @@ pub struct RecordSlot {
     metrics: Arc<Metrics>,
 }
 
-/// The writer's thread. Ends when every [`Sink`] and [`RecordSlot`] is gone.
+/// The writer's thread. It ends when every [`Sink`] and [`RecordSlot`] is gone.
 #[derive(Debug)]
 pub struct Writer(JoinHandle<()>);
 
-/// Somebody who waits for the file to be reopened.
+/// The sender for the result that somebody waits for after asking to reopen the file.
 type ReopenRequest = oneshot::Sender<Result<(), Trouble>>;
 
 impl Sink {
@@ -70,8 +71,8 @@ impl Sink {
     ///
     /// # Errors
     ///
-    /// Where the target cannot be opened, has no room, or takes no record: that it would not is
-    /// otherwise known only once a connection has been carried.
+    /// The target cannot be opened, has no room, or takes no record. Without the first record, such
+    /// a fault would show only once a connection had been carried.
     pub fn open(target: &AuditTarget) -> io::Result<(Self, Writer)> {
         make_folder(target)?;
         let mut output = Output::open(target)?;
@@ -106,12 +107,12 @@ impl Sink {
         Ok(RecordSlot { place, metrics: Arc::clone(&self.metrics) })
     }
 
-    /// What was recorded so far, in numbers.
+    /// Returns the counters of the records so far.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
-    /// What is wrong with the audit now.
+    /// Returns the present fault of the audit, if there is one.
     pub fn trouble(&self) -> Option<Trouble> {
         if self.queue.is_closed() {
             return Some(Trouble::Ended);
@@ -120,18 +121,18 @@ impl Sink {
         told.or_else(|| (self.queue.capacity() == 0).then_some(Trouble::Behind))
     }
 
-    /// Changes whenever [`trouble`](Self::trouble) begins, ends or is another one, except for a
-    /// queue that is full.
+    /// Returns a watch that changes whenever [`trouble`](Self::trouble) begins, ends or becomes
+    /// another one. A full queue does not change it.
     pub fn watch(&self) -> watch::Receiver<Option<Trouble>> {
         self.trouble.clone()
     }
 
-    /// Reopens the file, after something else has moved or removed it; at the end nothing more
-    /// is written to the old one.
+    /// Reopens the file, after another program has moved or removed it. Once this returns, nothing
+    /// more is written to the old one.
     ///
     /// # Errors
     ///
-    /// Where it could not be opened, or where the audit is in trouble all the same.
+    /// The file could not be opened, or the audit has another fault.
     pub async fn reopen(&self) -> Result<(), Trouble> {
         let (ask, answer) = oneshot::channel();
         let asked = async {
@@ -149,14 +150,14 @@ impl RecordSlot {
         self.place.send(line(record));
     }
 
-    /// Notes how long a stage of what the record is about took.
+    /// Notes how long a stage of the flow or request took.
     pub(super) fn took(&self, stage: Stage, time: Duration) {
         self.metrics.took(stage, time);
     }
 }
 
 impl Writer {
-    /// Waits for the last line, at most `time_limit`.
+    /// Waits until the last line is written, at most `time_limit`.
     pub async fn finish(self, time_limit: Duration) {
         let joined = tokio::task::spawn_blocking(move || {
             // A writer that panicked has already been reported by its failing sinks.
@@ -166,12 +167,12 @@ impl Writer {
     }
 }
 
-/// What the thread holds. It may block on the file: nothing else runs there.
+/// The state of the writer's thread. The thread may block on the file: nothing else runs there.
 struct Appender {
     output: Output,
     /// Whole lines.
     batch: Vec<u8>,
-    /// Bytes of them that are out.
+    /// Bytes of the batch that are written.
     from: usize,
     lines: Receiver<Vec<u8>>,
     asks: Receiver<ReopenRequest>,
@@ -187,8 +188,8 @@ impl Appender {
                 Some(ask) = self.asks.recv() => self.reopen(ask),
                 first = self.lines.recv() => {
                     let Some(first) = first else { return };
-                    // A waiting writer is woken for each record. One that is away for a moment
-                    // finds many.
+                    // A waiting thread is woken for each record. One that sleeps for a moment finds
+                    // many records at once.
                     if written.is_some_and(|at: Instant| at.elapsed() < BUSY) {
                         sleep(GATHERING).await;
                     }
@@ -201,7 +202,7 @@ impl Appender {
         }
     }
 
-    /// Takes what is waiting, so that one write serves many records under load.
+    /// Takes the waiting lines, so that one write serves many records under load.
     fn gather(&mut self, first: Vec<u8>) {
         let mut next = Some(first);
         while let Some(line) = next {
@@ -211,7 +212,7 @@ impl Appender {
         }
     }
 
-    /// Writes the batch, however long that takes.
+    /// Writes the whole batch, however long that takes.
     async fn write_whole(&mut self) {
         while let Err(trouble) = self.attempt() {
             self.report(Some(trouble));
@@ -222,7 +223,8 @@ impl Appender {
         }
     }
 
-    /// Writes what is left of the batch to the file that has the name, and sees to the file.
+    /// Writes the rest of the batch to the file at the path, after reopening and rotating it where
+    /// that is due.
     fn attempt(&mut self) -> Result<(), Trouble> {
         if self.output.is_removed() {
             self.output.reopen(&self.batch, &mut self.from).map_err(|e| Trouble::unopened(&e))?;
@@ -236,7 +238,7 @@ impl Appender {
         Ok(())
     }
 
-    /// Does what somebody asked for, and says how the audit is then.
+    /// Reopens the file as somebody asked, and answers with the audit's state after that.
     fn reopen(&mut self, ask: ReopenRequest) {
         let opened = self.output.reopen(&self.batch, &mut self.from);
         if let Err(error) = &opened {
@@ -245,21 +247,21 @@ impl Appender {
         self.look();
         let trouble = opened.err().map(|error| Trouble::unopened(&error));
         let trouble = trouble.or_else(|| self.trouble.borrow().clone());
-        // Whoever asked may be gone.
+        // The one who asked may be gone.
         let _ = ask.send(trouble.map_or(Ok(()), Err));
     }
 
-    /// Sees how it is while nothing is to be written, or when a write may work again.
+    /// Checks the file while nothing is to be written, or when a write may work again.
     fn look(&mut self) {
         if let Err(trouble) = self.attempt() {
             self.report(Some(trouble));
         }
     }
 
-    /// Where another file has the name by now, or none has, that is the one to write to.
+    /// Reopens the file where the path names another file by now, or none.
     fn follow(&mut self) {
         if !self.output.has_its_name() {
-            // The attempt that follows tells what is wrong.
+            // The attempt that follows reports the fault.
             let _ = self.output.reopen(&self.batch, &mut self.from);
         }
     }
@@ -300,11 +302,11 @@ fn line(record: &impl Serialize) -> Vec<u8> {
     bytes
 }
 
-/// Makes the folder of the file where there is none: for the daemon's user alone.
+/// Creates the folder of the file where it is missing: for the daemon's user alone.
 ///
 /// # Errors
 ///
-/// It cannot be made.
+/// The folder cannot be created.
 pub fn make_folder(target: &AuditTarget) -> io::Result<()> {
     let AuditTarget::File(file) = target else { return Ok(()) };
     match file.path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -315,23 +317,23 @@ pub fn make_folder(target: &AuditTarget) -> io::Result<()> {
 
 /// Lines that may wait. Each slot is one, so it also bounds the flows and requests under way.
 const QUEUE_LINES: usize = 65_536;
-/// Those of them that no open connection and no request under way has, whatever the limits say: for
-/// lines that wait for the disk, and for refusals.
+/// Lines of the queue that no open connection and no request under way takes, whatever the limits
+/// say: they are for lines that wait for the disk, and for refusals.
 const FREE_LINES: usize = 8_192;
 const _: () = assert!(Limits::MAX_CONNECTIONS + Limits::MAX_REQUESTS + FREE_LINES <= QUEUE_LINES);
 /// Orders to reopen the file that may wait.
 const MAX_ASKS: usize = 4;
-/// Time for such an order to be carried out.
+/// Time for such an order to be executed.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Pause before what did not work is tried again.
+/// Pause before a failed write is tried again.
 const RETRY: Duration = Duration::from_millis(250);
-/// How often the file and its disk are looked at while nothing is written.
+/// Interval of the checks of the file and its disk while nothing is written.
 const LOOK: Duration = Duration::from_secs(1);
 /// Records that follow the last write within this time wait for others, to be written together.
 const BUSY: Duration = Duration::from_millis(5);
-/// How long they wait, which is how much of a busy audit is lost when the daemon is killed.
+/// Time for which they wait. A daemon that is killed loses at most this much of a busy audit.
 const GATHERING: Duration = Duration::from_millis(2);
-/// Bytes after which a batch is written whatever else waits.
+/// Bytes after which a batch is written without waiting for more.
 const MAX_BATCH_BYTES: usize = 256 * 1024;
 
 #[cfg(test)]
@@ -376,8 +378,8 @@ mod tests {
         assert!(text.lines().next().is_some_and(|line| line.contains("\"record\":\"start\"")));
     }
 
-    /// It moves its file aside at a size, something else moves the file away and has it opened
-    /// again, and somebody removes nothing: every record is there once.
+    /// The audit moves its file aside at a size, another program moves the file away and has it
+    /// opened again, and nothing is removed: every record is there once.
     #[test]
     fn rotations_by_two_programs_lose_and_repeat_no_record() {
         let folder = Folder::new("rotated");
@@ -389,7 +391,7 @@ mod tests {
             if round % 2 == 0 {
                 until(|| sink.queue.capacity() == QUEUE_LINES);
             }
-            // A rotation of its own may have moved it a moment ago.
+            // The audit's own rotation may have moved the file a moment ago.
             if std::fs::rename(&path, folder.0.join(format!("audit.jsonl.{round}"))).is_ok() {
                 assert_eq!(reopen(&sink), Ok(()));
             }
@@ -439,7 +441,7 @@ mod tests {
         until(|| sink.reserve() == Err(Unavailable));
         assert_eq!(reopen(&sink).map_err(|trouble| trouble.as_str()), Err("audit_full"));
 
-        // Nothing that can be written to takes its place.
+        // A folder, which cannot be written to, takes its place.
         std::fs::remove_file(folder.0.join("audit.jsonl")).unwrap();
         std::fs::create_dir(folder.0.join("audit.jsonl")).unwrap();
         assert_eq!(reopen(&sink).map_err(|trouble| trouble.as_str()), Err("audit_unopened"));
@@ -480,7 +482,7 @@ mod tests {
         assert!(came);
     }
 
-    /// Records of these tests, which count as nothing.
+    /// Records of these tests, which no metric counts.
     macro_rules! uncounted {
         ($($record:ty),+) => {$(
             impl AuditEntry for $record {
@@ -511,7 +513,7 @@ mod tests {
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
         }
 
-        /// The numbers in all files, in order; every line is whole.
+        /// Returns the numbers in all files, in order, and checks that every line is whole.
         fn numbers(&self) -> Vec<u32> {
             let texts =
                 self.names().into_iter().map(|name| std::fs::read_to_string(self.0.join(name)));

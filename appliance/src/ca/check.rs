@@ -1,4 +1,4 @@
-//! Whether a certificate says exactly what Cloakroom would have it say. Pure.
+//! Checks that a certificate says exactly what Cloakroom would have it say. Pure.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ use x509_parser::{
 use super::{BACKDATE, Fault, key::CaKey, name_constraints::EVERY_ADDRESS};
 use crate::policy::Constraints;
 
-/// When a certificate is valid: seconds since 1970, both ends included.
+/// The time for which a certificate is valid: seconds since 1970, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Validity {
     pub(super) not_before: i64,
@@ -26,12 +26,12 @@ impl Validity {
         self.not_after.saturating_sub(now)
     }
 
-    /// Its life as it was when it was made, without what it was backdated by.
+    /// Returns its lifetime when it was made, without the seconds by which it was backdated.
     pub(super) fn life(self) -> i64 {
         self.not_after.saturating_sub(self.not_before).saturating_sub(BACKDATE)
     }
 
-    /// Valid now, and for `least` seconds more.
+    /// Checks that the certificate is valid now and for `least` seconds more.
     pub(super) fn check(self, now: i64, least: i64) -> Result<(), Fault> {
         if now < self.not_before {
             return Err(Fault::NotYetValid);
@@ -43,7 +43,7 @@ impl Validity {
     }
 }
 
-/// A root: CA without constraints, signed by itself.
+/// Checks a root that Cloakroom made: a CA without constraints, signed by itself.
 pub(super) fn check_root(der: &CertificateDer<'_>) -> Result<Validity, Fault> {
     let certificate = parse(der)?;
     check_ca(&certificate, None)?;
@@ -51,12 +51,12 @@ pub(super) fn check_root(der: &CertificateDer<'_>) -> Result<Validity, Fault> {
     Ok(validity(&certificate))
 }
 
-/// When a CA is valid that is between an issuing CA and the root.
+/// Returns the validity of a CA between an issuing CA and the root.
 pub(super) fn validity_of(der: &CertificateDer<'_>) -> Result<Validity, Fault> {
     Ok(validity(&parse(der)?))
 }
 
-/// A root that somebody else made: a CA that signed itself.
+/// Checks a root that another program made: a CA that signed itself.
 pub(super) fn check_anchor(der: &CertificateDer<'_>) -> Result<Validity, Fault> {
     let certificate = parse(der)?;
     let basic = certificate.basic_constraints().ok().flatten();
@@ -71,12 +71,13 @@ pub(super) fn check_anchor(der: &CertificateDer<'_>) -> Result<Validity, Fault> 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AddressExclusion {
     Excluded,
-    /// The operator accepts one that excludes none.
+    /// The operator also accepts a CA that excludes none.
     ExcludedOrFree,
 }
 
-/// An issuing CA that Vault signed. Vault's engine cannot say what a CA is for, so it may be for
-/// everything; beyond that it is as [`check_issuing`] has it, and names nothing itself.
+/// Checks an issuing CA that Vault signed. Vault's engine cannot say what a CA is for, so the CA
+/// may be for every purpose; beyond that it must pass [`check_issuing`] and have no name of its
+/// own.
 pub(super) fn check_signed(
     der: &CertificateDer<'_>,
     names: &BTreeSet<&str>,
@@ -88,15 +89,15 @@ pub(super) fn check_signed(
         check_purpose(&certificate)?;
     }
     check_names(&certificate, (names, Constraints::Critical), addresses)?;
-    // Some clients let a CA be a server, and its own constraints do not bind itself.
+    // Some clients accept a CA as a server, and a CA's own constraints do not bind itself.
     match certificate.subject_alternative_name() {
         Ok(None) => Ok(validity(&certificate)),
         _ => Err(Fault::Shape("it is a certificate for a name itself")),
     }
 }
 
-/// An issuing CA: path length 0, server authentication only, exactly these names and no IP
-/// address (RFC 5280, section 4.2.1.10), critically or not.
+/// Checks an issuing CA: path length 0, server authentication only, and exactly these names and no
+/// IP address (RFC 5280, section 4.2.1.10), critically or not.
 pub(super) fn check_issuing(
     der: &CertificateDer<'_>,
     names: &BTreeSet<&str>,
@@ -109,8 +110,8 @@ pub(super) fn check_issuing(
     Ok(validity(&certificate))
 }
 
-/// Whether the certificate says that it is a CA before it says for which names. Any order is right
-/// (RFC 5280, section 4.2), and wolfSSL takes this one alone.
+/// Checks that the certificate says that it is a CA before it says for which names. RFC 5280,
+/// section 4.2, allows any order, but wolfSSL accepts only this one.
 pub(super) fn check_order(der: &CertificateDer<'_>) -> Result<(), Fault> {
     let certificate = parse(der)?;
     let at = |oid| certificate.extensions().iter().position(|extension| extension.oid == oid);
@@ -120,7 +121,7 @@ pub(super) fn check_order(der: &CertificateDer<'_>) -> Result<(), Fault> {
     }
 }
 
-/// Whether the certificate carries this key.
+/// Checks that the certificate carries this key.
 pub(super) fn check_key(der: &CertificateDer<'_>, key: &CaKey) -> Result<(), Fault> {
     if parse(der)?.public_key().raw != key.subject_public_key_info() {
         return Err(Fault::KeyMismatch);
@@ -128,7 +129,7 @@ pub(super) fn check_key(der: &CertificateDer<'_>, key: &CaKey) -> Result<(), Fau
     Ok(())
 }
 
-/// Whether `root` signed the certificate.
+/// Checks that `root` signed the certificate.
 pub(super) fn check_signed_by(
     der: &CertificateDer<'_>,
     root: &CertificateDer<'_>,
@@ -142,7 +143,7 @@ pub(super) fn check_signed_by(
     Ok(())
 }
 
-/// The common name of the subject.
+/// Returns the common name of the subject.
 pub(super) fn common_name(der: &CertificateDer<'_>) -> Option<String> {
     let certificate = parse(der).ok()?;
     let name = certificate.subject().iter_common_name().next()?;

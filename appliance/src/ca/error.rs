@@ -9,12 +9,12 @@ use crate::policy::{Host, RuleName};
 pub enum CaError {
     /// A file or folder cannot be used.
     File {
-        /// Which one.
+        /// The file or folder.
         path: PathBuf,
         /// The fault.
         fault: FileFault,
     },
-    /// There is a root already, and none is ever overwritten.
+    /// There is a root already, and a root is never overwritten.
     RootExists(PathBuf),
     /// The root in this folder cannot be used.
     Root {
@@ -30,14 +30,14 @@ pub enum CaError {
         /// The fault.
         fault: Fault,
     },
-    /// Vault signed another certificate for a rule than was asked for.
+    /// For a rule, Vault signed another certificate than the one that was requested.
     Signed {
         /// The rule.
         rule: RuleName,
-        /// How it differs.
+        /// The difference.
         fault: Fault,
     },
-    /// The root that agents trust, from a file of the operator's, cannot be used.
+    /// The operator's file with the root that agents trust cannot be used.
     Anchor {
         /// The file.
         path: PathBuf,
@@ -55,7 +55,7 @@ pub enum CaError {
     },
     /// Two rules that end TLS have this name, so their files would be the same.
     SameName(RuleName),
-    /// The folder of the issuing CAs is the one of the root, where the daemon must not look.
+    /// The folder of the issuing CAs is also that of the root, which the daemon must not read.
     SameFolder(PathBuf),
     /// A leaf was asked for a host that is none of the rule's names.
     OutsideNames {
@@ -68,13 +68,13 @@ pub enum CaError {
     Label,
     /// The system has no public CAs, so a bundle would cut agents off from spliced hosts.
     NoSystemRoots,
-    /// The clock says a time that no certificate can.
+    /// The clock shows a time that no certificate can hold.
     Clock,
-    /// The system has no randomness to give.
+    /// The system returned no random bytes.
     Random,
     /// A certificate could not be encoded or signed.
     Encode(rcgen::Error),
-    /// The TLS library refuses a key that was just made.
+    /// The TLS library refuses a key that has just been made.
     Key(rustls::Error),
 }
 
@@ -85,9 +85,9 @@ pub enum FileFault {
     Io(io::Error),
     /// It is a link, a device or a folder.
     NotAFile,
-    /// It belongs to somebody else (this user id).
+    /// It belongs to another user (this user id).
     Foreign(u32),
-    /// Its mode lets others read it (keys) or write to it (folders).
+    /// Its mode lets others read it (a key) or write to it (a folder).
     Exposed(u32),
     /// It is larger than such a file can be.
     TooLarge,
@@ -98,7 +98,7 @@ pub enum FileFault {
 /// The fault of a certificate and its key.
 #[derive(Debug)]
 pub enum Fault {
-    /// The certificate or its key is not there.
+    /// The certificate or its key is missing.
     Missing,
     /// The file of the key or of the certificate cannot be trusted.
     File {
@@ -121,11 +121,11 @@ pub enum Fault {
     AddressesFree,
     /// Another root signed it.
     OtherRoot,
-    /// An agent would not believe it.
+    /// An agent would not accept it.
     Untrusted(rustls::Error),
     /// It is not valid yet.
     NotYetValid,
-    /// It has ended, or is about to: this many seconds are left.
+    /// It has ended or is about to end: this many seconds are left.
     EndsSoon(i64),
 }
 
@@ -147,7 +147,7 @@ impl From<rustix::io::Errno> for FileFault {
     }
 }
 
-// Not derived: the source of `File` is inside its fault, where no attribute can point.
+// Not derived: the source of `File` is inside its fault, and no attribute can point there.
 impl fmt::Display for CaError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -161,7 +161,7 @@ impl fmt::Display for CaError {
                 write!(f, "{0}: no root here; run `cloakroom ca init --dir {0}`", dir.display())
             }
             Self::Root { dir, fault } => write!(f, "{}: root: {fault}", dir.display()),
-            // Replacing it would not help where the system refuses the file.
+            // A replacement would not help where the system refuses the file.
             Self::Issuing { rule, fault: fault @ Fault::File { fault: FileFault::Io(_), .. } } => {
                 write!(f, "issuing CA of `{rule}`: {fault}")
             }

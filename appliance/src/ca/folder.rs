@@ -2,7 +2,7 @@
 //!
 //! Every name is opened relative to the folder's descriptor and never through a link, because
 //! `cloakroom ca` may run as root over a folder that the daemon's user owns. A file is whole or
-//! absent, whenever the machine stops. Files belong to whoever owns the folder.
+//! absent, whenever the machine stops. Files belong to the owner of the folder.
 
 use std::{
     fs::{DirBuilder, File},
@@ -43,9 +43,9 @@ pub(super) enum Access {
 /// Whether a file may take the place of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Overwrite {
-    /// There must be none of that name.
+    /// There must be no file of that name.
     New,
-    /// It replaces one of that name.
+    /// It replaces a file of that name.
     Any,
 }
 
@@ -66,7 +66,7 @@ impl CaFolder {
         Ok(Self { fd, path: path.into(), stat })
     }
 
-    /// Opens a folder; it and those above it are made with mode 0700 where they are missing.
+    /// Opens a folder. Makes it and those above it, with mode 0700, where they are missing.
     pub(super) fn open_or_make(path: &Path) -> Result<Self, CaError> {
         match DirBuilder::new().recursive(true).mode(0o700).create(path) {
             Ok(()) => Self::open(path),
@@ -89,8 +89,8 @@ impl CaFolder {
         self.lock(FlockOperation::NonBlockingLockShared)
     }
 
-    /// Reads a file of at most `most` bytes; `None` where there is none of that name. A private
-    /// one must be closed to everybody but the folder's owner, this process and root.
+    /// Reads a file of at most `most` bytes; returns `None` where there is none of that name. A
+    /// private file must be closed to everybody except the folder's owner, this process and root.
     pub(super) fn read(
         &self,
         name: &str,
@@ -105,7 +105,7 @@ impl CaFolder {
             Err(error) => return Err(error.into()),
         };
         self.check(&fstat(&fd)?, access)?;
-        // Room for all of it from the start: a vector that grows leaves copies behind.
+        // The vector has room for everything from the start: one that grows leaves copies behind.
         let mut bytes = Zeroizing::new(Vec::with_capacity(most.saturating_add(1)));
         File::from(fd).take(most as u64 + 1).read_to_end(&mut bytes)?;
         if bytes.len() > most {
@@ -114,7 +114,8 @@ impl CaFolder {
         Ok(Some(bytes))
     }
 
-    /// The names of what is in it, sorted, those that are not UTF-8 left out; at most 100,000.
+    /// Returns the names of the folder's entries, sorted, without those that are not UTF-8; at most
+    /// 100,000.
     pub(super) fn names(&self) -> Result<Vec<String>, FileFault> {
         let mut names = Vec::new();
         for entry in Dir::read_from(&self.fd)?.take(MAX_ENTRIES) {
@@ -124,7 +125,7 @@ impl CaFolder {
         Ok(names)
     }
 
-    /// Writes a whole file, or nothing.
+    /// Writes a file whole or not at all.
     pub(super) fn write(
         &self,
         _lock: &Lock<'_>,
@@ -137,13 +138,15 @@ impl CaFolder {
             .write_temporary(&temporary, bytes, access)
             .and_then(|()| self.put_in_place(&temporary, name, overwrite));
         if written.is_err() {
-            // It may hold a key; where it cannot be removed either, the first error says more.
+            // The temporary file may hold a key; where it cannot be removed either, the first error
+            // says more.
             let _ = unlinkat(&self.fd, &temporary, AtFlags::empty());
         }
         written
     }
 
-    /// A fault of one of its files, or of itself where `name` is empty, as an error.
+    /// Turns a fault of one of its files, or of the folder itself where `name` is empty, into an
+    /// error.
     pub(super) fn error(&self, name: &str, fault: FileFault) -> CaError {
         CaError::File { path: self.path.join(name), fault }
     }
@@ -179,7 +182,8 @@ impl CaFolder {
         Ok(())
     }
 
-    /// The lock is held, so what stands under the temporary name was left by a crash.
+    /// Writes the file under a temporary name. The lock is held, so a file that already has that
+    /// name was left by a crash.
     fn write_temporary(&self, name: &str, bytes: &[u8], access: Access) -> Result<(), FileFault> {
         match unlinkat(&self.fd, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
@@ -222,7 +226,7 @@ impl Access {
         }
     }
 
-    /// The mode bits that must not be set.
+    /// Returns the mode bits that must not be set.
     fn closed_bits(self) -> u32 {
         match self {
             Self::Private => 0o077,
@@ -233,7 +237,7 @@ impl Access {
 
 impl Drop for Lock<'_> {
     fn drop(&mut self) {
-        // Closing the folder would release it as well.
+        // Closing the folder would release the lock as well.
         let _ = flock(&self.0.fd, FlockOperation::Unlock);
     }
 }

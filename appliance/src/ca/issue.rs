@@ -1,5 +1,5 @@
-//! The command `cloakroom ca issue`: every rule that ends TLS has a CA that is right and has
-//! time left. Running it again changes nothing that is right.
+//! The command `cloakroom ca issue`: gives every rule that ends TLS a CA that is right and has time
+//! left. Another run changes nothing that is right.
 
 use std::{collections::BTreeSet, fmt, path::Path, time::SystemTime};
 
@@ -24,18 +24,18 @@ pub struct Issued {
 /// The change for a rule, and its cause.
 #[derive(Debug)]
 pub enum IssueOutcome {
-    /// It was right: this many seconds are left.
+    /// The CA was right: this many seconds are left.
     Kept(i64),
-    /// It was replaced, with a new key, because of this.
+    /// The CA was replaced, with a new key, because of this fault.
     Made(Fault),
-    /// No rule ends TLS under this name any more, but there is a key that agents trust.
-    /// Nothing is deleted: the folder may be one that was given by mistake.
+    /// No rule ends TLS under this name any more, but there is a key that agents trust. Nothing is
+    /// deleted, because the operator may have given the wrong folder.
     Orphaned,
 }
 
-/// Makes, in `dir`, the issuing CAs that `policy` needs and that are missing, wrong, of another
-/// root or in the last third of their lives. All rules are checked before anything is written;
-/// each is written whole, and a run that was cut short is completed by the next.
+/// Makes in `dir` the issuing CAs that `policy` needs and that are missing, wrong, of another root
+/// or in the last third of their lives. All rules are checked before anything is written. Each CA
+/// is written whole, and the next run completes one that was cut short.
 pub fn issue(
     root: &Root,
     dir: &Path,
@@ -94,12 +94,12 @@ impl<'a> RequiredCa<'a> {
         Ok(Issued { rule: self.rule.clone(), outcome })
     }
 
-    /// The seconds that are left of a CA that needs nothing.
+    /// Returns the seconds that are left of a CA that needs no replacement.
     fn examine(&self, root: &Root, folder: &CaFolder, now: i64) -> Result<i64, Fault> {
         let pair = Pair::read(folder, self.rule, &self.names, self.constraints)?;
         check::check_order(&pair.certificate)?;
         check::check_signed_by(&pair.certificate, root.certificate().der())?;
-        // One that ends with the root gains nothing from being replaced.
+        // A CA that ends with the root gains nothing from a replacement.
         let least = match pair.validity.not_after == root.validity().not_after {
             true => DAY,
             false => (pair.validity.life() / 3).max(DAY).saturating_add(1),
@@ -108,8 +108,8 @@ impl<'a> RequiredCa<'a> {
         Ok(pair.validity.left(now))
     }
 
-    /// The key goes first: where the machine stops between the two, what is left does not match
-    /// and is replaced.
+    /// Makes and writes the CA. The key goes first: where the machine stops between the two writes,
+    /// the remaining pair does not match and is replaced.
     fn make(
         &self,
         root: &Root,
@@ -129,7 +129,7 @@ impl<'a> RequiredCa<'a> {
     }
 }
 
-/// The keys of rules that are gone.
+/// Returns the keys of rules that are gone.
 fn orphans(folder: &CaFolder, required: &[RequiredCa<'_>]) -> Result<Vec<Issued>, CaError> {
     let names = folder.names().map_err(|fault| folder.error("", fault))?;
     let stems = names.iter().filter_map(|name| name.strip_suffix(".key"));
@@ -161,7 +161,7 @@ impl fmt::Display for Issued {
     }
 }
 
-/// About 31 KiB of certificate in each handshake.
+/// Most names of a rule: about 31 KiB of certificate in each handshake.
 const MAX_NAMES: usize = 1_000;
 
 #[cfg(test)]
@@ -261,7 +261,7 @@ mod tests {
             &|| std::fs::write(&pem, "").unwrap(),
             &|| std::fs::write(&key, "x").unwrap(),
             &|| std::fs::set_permissions(&key, PermissionsExt::from_mode(0o644)).unwrap(),
-            // As after a crash between the two files.
+            // A crash between the two files leaves this.
             &|| {
                 let old = std::fs::read(&pem).unwrap();
                 outcome(&made, &["b.test"], now());
@@ -306,7 +306,7 @@ mod tests {
                 (0..20).for_each(|round| work(&made, round));
             })
         };
-        // Each writer wants other names in each round, so that both keep replacing the pair.
+        // Each writer uses other names in each round, so that both keep replacing the pair.
         let write = |made: &Installation, round: usize| {
             outcome(made, [&["a.test"], &["b.test"]][round % 2], now());
         };

@@ -1,4 +1,4 @@
-//! The CA that signs the leaves of one rule, and can sign for nothing else.
+//! The CA that signs the leaves of one rule and can sign for no other names.
 
 use std::{
     collections::BTreeSet,
@@ -45,7 +45,7 @@ pub(super) struct Pair {
     pub(super) validity: Validity,
 }
 
-/// A leaf, and when (seconds since 1970) it is good for use.
+/// A leaf, and the times (seconds since 1970) between which it may be used.
 pub(super) struct Leaf {
     pub(super) key: Arc<CertifiedKey>,
     pub(super) not_before: i64,
@@ -55,12 +55,13 @@ pub(super) struct Leaf {
 impl IssuingCa {
     /// Loads the CA of `rule` from `dir`: `RULE.pem`, one certificate, and `RULE.key`.
     ///
-    /// Waits up to two seconds for a `cloakroom ca issue` that is at work there: not for a
-    /// thread that carries flows.
+    /// Waits up to two seconds for a `cloakroom ca issue` that is at work there, so a thread that
+    /// carries flows must not call it.
     ///
     /// # Errors
     ///
-    /// Every doubt is fatal: a key that others may read or that is not the
+    /// Every doubt is fatal: a key that others may read or that is not the certificate's, names
+    /// that are not exactly those of the rule, an end that has come.
     /// certificate's, names that are not exactly those of the rule, an end that has come.
     pub fn load(dir: &Path, rule: &TlsRule, now: SystemTime) -> Result<Self, CaError> {
         let now = unix_seconds(now)?;
@@ -82,7 +83,8 @@ impl IssuingCa {
         Self::assemble((rule.clone(), names.to_vec()), vec![certificate], key, validity)
     }
 
-    /// From parts that were checked. The first certificate of `chain` is the one of `key`.
+    /// Builds the CA from parts that were checked. The first certificate of `chain` is the one of
+    /// `key`.
     pub(super) fn assemble(
         (rule, names): (RuleName, Vec<HostPattern>),
         chain: Vec<CertificateDer<'static>>,
@@ -94,43 +96,43 @@ impl IssuingCa {
         Ok(Self { rule, names, chain, validity, issuer })
     }
 
-    /// The rule it belongs to.
+    /// Returns the rule that it belongs to.
     pub fn rule(&self) -> &RuleName {
         &self.rule
     }
 
-    /// The names it may sign for.
+    /// Returns the names that it may sign for.
     pub fn names(&self) -> &[HostPattern] {
         &self.names
     }
 
-    /// When it ends. From then on there are no leaves: `cloakroom ca issue` and a reload come
-    /// before.
+    /// Returns when it ends. From then on there are no leaves, unless `cloakroom ca issue` and a
+    /// reload come before.
     pub fn ends(&self) -> SystemTime {
         let seconds = u64::try_from(self.validity.not_after).unwrap_or(0);
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
-    /// When it began.
+    /// Returns when it began.
     pub fn begins(&self) -> SystemTime {
         let seconds = u64::try_from(self.validity.not_before).unwrap_or(0);
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
-    /// When it should have been replaced for long: whoever does that does so from the last third
-    /// of its life on.
+    /// Returns the time from which its replacement is long overdue. CAs are replaced from the last
+    /// third of their lives on.
     pub fn overdue_from(&self) -> SystemTime {
         let tenths = u64::try_from(self.validity.life() / 10 * 3).unwrap_or(0);
         self.ends().checked_sub(Duration::from_secs(tenths)).unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
-    /// Whether it may sign for `host`.
+    /// Returns whether it may sign for `host`.
     pub fn covers(&self, host: &Host) -> bool {
         self.names.iter().any(|name| name.matches(host))
     }
 
-    /// Makes a leaf with a key of its own: one name, 24 hours of which one has passed, and
-    /// never beyond the end of this CA.
+    /// Makes a leaf with a key of its own for one name. The leaf lives 24 hours, of which one has
+    /// passed, and never beyond the end of this CA.
     pub(super) fn mint(&self, host: &Host, now: i64) -> Result<Leaf, CaError> {
         let fault = |fault| CaError::Issuing { rule: self.rule.clone(), fault };
         if !self.covers(host) {
@@ -140,7 +142,7 @@ impl IssuingCa {
         self.sign_leaf(host, now)
     }
 
-    /// What [`IssuingCa::mint`] does, without its questions.
+    /// Signs a leaf without the checks of [`IssuingCa::mint`].
     pub(super) fn sign_leaf(&self, host: &Host, now: i64) -> Result<Leaf, CaError> {
         let not_before = now.saturating_sub(BACKDATE);
         let not_after = not_before.saturating_add(LEAF_SPAN).min(self.validity.not_after);
@@ -154,7 +156,7 @@ impl IssuingCa {
 }
 
 impl Pair {
-    /// Reads a pair and holds it against the names. The folder is locked.
+    /// Reads a pair and checks it against the names. The folder is locked.
     pub(super) fn read(
         folder: &CaFolder,
         rule: &RuleName,
@@ -180,7 +182,8 @@ impl fmt::Debug for IssuingCa {
     }
 }
 
-/// Makes a key and its certificate in PEM. Ends with the root where that ends first.
+/// Makes a key and its certificate in PEM. The certificate ends with the root where that ends
+/// first.
 pub(super) fn make(
     root: &Root,
     rule: &RuleName,
@@ -205,7 +208,7 @@ pub(super) fn key_file(rule: &RuleName) -> String {
     format!("{rule}.key")
 }
 
-/// All but the names that it is limited to.
+/// Returns all parameters of the certificate except the names that it is limited to.
 fn ca_params(rule: &RuleName) -> Result<CertificateParams, CaError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
@@ -222,8 +225,8 @@ fn ca_params(rule: &RuleName) -> Result<CertificateParams, CaError> {
 fn leaf_params(host: &Host, not_before: i64, not_after: i64) -> Result<CertificateParams, CaError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    // The common name is for people and has room for 64 characters (RFC 5280, appendix A.1);
-    // without it the subject is empty, and rcgen marks the SAN as critical.
+    // The common name is for people and has room for 64 characters (RFC 5280, appendix A.1).
+    // Without one the subject is empty, and rcgen marks the SAN as critical.
     if host.as_str().len() <= COMMON_NAME_BYTES {
         params.distinguished_name.push(DnType::CommonName, host.as_str());
     }
@@ -238,9 +241,10 @@ fn leaf_params(host: &Host, not_before: i64, not_after: i64) -> Result<Certifica
     Ok(params)
 }
 
-/// Life of an issuing CA, from when it is made.
+/// Lifetime of an issuing CA.
 const LIFE: i64 = 90 * DAY;
-/// Both ends of a leaf's validity belong to it (RFC 5280, section 4.1.2.5): one second less.
+/// A leaf's lifetime less one second: both ends of its validity belong to it (RFC 5280, section
+/// 4.1.2.5).
 const LEAF_SPAN: i64 = 24 * HOUR - 1;
 const COMMON_NAME_BYTES: usize = 64;
 const KEY_BYTES: usize = 4 * 1024;
@@ -268,7 +272,7 @@ mod tests {
         ca.mint(&host(name), unix_seconds(now()).unwrap()).unwrap().key.cert.clone()
     }
 
-    /// What a thief of the issuing key would do.
+    /// Makes the chain that a thief of the issuing key would make.
     fn forge(ca: &IssuingCa, san: SanType) -> Vec<CertificateDer<'static>> {
         let now = unix_seconds(now()).unwrap();
         let mut params = leaf_params(&host("any.test"), now - 60, now + 60).unwrap();
@@ -376,7 +380,7 @@ mod tests {
         assert!(matches!(before, Err(CaError::Issuing { fault: Fault::NotYetValid, .. })));
     }
 
-    /// wolfSSL takes no other order.
+    /// wolfSSL accepts no other order.
     #[test]
     fn a_ca_says_that_it_is_one_before_its_names() {
         let (made, ca) = Installation::with("api", &["api.test"]);
@@ -389,7 +393,7 @@ mod tests {
         assert!(basic < names && names == issuing.extensions().len() - 1, "{basic} {names}");
         check::check_order(&ca.chain[0]).unwrap();
 
-        // As an earlier version made it: kept by the daemon, replaced by `ca issue`.
+        // An earlier version made such a CA: the daemon uses it, `ca issue` replaces it.
         let mut params = ca_params(ca.rule()).unwrap();
         params.name_constraints = Some(rcgen::NameConstraints {
             permitted_subtrees: vec![rcgen::GeneralSubtree::DnsName("api.test".into())],
@@ -399,7 +403,7 @@ mod tests {
         assert!(matches!(check::check_order(early.der()), Err(Fault::Shape(_))));
     }
 
-    /// A CA that the root signed, but that says something else than policy does.
+    /// The root signed these CAs, but they say something else than policy does.
     #[test]
     fn a_ca_that_is_wider_than_its_rule_is_refused() {
         let (made, _) = Installation::with("api", &["api.test"]);

@@ -30,12 +30,12 @@ impl CaKey {
         pair.map(|pair| Self(Zeroizing::new(pair))).ok_or(Fault::NotOneKey)
     }
 
-    /// PKCS#8 in PEM.
+    /// Returns the key as PKCS#8 in PEM.
     pub(super) fn to_pem(&self) -> Zeroizing<String> {
         Zeroizing::new(self.0.serialize_pem())
     }
 
-    /// The same key for rustls to sign handshakes with.
+    /// Returns the same key for rustls to sign handshakes with.
     pub(super) fn to_rustls(
         &self,
     ) -> Result<std::sync::Arc<dyn rustls::sign::SigningKey>, rustls::Error> {

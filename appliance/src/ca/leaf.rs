@@ -1,8 +1,8 @@
-//! The leaves that agents are shown: one for each host, kept for all threads.
+//! The leaves that agents are shown: one for each host, shared by all threads.
 //!
-//! A leaf outlives the connection it was made for and the process outlives the leaf, so every
-//! use looks at the clock. Minting takes some tens of microseconds and is done outside of any
-//! lock: two threads may both mint, and one of the two leaves is kept.
+//! A connection is shorter than its leaf's life, and a leaf's life is shorter than the process's,
+//! so every use looks at the clock. Minting takes some tens of microseconds and is done outside of
+//! any lock: two threads may both mint, and one of the two leaves is kept.
 
 use std::{
     collections::HashMap,
@@ -24,7 +24,7 @@ use crate::{
     policy::{Host, HostPattern},
 };
 
-/// The leaves of one rule: at most 512, the oldest make room.
+/// The leaves of one rule: at most 512, of which the oldest make room.
 pub struct Leaves {
     ca: IssuingCa,
     hasher: RandomState,
@@ -32,33 +32,34 @@ pub struct Leaves {
 }
 
 impl Leaves {
-    /// None yet.
+    /// Creates an empty set of leaves.
     pub fn new(ca: IssuingCa) -> Self {
         Self { ca, hasher: RandomState::new(), shards: std::array::from_fn(|_| Mutex::default()) }
     }
 
-    /// The names that a leaf can be had for.
+    /// Returns the names that a leaf can be had for.
     pub fn names(&self) -> &[HostPattern] {
         self.ca.names()
     }
 
-    /// When the issuing CA began.
+    /// Returns when the issuing CA began.
     pub fn begins(&self) -> SystemTime {
         self.ca.begins()
     }
 
-    /// When the issuing CA ends, and with it the last leaf.
+    /// Returns when the issuing CA ends, and with it the last leaf.
     pub fn ends(&self) -> SystemTime {
         self.ca.ends()
     }
 
-    /// As [`IssuingCa::overdue_from`].
+    /// See [`IssuingCa::overdue_from`].
     pub fn overdue_from(&self) -> SystemTime {
         self.ca.overdue_from()
     }
 
-    /// The chain (leaf and issuing CA) and the key to show to an agent that asks for `host`:
-    /// valid for at most 24 hours in all, with a quarter of its life or more to go.
+    /// Returns the chain (leaf and issuing CA) and the key to show to an agent that asks for
+    /// `host`. The leaf is valid for at most 24 hours in all, and at least a quarter of its life is
+    /// left.
     ///
     /// # Errors
     ///
@@ -73,12 +74,12 @@ impl Leaves {
         Ok(key)
     }
 
-    /// The same, where it has been made already.
+    /// Returns the same if it has been made already.
     pub fn kept(&self, host: &Host, now: SystemTime) -> Option<Arc<CertifiedKey>> {
         let now = unix_seconds(now).ok()?;
         let shard = self.shard(host)?;
         let leaf = shard.get(host)?;
-        // A clock that was set back makes a leaf of the future.
+        // A leaf that was made before the clock was set back begins in the future.
         let fresh = leaf.not_before <= now && now < leaf.renew_at;
         fresh.then(|| Arc::clone(&leaf.key))
     }
@@ -125,7 +126,7 @@ mod tests {
         (made, Leaves::new(ca))
     }
 
-    /// The leaves of a rule where agents choose the names.
+    /// Returns the leaves of a rule under which agents choose the names.
     fn suffix_leaves() -> (Installation, Leaves) {
         let made = Installation::new();
         let hosts = vec![HostPattern::Suffix(host("a.test"))];

@@ -1,15 +1,15 @@
 //! The certificates that agents see on intercepted hosts: root, issuing CAs, leaves.
 //!
-//! The root is what agents trust. Its key is opened by the short-lived `cloakroom ca` and never
-//! by the daemon. The root signs one *issuing CA* for each rule that ends TLS, critically
-//! constrained to that rule's names and to no IP address, so that a stolen issuing key is good
-//! for nothing else. An issuing CA signs leaves of one name that live for a day.
+//! Agents trust the root. Its key is opened by the short-lived `cloakroom ca` and never by the
+//! daemon. The root signs one *issuing CA* for each rule that ends TLS, critically constrained to
+//! that rule's names and to no IP address, so that a stolen issuing key is good for nothing else.
+//! An issuing CA signs leaves of one name that live for a day.
 //!
-//! With `[vault.pki]` the root is in Vault instead, or above it: the daemon makes each issuing CA's
-//! key in memory, has Vault sign it, and replaces it long before it ends.
+//! With `[vault.pki]` the root is in Vault instead, or above Vault's CA: the daemon makes each
+//! issuing CA's key in memory, has Vault sign it, and replaces it long before it ends.
 //!
-//! Errs towards refusal: an issuing CA that says anything but what policy says is not used, and
-//! what is in doubt is replaced by `cloakroom ca issue`, never patched.
+//! Errs towards refusal: an issuing CA that says anything else than policy says is not used, and a
+//! doubtful one is replaced by `cloakroom ca issue`, never patched.
 
 mod check;
 mod error;

@@ -1,9 +1,10 @@
-//! The extension that limits an issuing CA to names (RFC 5280, section 4.2.1.10). It is written
-//! here because it has to stand behind basicConstraints: wolfSSL refuses a CA where it stands in
-//! front, as rcgen would have it, for every name.
+//! The extension that limits an issuing CA to names (RFC 5280, section 4.2.1.10). It is encoded
+//! here because it has to stand behind basicConstraints. rcgen puts it in front, and wolfSSL
+//! refuses such a CA for every name.
 //!
-//! A permitted name also permits the names below it. Excluding those takes a name with a leading
-//! dot, which RFC 5280 does not define: verifiers that go by the letter refuse the whole chain.
+//! A permitted name also permits the names below it. An exclusion of those would need a name with a
+//! leading dot, which RFC 5280 does not define: verifiers that follow it to the letter refuse the
+//! whole chain.
 
 use std::collections::BTreeSet;
 
@@ -21,7 +22,7 @@ pub(super) struct NameConstraints {
 }
 
 impl NameConstraints {
-    /// For these names and no IP address.
+    /// Permits these names and excludes every IP address.
     pub(super) fn only(names: &BTreeSet<&str>) -> Self {
         let permitted = names.iter().map(|name| (*name).to_owned()).collect();
         Self { permitted, excluded: EVERY_ADDRESS.to_vec() }
@@ -45,7 +46,7 @@ impl NameConstraints {
     }
 }
 
-/// `GeneralSubtrees`, with the tag of its list. Minimum is the default and maximum absent.
+/// Writes `GeneralSubtrees` with the tag of its list. Minimum is the default and maximum absent.
 fn subtrees<T>(
     writer: DERWriter<'_>,
     list: u64,

@@ -12,9 +12,9 @@ use time::OffsetDateTime;
 use super::{CaError, Fault};
 use crate::policy::HostPattern;
 
-/// The names that a name constraint must permit, sorted, each once. `None` where no constraint
-/// can say it: for `*`, and for no names at all, because an empty list permits everything
-/// (RFC 5280, section 4.2.1.10).
+/// Returns the names that a name constraint must permit, sorted, each once. Returns `None` where no
+/// constraint can express them: for `*`, and for no names at all, because an empty list permits
+/// everything (RFC 5280, section 4.2.1.10).
 pub(super) fn constraint_names(names: &[HostPattern]) -> Option<BTreeSet<&str>> {
     let names = names.iter().map(|name| match name {
         HostPattern::Exact(host) | HostPattern::Suffix(host) => Some(host.as_str()),
@@ -23,7 +23,7 @@ pub(super) fn constraint_names(names: &[HostPattern]) -> Option<BTreeSet<&str>> 
     names.collect::<Option<BTreeSet<_>>>().filter(|names| !names.is_empty())
 }
 
-/// Seconds since 1970.
+/// Returns the seconds since 1970.
 pub(super) fn unix_seconds(now: SystemTime) -> Result<i64, CaError> {
     let since = now.duration_since(UNIX_EPOCH).map_err(|_| CaError::Clock)?;
     i64::try_from(since.as_secs()).map_err(|_| CaError::Clock)
@@ -33,7 +33,7 @@ pub(super) fn date(unix_seconds: i64) -> Result<OffsetDateTime, CaError> {
     OffsetDateTime::from_unix_timestamp(unix_seconds).map_err(|_| CaError::Clock)
 }
 
-/// 126 random bits: positive, never zero, always 16 bytes (RFC 5280, section 4.1.2.2).
+/// Returns 126 random bits: positive, never zero, always 16 bytes (RFC 5280, section 4.1.2.2).
 pub(super) fn random_serial() -> Result<SerialNumber, CaError> {
     let mut bytes = random_bytes::<16>()?;
     if let Some(first) = bytes.first_mut() {
@@ -49,7 +49,7 @@ pub(super) fn random_bytes<const N: usize>() -> Result<[u8; N], CaError> {
     Ok(bytes)
 }
 
-/// The certificate of a PEM text that holds exactly one.
+/// Returns the certificate of a PEM text that holds exactly one.
 pub(super) fn one_certificate(pem: &[u8]) -> Result<CertificateDer<'static>, Fault> {
     let mut certificates = CertificateDer::pem_slice_iter(pem);
     match (certificates.next(), certificates.next()) {
@@ -58,7 +58,7 @@ pub(super) fn one_certificate(pem: &[u8]) -> Result<CertificateDer<'static>, Fau
     }
 }
 
-/// Certificates are backdated by this many seconds, for agents whose clocks are behind.
+/// Seconds by which certificates are backdated, for agents whose clocks are behind.
 pub(super) const BACKDATE: i64 = 3_600;
 pub(super) const HOUR: i64 = 3_600;
 pub(super) const DAY: i64 = 24 * HOUR;

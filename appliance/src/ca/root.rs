@@ -1,4 +1,4 @@
-//! The root: the one certificate that agents trust. It stays put for ten years.
+//! The root: the one certificate that agents trust. It stays the same for ten years.
 //!
 //! An existing root is never overwritten, whatever is wrong with it.
 
@@ -35,9 +35,9 @@ pub struct Root {
 pub struct RootCertificate(CertificateDer<'static>);
 
 impl Root {
-    /// Makes a root in `dir` (made with mode 0700 where there is none): `root.key`, mode 0600,
-    /// and `root.pem`. Its subject is `label`, 1 to 48 printable ASCII characters, and eight
-    /// random hexadecimal digits, so that agents of two installations can tell them apart.
+    /// Makes a root in `dir` (made with mode 0700 if it is missing): `root.key`, mode 0600, and
+    /// `root.pem`. Its subject is `label`, 1 to 48 printable ASCII characters, and eight random
+    /// hexadecimal digits, so that agents of two installations can tell them apart.
     pub fn init(dir: &Path, label: &str, now: SystemTime) -> Result<Self, CaError> {
         let params = params(label, unix_seconds(now)?)?;
         let folder = CaFolder::open_or_make(dir)?;
@@ -64,7 +64,7 @@ impl Root {
         Self::assemble(folder, certificate, key)
     }
 
-    /// Whether `dir` has a root, or a part of one.
+    /// Returns whether `dir` has a root, or a part of one.
     #[must_use]
     pub fn is_in(dir: &Path) -> bool {
         there(dir).is_some()
@@ -89,16 +89,16 @@ impl Root {
         Ok(root)
     }
 
-    /// Whole days that are left of its life.
+    /// Returns the whole days that are left of its life.
     ///
     /// # Errors
     ///
-    /// The clock says a time that no certificate can.
+    /// The clock shows a time that no certificate can hold.
     pub fn days_left(&self, now: SystemTime) -> Result<i64, CaError> {
         Ok(self.validity.left(unix_seconds(now)?) / DAY)
     }
 
-    /// The root's certificate.
+    /// Returns the root's certificate.
     pub fn certificate(&self) -> &RootCertificate {
         &self.certificate
     }
@@ -133,8 +133,8 @@ impl RootCertificate {
         Self::read(&open_folder(dir)?)
     }
 
-    /// Reads the one certificate of a file, at most 64 KiB, that the operator names. Whether it is
-    /// a root is not looked at.
+    /// Reads the one certificate of a file, at most 64 KiB, that the operator names. Does not check
+    /// that it is a root.
     pub fn from_file(path: &Path) -> Result<Self, CaError> {
         let fault = |fault| CaError::File { path: path.into(), fault };
         let file = std::fs::File::open(path).map_err(|error| fault(error.into()))?;
@@ -159,24 +159,24 @@ impl RootCertificate {
         Ok(Self(certificate))
     }
 
-    /// The common name of its subject.
+    /// Returns the common name of its subject.
     pub fn name(&self) -> String {
         check::common_name(&self.0).unwrap_or_default()
     }
 
-    /// The certificate in DER.
+    /// Returns the certificate in DER.
     pub fn der(&self) -> &CertificateDer<'static> {
         &self.0
     }
 
-    /// The certificate in PEM, encoded again: nothing else of the file is in it.
+    /// Returns the certificate in PEM, encoded again: nothing else of the file is in it.
     pub fn to_pem(&self) -> String {
         pem(&self.0)
     }
 
-    /// The root, and then the CAs that this system trusts, in PEM. For variables that replace
-    /// an agent's trust store as a whole, such as `SSL_CERT_FILE`: with the root alone, every
-    /// host that is not intercepted would fail.
+    /// Returns the root and then the CAs that this system trusts, in PEM. The bundle is for
+    /// variables that replace an agent's trust store as a whole, such as `SSL_CERT_FILE`: with the
+    /// root alone, every host that is not intercepted would fail.
     pub fn to_bundle(&self, system: &[CertificateDer<'_>]) -> Result<String, CaError> {
         let system: Vec<_> = system.iter().filter(|der| **der != self.0).collect();
         if system.is_empty() {
@@ -192,7 +192,7 @@ impl fmt::Debug for Root {
     }
 }
 
-/// A folder that is not there holds no root.
+/// Opens the folder of the root. A missing folder holds no root.
 fn open_folder(dir: &Path) -> Result<CaFolder, CaError> {
     CaFolder::open(dir).map_err(|error| match error {
         CaError::File { fault: FileFault::Io(e), .. } if e.kind() == io::ErrorKind::NotFound => {
@@ -234,7 +234,7 @@ pub(super) fn pem(der: &CertificateDer<'_>) -> String {
     pem
 }
 
-/// A file of a root in `dir`.
+/// Returns a file of a root in `dir`, if there is one.
 fn there(dir: &Path) -> Option<PathBuf> {
     let mut files = [KEY_FILE, CERTIFICATE_FILE].into_iter().map(|name| dir.join(name));
     files.find(|path| rustix::fs::lstat(path).is_ok())

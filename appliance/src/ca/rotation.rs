@@ -1,9 +1,10 @@
-//! Keeps every rule's issuing CA good: made when the rule comes, replaced when a good half of its
-//! life is over, long before a third is left, and tried again with back-off where Vault does not
-//! help. A rule without a CA stays closed; a CA that is there serves until it ends and not longer.
+//! Keeps every rule's issuing CA good. A CA is made when its rule appears and replaced when a
+//! little over half of its life is over, long before only a third is left; where Vault does not
+//! help, the request is repeated with back-off. A rule without a CA stays closed; a CA serves until
+//! it ends and not longer.
 //!
-//! One task for each rule, ended when the rule goes or the rotation is dropped. At most four ask
-//! at once, so that a start with many rules is no burst.
+//! There is one task for each rule. It ends when the rule goes or the rotation is dropped. At most
+//! four tasks ask at once, so that a start with many rules is no burst.
 
 use std::{
     sync::{Arc, Mutex},
@@ -49,19 +50,19 @@ struct RenewalServices {
 /// A rule's CA, and the task that keeps it good.
 struct Tended {
     ca: Arc<RuleCa>,
-    /// Whether Vault has answered, well or not.
+    /// Whether Vault has answered, with a certificate or an error.
     tried: watch::Receiver<bool>,
     task: JoinHandle<()>,
 }
 
-/// Why there is no new CA.
+/// The reasons why there is no new CA.
 enum RenewalError {
     Vault(FetchError),
     Ca(CaError),
 }
 
 impl Rotation {
-    /// Reads the root. Asks for nothing yet.
+    /// Reads the root. Sends no request yet.
     ///
     /// # Errors
     ///
@@ -72,10 +73,12 @@ impl Rotation {
         Ok(Self { services: Arc::new(services), tended: Mutex::default() })
     }
 
-    /// The CAs of a policy: those that are there for rules whose names are the same, and empty
-    /// ones for all others, until [`Rotation::tend`] has them made.
+    /// Returns the CAs of a policy: the existing one for each rule with the same names as before,
+    /// and an empty one for every other, until [`Rotation::tend`] has it made.
     ///
     /// # Errors
+    ///
+    /// A rule's names cannot be put into a name constraint.
     ///
     /// A rule whose names cannot be put into a name constraint.
     pub fn cas(&self, policy: &Policy) -> Result<RuleCas, CaError> {
@@ -87,7 +90,7 @@ impl Rotation {
             let ca = match kept {
                 Some(tended) => Arc::clone(&tended.ca),
                 None => {
-                    // What Vault will be asked for is sure to be sayable.
+                    // This makes sure that the later request to Vault can be expressed.
                     SigningRequest::new(&rule, &names, &self.services.terms)?;
                     Arc::new(RuleCa::empty(rule.clone(), names))
                 }
@@ -97,7 +100,7 @@ impl Rotation {
         Ok(cas)
     }
 
-    /// Keeps exactly these good from now on. Needs a runtime.
+    /// Keeps exactly these CAs good from now on. Needs a runtime.
     pub fn tend(&self, cas: &RuleCas) {
         let mut tended = lock(&self.tended);
         let is_in = |ca: &Arc<RuleCa>| cas.values().any(|other| Arc::ptr_eq(ca, other));
@@ -109,17 +112,17 @@ impl Rotation {
         }
     }
 
-    /// Waits until Vault was asked once for each, or `deadline`.
+    /// Waits until Vault has answered once for each CA, or until `deadline`.
     pub async fn first_round(&self, deadline: Instant) {
         let tried: Vec<_> = {
             let tended = lock(&self.tended);
             tended.iter().map(|tended| tended.tried.clone()).collect()
         };
         let all = join_all(tried.into_iter().map(|mut tried| async move {
-            // An error means that its task has gone.
+            // An error means that the task has gone.
             let _ = tried.wait_for(|tried| *tried).await;
         }));
-        // What is late stays closed until it is there.
+        // The hosts of a CA that is late stay closed until it is there.
         let _ = tokio::time::timeout_at(deadline.into(), all).await;
     }
 }
@@ -138,7 +141,7 @@ impl Drop for Tended {
     }
 }
 
-/// Never ends by itself.
+/// Keeps one CA good. Never ends by itself.
 async fn keep_good(ca: Arc<RuleCa>, services: Arc<RenewalServices>, told: watch::Sender<bool>) {
     let mut failures = 0;
     loop {
@@ -162,7 +165,7 @@ async fn keep_good(ca: Arc<RuleCa>, services: Arc<RenewalServices>, told: watch:
 }
 
 impl RenewalServices {
-    /// Puts a new CA in the place of the one that is there, and says when it ends.
+    /// Replaces the CA by a new one and returns when that ends.
     async fn renew(&self, ca: &RuleCa, now: SystemTime) -> Result<SystemTime, RenewalError> {
         // The semaphore is never closed.
         let _turn = self.at_once.acquire().await;
@@ -199,14 +202,14 @@ impl RenewalError {
     const fn cause(&self) -> SecretCause {
         match self {
             Self::Vault(error) => error.cause(),
-            // Vault gave something, and it is not fit for use.
+            // Vault returned a certificate that is not fit for use.
             Self::Ca(_) => SecretCause::ValueInvalid,
         }
     }
 }
 
-/// Waits by the wall clock, which is what ends a certificate: a clock that is set forward, or a
-/// machine that slept, is seen within a minute.
+/// Waits by the wall clock, which decides when a certificate ends. A clock that was set forward, or
+/// a machine that slept, is noticed within a minute.
 async fn wait_until(due: SystemTime) {
     while let Ok(left) = due.duration_since(SystemTime::now()) {
         if left.is_zero() {
@@ -216,13 +219,15 @@ async fn wait_until(due: SystemTime) {
     }
 }
 
-/// Doubles from a second to a minute, less up to a half.
+/// Returns the pause after so many failures: it doubles from a second to a minute, less up to a
+/// half.
 fn back_off(failures: u32) -> Duration {
     let full = RETRY_FIRST.saturating_mul(1 << failures.saturating_sub(1).min(6)).min(RETRY_MOST);
     share(full, 50, 100)
 }
 
-/// A random part of `time`, in hundredths. Gateways that started together do not stay together.
+/// Returns a random part of `time`, between `least` and `most` hundredths, so that gateways that
+/// started together do not stay together.
 fn share(time: Duration, least: u32, most: u32) -> Duration {
     // Without randomness there is no jitter, and no key either.
     let random = random_bytes::<2>().map_or(0, u16::from_be_bytes);
@@ -230,10 +235,10 @@ fn share(time: Duration, least: u32, most: u32) -> Duration {
     time.saturating_mul(hundredths) / 100
 }
 
-/// Questions to Vault at the same time.
+/// Requests to Vault at the same time.
 const AT_ONCE: usize = 4;
-/// Hundredths of a CA's life after which it is replaced. The time above a third is for
-/// trying again.
+/// Hundredths of a CA's life after which it is replaced. The time until only a third is left is for
+/// further attempts.
 const RENEW_FROM: u32 = 50;
 const RENEW_UNTIL: u32 = 60;
 const RETRY_FIRST: Duration = Duration::from_secs(1);

@@ -1,7 +1,7 @@
-//! The issuing CA of one rule as it is now, with its leaves.
+//! The present issuing CA of one rule, with its leaves.
 //!
-//! It is swapped whole: a handshake keeps the leaf it took, and the leaves of a CA that was
-//! replaced go with it. Where there is no CA there is no leaf, and the rule's hosts are closed.
+//! The CA is replaced as a whole: a handshake keeps the leaf that it took, and the leaves of the
+//! old CA go with it. Where there is no CA there is no leaf, and the rule's hosts are closed.
 
 use std::{
     collections::HashMap,
@@ -31,19 +31,19 @@ pub struct RuleCa {
     missing: Mutex<SecretCause>,
 }
 
-/// Why there is no leaf to show.
+/// The reasons why there is no leaf to show.
 #[derive(Debug, thiserror::Error)]
 pub enum LeafError {
-    /// There is no issuing CA, or it has ended, because of this.
+    /// There is no issuing CA, or it has ended, for this cause.
     #[error("no issuing CA: {0}")]
     NoCa(SecretCause),
-    /// There is one, and no leaf could be made.
+    /// There is a CA, but no leaf could be made.
     #[error("{0}")]
     Ca(CaError),
 }
 
 impl RuleCa {
-    /// Without a CA so far.
+    /// Creates the entry of a rule that has no CA yet.
     pub(super) fn empty(rule: RuleName, names: Vec<HostPattern>) -> Self {
         let missing = Mutex::new(SecretCause::VaultUnreachable);
         Self { rule, names, leaves: ArcSwapOption::empty(), missing }
@@ -56,12 +56,12 @@ impl RuleCa {
         this
     }
 
-    /// Loads the CAs that `cloakroom ca issue` made for `policy` in `dir`. One that has ended is
-    /// none: its rule is closed, and no other.
+    /// Loads the CAs that `cloakroom ca issue` made for `policy` in `dir`. A CA that has ended
+    /// counts as missing: its rule is closed, and no other.
     ///
     /// # Errors
     ///
-    /// As [`IssuingCa::load`], for the first that is not right.
+    /// As [`IssuingCa::load`], for the first CA that is not right.
     pub fn load_all(
         dir: &std::path::Path,
         policy: &Policy,
@@ -82,41 +82,41 @@ impl RuleCa {
         rules_that_end_tls(policy)?.into_iter().map(load).collect()
     }
 
-    /// The rule.
+    /// Returns the rule.
     pub fn rule(&self) -> &RuleName {
         &self.rule
     }
 
-    /// The names that it is for.
+    /// Returns the names that it is for.
     pub fn names(&self) -> &[HostPattern] {
         &self.names
     }
 
-    /// When the CA ends; `None` where there is none.
+    /// Returns when the CA ends; `None` where there is none.
     pub fn ends(&self) -> Option<SystemTime> {
         self.leaves.load().as_ref().map(|leaves| leaves.ends())
     }
 
-    /// When the CA began and when it ends; `None` where there is none.
+    /// Returns when the CA began and when it ends; `None` where there is none.
     pub fn life(&self) -> Option<(SystemTime, SystemTime)> {
         self.leaves.load().as_ref().map(|leaves| (leaves.begins(), leaves.ends()))
     }
 
-    /// How long it still lives, where it should have been replaced for long.
+    /// Returns the life that is left of a CA whose replacement is long overdue.
     pub fn overdue(&self, now: SystemTime) -> Option<Duration> {
         let leaves = self.leaves.load();
         let leaves = leaves.as_ref().filter(|leaves| now >= leaves.overdue_from())?;
         leaves.ends().duration_since(now).ok()
     }
 
-    /// The chain and the key to show to an agent that asks for `host`, where they have been made
-    /// already.
+    /// Returns the chain and the key to show to an agent that asks for `host`, if they have been
+    /// made already.
     pub fn kept(&self, host: &Host, now: SystemTime) -> Option<Arc<CertifiedKey>> {
         let leaves = self.leaves.load();
         leaves.as_ref().filter(|leaves| now < leaves.ends())?.kept(host, now)
     }
 
-    /// The same, made where there are none.
+    /// Returns the same, and makes them where they are missing.
     ///
     /// # Errors
     ///
@@ -127,7 +127,7 @@ impl RuleCa {
         leaves.leaf(host, now).map_err(LeafError::Ca)
     }
 
-    /// Why the rule's hosts are closed; `None` where there is a CA.
+    /// Returns why the rule's hosts are closed; `None` where there is a CA.
     pub fn missing(&self, now: SystemTime) -> Option<SecretCause> {
         self.usable(self.leaves.load().as_deref(), now).err()
     }
@@ -144,12 +144,12 @@ impl RuleCa {
         }
     }
 
-    /// From now on this CA, and no leaf of the one before.
+    /// Puts this CA, without any leaf of the one before, in force.
     pub(super) fn put(&self, ca: IssuingCa) {
         self.leaves.store(Some(Arc::new(Leaves::new(ca))));
     }
 
-    /// Why there is none yet. One that is there stays until it ends.
+    /// Notes why there is no CA yet. A CA that is there stays until it ends.
     pub(super) fn is_missing(&self, cause: SecretCause) {
         *lock(&self.missing) = cause;
     }

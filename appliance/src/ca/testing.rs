@@ -88,7 +88,7 @@ pub(super) fn tls_rule(rule: &str, names: &[HostPattern]) -> TlsRule {
     TlsRule { rule: RuleName(rule.into()), names: names.to_vec(), constraints }
 }
 
-/// What rustls says of a chain when it trusts the root alone.
+/// Returns the verdict of rustls on a chain when it trusts the root alone.
 pub(super) fn verify(
     root: &CertificateDer<'static>,
     chain: &[CertificateDer<'static>],
@@ -105,7 +105,8 @@ pub(super) fn verify(
     verifier.verify_server_cert(&chain[0], &chain[1..], &name, &[], now).map(|_| ())
 }
 
-/// What `openssl verify -x509_strict` says of the same; `None` where there is no openssl.
+/// Returns the verdict of `openssl verify -x509_strict` on the same; `None` where there is no
+/// openssl.
 pub(super) fn openssl_verify(
     scratch: &Scratch,
     root: &CertificateDer<'static>,

@@ -12,11 +12,11 @@ pub struct TlsRule {
     pub rule: RuleName,
     /// The names that it may show a certificate for.
     pub names: Vec<HostPattern>,
-    /// How its CA is limited to them.
+    /// The way in which its CA is limited to them.
     pub constraints: Constraints,
 }
 
-/// The rules that end TLS.
+/// Returns the rules that end TLS.
 pub(super) fn rules_that_end_tls(policy: &Policy) -> Result<Vec<TlsRule>, CaError> {
     let apis = policy.apis.iter().map(|api| TlsRule {
         rule: api.name.clone(),

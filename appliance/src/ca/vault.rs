@@ -1,15 +1,15 @@
-//! Issuing CAs that Vault's PKI engine signs: what is asked for, the Vault policy that lets the
-//! gateway ask for nothing else, and whether what came back is what was asked for. Pure.
+//! Issuing CAs that Vault's PKI engine signs: the request, the Vault policy that allows the gateway
+//! no other request, and the check that the answer is what was requested. Pure.
 //!
 //! The key is made here and stays in the process. Vault has the last word on what the gateway may
-//! impersonate, and the gateway does not take more than it asked for: an engine that drops a
+//! impersonate, and the gateway accepts no more than it requested: an engine that drops a
 //! constraint, as OpenBao's drops the exclusion of IP addresses, makes a CA that is not used.
 //!
-//! Vault holds values against a policy as they are sent (1.21.0, tried out). A list is allowed by
-//! an equal list in the policy, and by one that has each of its elements; a text is also taken
-//! apart at its commas. So names are sent as a list and listed as one list for each rule, which
-//! allows no mixture; all else is a text. A value that is empty is not held against
-//! `allowed_parameters` at all, and no names would be all names: `denied_parameters` refuses it.
+//! Vault compares values with a policy as they are sent (tried with 1.21.0). A list is allowed by
+//! an equal list in the policy, and by a list that has each of its elements; a text is also split
+//! at its commas. So names are sent as a list, and the policy has one list for each rule, which
+//! allows no mixture; all other values are texts. An empty value is not compared with
+//! `allowed_parameters` at all, and no names would mean all names: `denied_parameters` refuses it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -48,7 +48,7 @@ pub struct Terms {
     mount: Arc<str>,
     root: RootCertificate,
     root_validity: Validity,
-    /// Seconds.
+    /// Lifetime in seconds.
     ttl: i64,
     addresses: AddressExclusion,
 }
@@ -60,12 +60,12 @@ pub struct SignIntermediate {
     csr: String,
     #[serde(flatten)]
     limits: SigningParameters,
-    /// What a probe says beside that.
+    /// Fields that a probe sends beside those.
     #[serde(flatten)]
     more: BTreeMap<&'static str, &'static str>,
 }
 
-/// What a Vault policy can hold the request against: everything but the CSR.
+/// The parameters that a Vault policy can compare with its own: everything except the CSR.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct SigningParameters {
     common_name: String,
@@ -82,11 +82,11 @@ pub struct Signed {
     /// The issuing CA.
     pub certificate: String,
     /// The CA that signed it and those above, in this order. Vault puts the issuing CA itself in
-    /// front of them; that is passed over.
+    /// front of them; that one is skipped.
     pub chain: Vec<String>,
 }
 
-/// A question that is out, with the key that the answer must be for.
+/// A request that is under way, with the key that the answer must be for.
 pub(super) struct SigningRequest {
     rule: RuleName,
     names: Vec<HostPattern>,
@@ -110,7 +110,7 @@ impl Terms {
     ///
     /// # Errors
     ///
-    /// The file is not one certificate in PEM, or not that of a root.
+    /// The file is not one certificate in PEM, or its certificate is not a root.
     pub fn read(settings: &PkiSettings) -> Result<Self, CaError> {
         let (root, root_validity) = read_root(&settings.root_file)?;
         let addresses = match settings.accept_without_ip_exclusion {
@@ -121,14 +121,14 @@ impl Terms {
         Ok(Self { mount, root, root_validity, ttl: seconds(settings), addresses })
     }
 
-    /// Where the engine is mounted.
+    /// Returns where the engine is mounted.
     pub fn mount(&self) -> &str {
         &self.mount
     }
 }
 
 impl SigningRequest {
-    /// Makes a key and the question for its certificate.
+    /// Makes a key and the request for its certificate.
     pub(super) fn new(
         rule: &RuleName,
         names: &[HostPattern],
@@ -140,11 +140,11 @@ impl SigningRequest {
         Ok(Self { rule: rule.clone(), names: names.to_vec(), key, request })
     }
 
-    /// The CA, if the answer is what was asked for.
+    /// Returns the CA, if the answer is what was requested.
     ///
     /// # Errors
     ///
-    /// A CA that differs from the request, or that an agent would not believe.
+    /// The CA differs from the request, or an agent would not accept it.
     pub(super) fn take(
         self,
         signed: &Signed,
@@ -169,7 +169,7 @@ impl SigningRequest {
         let between = chain_to(terms.root.der(), &certificate, &signed.chain)?;
         let host = names.iter().find_map(|name| Host::parse(name).ok()).ok_or_else(unlimited)?;
         let chain: Vec<_> = std::iter::once(certificate).chain(between).collect();
-        // What is below an expired CA is worth nothing.
+        // A certificate is worth nothing after a CA above it has ended.
         let mut not_after = validity.not_after.min(terms.root_validity.not_after);
         for above in chain.iter().skip(1) {
             not_after = not_after.min(check::validity_of(above)?.not_after);
@@ -182,15 +182,15 @@ impl SigningRequest {
     }
 }
 
-/// The policy that the gateway's token needs to have the issuing CAs of `policy` signed, and no
-/// others, for `vault policy write`. It follows the configuration: names, rules and `ttl`.
+/// Returns the policy, for `vault policy write`, that the gateway's token needs to have the issuing
+/// CAs of `policy` signed, and no others. It follows the configuration: names, rules and `ttl`.
 ///
-/// The common name is listed, and is no host name, because the engine makes a host name in it a
-/// subject alternative name, which some clients take for the name of a server.
+/// The common name is listed, and is no host name: the engine makes a host name in it a subject
+/// alternative name, which some clients take for the name of a server.
 ///
 /// # Errors
 ///
-/// A rule whose names cannot be put into a name constraint.
+/// A rule's names cannot be put into a name constraint.
 pub fn policy_hcl(settings: &PkiSettings, policy: &Policy) -> Result<String, CaError> {
     let rules = rules_that_end_tls(policy)?;
     let limits = rules
@@ -214,8 +214,9 @@ pub fn policy_hcl(settings: &PkiSettings, policy: &Policy) -> Result<String, CaE
     Ok(stanza(&settings.mount, &allowed))
 }
 
-/// All that the gateway says when it has a CA signed. Vault holds a policy's values against what is
-/// said alone: a limit that nobody requires is left out by whoever wants a CA without it.
+/// All parameters that the gateway sends when it has a CA signed. Vault compares a policy's values
+/// only with parameters that are sent: an attacker who wants a CA without a limit omits it, unless
+/// the policy requires it.
 pub const SAID: [&str; 7] = [
     "csr",
     "common_name",
@@ -226,7 +227,7 @@ pub const SAID: [&str; 7] = [
     "not_before_duration",
 ];
 
-/// Where the engine at `mount` signs issuing CAs.
+/// Returns the path at which the engine at `mount` signs issuing CAs.
 pub fn signing_path(mount: &str) -> String {
     format!("{mount}/root/sign-intermediate")
 }
@@ -251,7 +252,7 @@ fn stanza(mount: &str, allowed: &[(&str, BTreeSet<String>)]) -> String {
     text
 }
 
-/// Neither mounts nor names have a character that HCL would want escaped.
+/// Quotes a text for HCL. Neither mounts nor names have a character that would have to be escaped.
 fn quoted(text: &str) -> String {
     format!("\"{text}\"")
 }
@@ -277,8 +278,8 @@ impl SigningParameters {
     }
 }
 
-/// For people who look at a chain. The space keeps it from being a host name; 64 characters are
-/// what a common name has room for (RFC 5280, appendix A.1).
+/// Returns the common name, for people who look at a chain. The space keeps it from being a host
+/// name; it has room for 64 characters (RFC 5280, appendix A.1).
 fn common_name(rule: &RuleName) -> String {
     format!("Cloakroom {rule}").chars().take(COMMON_NAME_CHARACTERS).collect()
 }
@@ -294,8 +295,8 @@ fn read_root(path: &Path) -> Result<(RootCertificate, Validity), CaError> {
     Ok((root, validity))
 }
 
-/// Not longer than was asked for, whatever the two clocks say, and not so short that it would be
-/// asked for again at once.
+/// Checks that the CA lives no longer than requested, whatever the two clocks say, and long enough
+/// not to be requested again at once.
 fn check_life(validity: Validity, ttl: i64, now: i64) -> Result<(), Fault> {
     if validity.life() > ttl.saturating_add(LIFE_SLACK) {
         return Err(Fault::Shape("it lives longer than was asked for"));
@@ -303,7 +304,8 @@ fn check_life(validity: Validity, ttl: i64, now: i64) -> Result<(), Fault> {
     validity.check(now, ttl / LEAST_PART)
 }
 
-/// The CAs between the certificate and the root, in the order in which agents are shown them.
+/// Returns the CAs between the certificate and the root, in the order in which agents are shown
+/// them.
 fn chain_to(
     root: &CertificateDer<'_>,
     certificate: &CertificateDer<'static>,
@@ -324,7 +326,7 @@ fn chain_to(
     Ok(chain)
 }
 
-/// Shows a leaf to the same code that agents written in Rust have, with the root alone to trust:
+/// Verifies a leaf with the code that agents written in Rust use, which trusts the root alone:
 /// constraints, path lengths and dates of every CA above count too.
 fn prove(
     ca: &IssuingCa,
@@ -352,7 +354,7 @@ fn prove(
     Ok(())
 }
 
-/// Why an answer is not taken, before it is said for which rule.
+/// The reasons why an answer is not accepted, before the rule is named.
 enum Unfit {
     Fault(Fault),
     Error(CaError),
@@ -381,11 +383,11 @@ mod probes;
 pub(crate) use probes::{Probes, probes};
 
 const COMMON_NAME_CHARACTERS: usize = 64;
-/// Certificates of the chain that are looked at.
+/// Most certificates of the chain that are read.
 const MAX_CHAIN: usize = 4;
-/// Seconds for the engine to take its two looks at the clock.
+/// Seconds that may pass between the engine's two looks at the clock.
 const LIFE_SLACK: i64 = 60;
-/// A tenth of what was asked for must be there.
+/// The CA must live at least a tenth of the requested time.
 const LEAST_PART: i64 = 10;
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
-//! What is known of programs that agents run: the hosts that each needs beside its API, what it
-//! reads from its environment, and the names that it asks for and does without.
+//! Programs that agents run: the hosts that each needs beside its API, the variables that it reads
+//! from its environment, and the names that it asks for but does not need.
 //!
-//! Each is a file of `clients/`. Its rules are in the words of a configuration, so that one parser
+//! Each program is a file of `clients/`. Its rules are written as in a configuration, so that one
+//! parser reads both.
 //! reads both.
 
 use std::{collections::BTreeMap, sync::LazyLock};
@@ -11,7 +12,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::file::{files, of, table};
 
-/// What is known of one program.
+/// One program that agents run.
 pub struct Client {
     /// The name in a configuration.
     pub name: &'static str,
@@ -27,11 +28,11 @@ pub struct Client {
 pub(crate) struct ClientRule {
     /// `splice` or `inspect`.
     pub(crate) kind: &'static str,
-    /// Everything in it but whose it is.
+    /// All entries of the rule except its group.
     pub(crate) entries: DeTable<'static>,
 }
 
-/// The table `[client]`: what is for people, and the names.
+/// The table `[client]`: texts for people, and the names.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct About {
@@ -46,49 +47,50 @@ struct About {
 }
 
 impl Client {
-    /// What it is called.
+    /// Returns the program's name for people.
     #[must_use]
     pub fn title(&self) -> &str {
         &self.about.title
     }
 
-    /// What to know before one runs it, in some sentences.
+    /// Returns some sentences that an operator should know before using it.
     #[must_use]
     pub fn note(&self) -> Option<String> {
         self.about.note.as_ref().map(|note| note.replace('\n', " "))
     }
 
-    /// The APIs that it speaks to, by the names of their providers.
+    /// Returns the APIs that it speaks to, by the names of their providers.
     #[must_use]
     pub fn providers(&self) -> &[String] {
         &self.about.providers
     }
 
-    /// Names that it asks for and does without: telemetry, and looking for newer versions.
+    /// Returns names that it asks for but does not need: telemetry, and looking for newer versions.
     #[must_use]
     pub fn quiet(&self) -> &[String] {
         &self.about.quiet
     }
 
-    /// What a test of this project runs by these rules, with its version.
+    /// Returns the programs, each with its version, that a test of this project runs by these
+    /// rules.
     #[must_use]
     pub fn ran(&self) -> &[String] {
         &self.about.ran
     }
 
-    /// What is set in its environment, whatever the policy.
+    /// Returns the variables that are set in its environment, whatever the policy.
     #[must_use]
     pub fn variables(&self) -> &BTreeMap<String, String> {
         &self.variables
     }
 
-    /// Further variables that hold a placeholder, each with the provider whose.
+    /// Returns further variables that hold a placeholder, each with the provider of the key.
     #[must_use]
     pub fn keys(&self) -> &BTreeMap<String, String> {
         &self.keys
     }
 
-    /// What it asks of its API without a credential, by the API's host: methods with paths.
+    /// Returns its requests that carry no credential, by the API's host: methods with paths.
     #[must_use]
     pub fn anonymous(&self) -> &BTreeMap<String, Vec<String>> {
         &self.anonymous
@@ -98,7 +100,7 @@ impl Client {
         &self.rules
     }
 
-    /// The hosts of its rules, for people.
+    /// Returns the hosts of its rules, for people.
     #[cfg(test)]
     pub(crate) fn hosts(&self) -> Vec<&str> {
         let lists = self.rules.iter().filter_map(|rule| rule.entries.get("hosts"));
@@ -106,7 +108,7 @@ impl Client {
         hosts.filter_map(|host| host.get_ref().as_str()).collect()
     }
 
-    /// The rules that `client = ["NAME"]` adds, as a configuration has them.
+    /// Returns the rules that `client = ["NAME"]` adds, as a configuration has them.
     #[must_use]
     pub fn as_toml(&self) -> String {
         let begin = self.text.find("\n[[").unwrap_or(self.text.len());
@@ -118,12 +120,12 @@ impl Client {
     }
 }
 
-/// All of them, in the order of their names.
+/// Returns all clients, in the order of their names.
 pub fn clients() -> &'static [Client] {
     &CLIENTS
 }
 
-/// The one of this name.
+/// Returns the client of this name.
 #[must_use]
 pub fn client(name: &str) -> Option<&'static Client> {
     clients().iter().find(|client| client.name == name)
@@ -132,7 +134,7 @@ pub fn client(name: &str) -> Option<&'static Client> {
 static CLIENTS: LazyLock<Vec<Client>> =
     LazyLock::new(|| FILES.iter().filter_map(|(name, text)| read(name, text)).collect());
 
-/// `None` where the file is wrong, which a test rules out.
+/// Reads a client's file. Returns `None` where the file is wrong, which a test rules out.
 fn read(name: &'static str, text: &'static str) -> Option<Client> {
     let mut file = DeTable::parse(text).ok()?.into_inner();
     let about = About::deserialize(of(text, table(&mut file, "client")?)).ok()?;

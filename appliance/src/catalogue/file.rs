@@ -1,4 +1,4 @@
-//! How the files of the catalogue are taken apart.
+//! Functions that take the files of the catalogue apart.
 
 use toml::{
     Spanned,
@@ -13,7 +13,7 @@ pub(super) fn table(file: &mut DeTable<'static>, key: &str) -> Option<DeTable<'s
     }
 }
 
-/// Reads a table of a file with this text.
+/// Returns a deserializer of a table in a file with this text.
 pub(super) fn of(text: &str, table: DeTable<'static>) -> Deserializer<'static> {
     Deserializer::from(Spanned::new(0..text.len(), table))
 }

@@ -1,10 +1,9 @@
-//! What is known of programs that agents run (`client`), and of APIs that they use: for each
-//! provider the hosts, the places of its key, and the environment variables in which clients look
-//! for it. A configuration takes it by `provider = "NAME"` in an `[[api]]`, and whatever else
-//! stands there counts instead.
+//! Programs that agents run (`client`), and APIs that they use: for each provider the hosts, the
+//! places of its key, and the environment variables in which clients look for it. A configuration
+//! uses a provider by `provider = "NAME"` in an `[[api]]`; every other key there takes precedence.
 //!
-//! Each provider is a file of `providers/`, in the words of a configuration, so that one parser
-//! reads both.
+//! Each provider is a file of `providers/`, written as a configuration is, so that one parser reads
+//! both.
 
 mod client;
 mod file;
@@ -19,7 +18,7 @@ use file::{files, of, table};
 pub(crate) use client::ClientRule;
 pub use client::{Client, client, clients};
 
-/// What is known of one API.
+/// One API.
 pub struct Provider {
     /// The name in a configuration.
     pub name: &'static str,
@@ -29,7 +28,7 @@ pub struct Provider {
     binding: DeTable<'static>,
 }
 
-/// The table `[provider]`: what is for people.
+/// The table `[provider]`: texts for people.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct About {
@@ -40,53 +39,54 @@ struct About {
 }
 
 impl Provider {
-    /// What the provider calls itself.
+    /// Returns the provider's name for itself.
     #[must_use]
     pub fn title(&self) -> &str {
         &self.about.title
     }
 
-    /// What to know before one uses it, in some sentences.
+    /// Returns some sentences that an operator should know before using it.
     #[must_use]
     pub fn note(&self) -> Option<String> {
         self.about.note.as_ref().map(|note| note.replace('\n', " "))
     }
 
-    /// The clients, each with its version, that a test of this project runs with these settings.
+    /// Returns the clients, each with its version, that a test of this project runs with these
+    /// settings.
     #[must_use]
     pub fn ran(&self) -> &[String] {
         &self.about.ran
     }
 
-    /// Whether this is a host of it, where nothing is to be had without its key.
+    /// Returns whether this is one of its hosts, and none of them serves anything without its key.
     pub(crate) fn is_keyed_at(&self, host: &str) -> bool {
         let anonymous =
             self.api.get("anonymous").is_some_and(|it| it.get_ref().as_bool() == Some(true));
         self.hosts().contains(&host) && !anonymous
     }
 
-    /// Its hosts, where they are not each user's own.
+    /// Returns its hosts, where they are the same for all users.
     pub(crate) fn hosts(&self) -> Vec<&str> {
         let hosts = self.api.get("hosts").and_then(|hosts| hosts.get_ref().as_array());
         hosts.into_iter().flatten().filter_map(|it| it.get_ref().as_str()).collect()
     }
 
-    /// What an agent holds, unless a configuration says otherwise.
+    /// Returns the placeholder that an agent holds, unless a configuration says otherwise.
     pub(crate) fn placeholder(&self) -> &str {
         self.binding.get("placeholder").and_then(|text| text.get_ref().as_str()).unwrap_or_default()
     }
 
-    /// What an `[[api]]` has where it does not say otherwise.
+    /// Returns the keys that an `[[api]]` has where it does not say otherwise.
     pub(crate) fn api(&self) -> &DeTable<'static> {
         &self.api
     }
 
-    /// What an `[[api.binding]]` has where it does not say otherwise.
+    /// Returns the keys that an `[[api.binding]]` has where it does not say otherwise.
     pub(crate) fn binding(&self) -> &DeTable<'static> {
         &self.binding
     }
 
-    /// The list of texts at a key of either table, for people.
+    /// Returns the list of texts at a key of either table, for people.
     #[cfg(test)]
     pub(crate) fn texts(&self, key: &str) -> Vec<&str> {
         let value = self.api.get(key).or_else(|| self.binding.get(key));
@@ -95,14 +95,14 @@ impl Provider {
         texts.collect()
     }
 
-    /// The lines of the file below this heading.
+    /// Returns the lines of the file below this heading.
     fn lines(&self, heading: &str) -> &'static str {
         let text = self.text.split_once(heading).map_or("", |(_, rest)| rest);
         text.split("\n[").next().unwrap_or_default().trim()
     }
 
-    /// What `provider = "NAME"` stands for, as a configuration has it: everything but which groups
-    /// hold a placeholder, and where its value is.
+    /// Returns the text that `provider = "NAME"` stands for, as a configuration has it: everything
+    /// except the groups that hold a placeholder and the source of its value.
     #[must_use]
     pub fn as_toml(&self) -> String {
         let hosts = if self.api.contains_key("hosts") { "" } else { "hosts = [\"...\"]\n" };
@@ -115,12 +115,12 @@ impl Provider {
     }
 }
 
-/// All of them, in the order of their names.
+/// Returns all providers, in the order of their names.
 pub fn providers() -> &'static [Provider] {
     &PROVIDERS
 }
 
-/// The one of this name.
+/// Returns the provider of this name.
 #[must_use]
 pub fn provider(name: &str) -> Option<&'static Provider> {
     providers().iter().find(|provider| provider.name == name)
@@ -129,7 +129,7 @@ pub fn provider(name: &str) -> Option<&'static Provider> {
 static PROVIDERS: LazyLock<Vec<Provider>> =
     LazyLock::new(|| FILES.iter().filter_map(|(name, text)| read(name, text)).collect());
 
-/// `None` where the file is wrong, which a test rules out.
+/// Reads a provider's file. Returns `None` where the file is wrong, which a test rules out.
 fn read(name: &'static str, text: &'static str) -> Option<Provider> {
     let mut file = DeTable::parse(text).ok()?.into_inner();
     let about = About::deserialize(of(text, table(&mut file, "provider")?));

@@ -1,4 +1,4 @@
-//! The audit as it lies there, for commands that look back.
+//! Reads the audit's files, for commands that look back.
 
 use std::{
     fs::File,
@@ -13,12 +13,12 @@ use crate::{
     config::{AuditTarget, Settings},
 };
 
-/// Hands over every record, the oldest first: those of `file` ("-" is standard input), or of the
-/// files that the configuration has.
+/// Passes every record to `take`, the oldest first: those of `file` ("-" is standard input), or of
+/// the files that the configuration names.
 ///
 /// # Errors
 ///
-/// What cannot be read, and what to do.
+/// A file cannot be read. The text says what to do.
 pub(super) fn records(
     file: Option<&Path>,
     settings: &Settings,
@@ -53,7 +53,7 @@ fn read_files(paths: &[PathBuf], mut take: impl FnMut(Value)) -> Result<(), Stri
             };
             format!("cannot read {}: {error}{hint}", path.display())
         };
-        // One that was moved aside may be gone by now.
+        // A file that was moved aside may have been removed since.
         match File::open(path) {
             Ok(file) => read(BufReader::new(file), &mut take).map_err(error)?,
             Err(missing) if missing.kind() == io::ErrorKind::NotFound && paths.len() > 1 => {}
@@ -63,7 +63,7 @@ fn read_files(paths: &[PathBuf], mut take: impl FnMut(Value)) -> Result<(), Stri
     Ok(())
 }
 
-/// A line that is no record is passed over.
+/// Reads records line by line. Skips a line that is no record.
 fn read(mut lines: impl BufRead, mut take: impl FnMut(Value)) -> io::Result<()> {
     let mut line = Vec::new();
     while lines.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)? > 0 {
@@ -73,5 +73,5 @@ fn read(mut lines: impl BufRead, mut take: impl FnMut(Value)) -> io::Result<()> 
     Ok(())
 }
 
-/// A longer line is no record of ours.
+/// Most bytes of a line. No record is longer.
 const MAX_LINE_BYTES: u64 = 64 * 1024;

@@ -1,6 +1,6 @@
 //! `cloakroom ca`: makes the root, makes the issuing CAs, shows what agents must trust.
 //!
-//! The only command that opens the root's key, and only `init` and `issue` do.
+//! No other command opens the root's key, and of this one only `init` and `issue` do.
 
 use std::{
     io::{self, Write},
@@ -89,7 +89,7 @@ pub struct ShowArgs {
     pub bundle: bool,
 }
 
-/// Why the command failed; `E` is why the configuration could not be loaded.
+/// The reasons why the command failed; `E` is the error of loading the configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum CaCommandError<E> {
     /// The configuration.
@@ -98,7 +98,7 @@ pub enum CaCommandError<E> {
     /// The certificates.
     #[error("{0}")]
     Ca(CaError),
-    /// Vault's engine at this mount signs the issuing CAs, and no root of ours.
+    /// Vault's engine at this mount signs the issuing CAs; our root does not.
     #[error(
         "the issuing CAs of this configuration are signed by Vault at {0}/, for the daemon itself \
          ([vault.pki]); there is nothing to issue"
@@ -112,7 +112,7 @@ pub enum CaCommandError<E> {
     Output(io::Error),
 }
 
-/// Runs the command at the time `now` and writes what it did to `out`. `load` reads the
+/// Runs the command at the time `now` and writes its result to `out`. `load` reads the
 /// configuration, where the command names one.
 pub fn run<E>(
     command: CaCommand,
@@ -152,7 +152,7 @@ fn make_root<E>(
     Ok(root)
 }
 
-/// What people see of a root in their trust stores.
+/// The name that people see in their trust stores.
 const ROOT_NAME: &str = "Cloakroom root";
 
 fn issue<E>(
@@ -180,7 +180,7 @@ fn issue<E>(
     Ok(())
 }
 
-/// In days.
+/// Days of a year.
 const YEAR: i64 = 365;
 
 fn pki(settings: &Settings) -> Option<&PkiSettings> {
@@ -246,7 +246,7 @@ mod tests {
     #[test]
     fn init_issue_and_show_make_all_that_both_sides_need() {
         let scratch = Scratch::new();
-        // Folders above them are made, too.
+        // Folders above it are made, too.
         let dir = scratch.path("of/root");
         let dir = dir.to_str().unwrap();
         assert!(ca(&["init", "--dir", dir, "--name", "Lab"], None).unwrap().contains("made `Lab "));
@@ -274,7 +274,7 @@ mod tests {
         assert_eq!(ca(&issue, Some(loaded())).unwrap(), "openai: kept, 90 days left\n");
         assert_eq!(std::fs::read(dir.join("root.pem")).unwrap(), root);
 
-        // A root that is damaged is never replaced: agents trust it.
+        // A damaged root is never replaced, because agents trust it.
         std::fs::remove_file(dir.join("root.pem")).unwrap();
         assert!(ca(&issue, Some(loaded())).is_err());
         assert!(!dir.join("root.pem").exists());

@@ -1,4 +1,4 @@
-//! `cloakroom clients`: what `client = ["NAME"]` in a group stands for.
+//! `cloakroom clients`: shows the rules that `client = ["NAME"]` in a group stands for.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::catalogue::{self, Client};
 
-/// Which of them.
+/// The client to show.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  cloakroom clients\n  cloakroom clients claude-code\n\n\
     In the configuration `client = [\"claude-code\", \"pip\"]` in a [[group]] adds the rules that are\n\
@@ -18,11 +18,11 @@ pub struct ClientsArgs {
     name: Option<String>,
 }
 
-/// The list, or one of them.
+/// Returns the list of clients, or the text of one.
 ///
 /// # Errors
 ///
-/// Where no client has this name.
+/// No client has this name.
 pub fn shown(ClientsArgs { name }: &ClientsArgs) -> Result<String, String> {
     let Some(name) = name else { return Ok(list()) };
     let client = catalogue::client(name)

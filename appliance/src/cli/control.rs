@@ -1,4 +1,4 @@
-//! `cloakroom status`, `reload`, `quarantine` and `release`: what is said to the running daemon.
+//! `cloakroom status`, `reload`, `quarantine` and `release`: the orders to the running daemon.
 
 use std::{
     io,
@@ -13,7 +13,7 @@ use crate::{
     policy::GroupName,
 };
 
-/// Where the running daemon is spoken to.
+/// The running daemon to which an order is sent.
 #[derive(Debug, Args)]
 pub struct Target {
     /// The configuration; `control` in it is where the daemon listens
@@ -30,7 +30,7 @@ impl Target {
     }
 }
 
-/// How the daemon's status is shown.
+/// Arguments of `cloakroom status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
     /// All of it, for programs
@@ -40,7 +40,7 @@ pub struct StatusArgs {
     target: Target,
 }
 
-/// A group of the daemon that is spoken to.
+/// A group of the running daemon.
 #[derive(Debug, Args)]
 pub struct GroupArgs {
     /// The group
@@ -50,21 +50,21 @@ pub struct GroupArgs {
     target: Target,
 }
 
-/// What the daemon said, or why nothing came of it.
+/// The daemon's answer, or the reason why there is none.
 #[derive(Debug)]
 pub enum OrderOutcome {
-    /// This, and it is done.
+    /// The order was executed; the text is the answer.
     Done(String),
-    /// This, and the command ends with this status.
+    /// The order failed; the command ends with this status and text.
     Failed(u8, String),
 }
 
-/// Tells the daemon.
+/// Sends the order to the daemon.
 pub fn tell(target: &Target, order: &Order) -> OrderOutcome {
     say(target, order, |answer| answer.text)
 }
 
-/// Asks the daemon how it is.
+/// Asks the daemon for its status.
 pub fn status(StatusArgs { json, target }: &StatusArgs) -> OrderOutcome {
     let as_json = |status| serde_json::to_string_pretty(&status).ok();
     say(target, &Order::Status, |answer| match json {
@@ -91,7 +91,7 @@ fn say(
     }
 }
 
-/// Tells the daemon something about a group.
+/// Sends the daemon an order about a group.
 pub fn tell_of(
     GroupArgs { group, target }: GroupArgs,
     order: fn(GroupName) -> Order,

@@ -1,5 +1,5 @@
-//! `cloakroom env`: what the agents of a group are given, so that clients find their placeholders
-//! and trust the gateway. It is made from the policy alone, and no secret is read.
+//! `cloakroom env`: prints the environment of a group's agents, in which clients find their
+//! placeholders and the CA to trust. It is made from the policy alone, and no secret is read.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ use crate::{
     policy::{Api, Binding, GroupName, Policy},
 };
 
-/// Whose environment, and for what.
+/// The group, and the format of its environment.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  cloakroom env research\n  \
     cloakroom env --format docker research >agent.env && docker run --env-file agent.env ...\n  \
@@ -43,7 +43,7 @@ pub struct EnvArgs {
     pub(super) config: PathBuf,
 }
 
-/// Who reads the variables.
+/// The format of the variables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// `export` lines for a POSIX shell
@@ -60,11 +60,11 @@ enum Format {
     Kubernetes,
 }
 
-/// The environment of that group.
+/// Returns the environment of that group.
 ///
 /// # Errors
 ///
-/// Where there is no such group, and where one variable would need two values.
+/// There is no such group, or one variable would need two values.
 pub fn environment(args: &EnvArgs, policy: &Policy) -> Result<String, String> {
     if let Some(error) = no_group(args.group.as_str(), policy) {
         return Err(error);
@@ -85,7 +85,7 @@ pub fn environment(args: &EnvArgs, policy: &Policy) -> Result<String, String> {
     Ok(environment.text(args.format, &args.group))
 }
 
-/// What is wrong with naming this group, if anything is.
+/// Returns the error of naming this group, if it is one.
 pub(super) fn no_group(name: &str, policy: &Policy) -> Option<String> {
     let groups: Vec<&str> = policy.groups.iter().map(|it| it.name.as_str()).collect();
     match config::nearest(name, groups.iter().copied()) {
@@ -98,7 +98,7 @@ pub(super) fn no_group(name: &str, policy: &Policy) -> Option<String> {
 #[derive(Default)]
 struct Environment {
     variables: BTreeMap<String, String>,
-    /// Placeholders that no variable is known for.
+    /// Placeholders for which no variable is known.
     unnamed: Vec<String>,
 }
 
@@ -113,7 +113,7 @@ impl Environment {
         variables.try_for_each(|variable| self.set(variable, placeholder, &api.name))
     }
 
-    /// What it reads beside the variables of its APIs.
+    /// Adds the variables that a client reads beside those of its APIs.
     fn client(
         &mut self,
         client: &Client,
@@ -192,7 +192,7 @@ impl Environment {
     }
 }
 
-/// With a backslash before each of these.
+/// Puts a backslash before each of the special letters.
 fn escaped(value: &str, special: &[char]) -> String {
     value.chars().fold(String::new(), |mut text, letter| {
         if special.contains(&letter) {
@@ -203,11 +203,11 @@ fn escaped(value: &str, special: &[char]) -> String {
     })
 }
 
-/// Read by OpenSSL, requests, curl and git in place of all other CAs.
+/// Variables that OpenSSL, requests, curl and git read; the bundle replaces all other CAs.
 const BUNDLES: [&str; 4] =
     ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO"];
 
-/// Read by Node beside its own CAs.
+/// The variable that Node reads; the CA is added to Node's own.
 const EXTRA: &str = "NODE_EXTRA_CA_CERTS";
 
 #[cfg(test)]
@@ -216,7 +216,7 @@ mod tests {
 
     use super::*;
 
-    /// A provider that is known, and an API whose placeholders say nothing of their variables.
+    /// A provider that is known, and an API whose placeholders name no variables.
     fn file() -> Config {
         let gemini = Table::one_of("binding").set("groups", [GROUP]).set("secret", "file:gemini");
         let bearer = ["header authorization bearer"];

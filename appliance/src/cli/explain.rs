@@ -1,5 +1,5 @@
-//! `cloakroom explain`: why something is refused, by the code that refuses it, and what to write
-//! so that it is not.
+//! `cloakroom explain`: says why something is refused, using the code that refuses it, and which
+//! rules would allow it.
 
 use std::{
     collections::HashSet,
@@ -21,7 +21,7 @@ use crate::{
     refuse::wire,
 };
 
-/// What to explain.
+/// The flow or request to explain.
 #[derive(Debug, Args)]
 #[command(
     override_usage = "cloakroom explain [OPTIONS] FLOW [CONFIG]\n       \
@@ -69,7 +69,7 @@ fn field(text: &str) -> Result<(HeaderName, HeaderValue), &'static str> {
     Ok((name.trim().parse().map_err(|_| SHAPE)?, value))
 }
 
-/// Why a command of this kind ends without an answer.
+/// The reasons why a command of this kind ends without an answer.
 pub(super) enum NoAnswer {
     /// The configuration is wrong.
     Config(config::Errors),
@@ -89,7 +89,7 @@ impl From<String> for NoAnswer {
     }
 }
 
-/// The answer.
+/// Returns the answer.
 pub(super) fn answer(args: &ExplainArgs) -> Result<String, NoAnswer> {
     match &args.group {
         Some(group) => hypothetical(args, group),
@@ -97,7 +97,7 @@ pub(super) fn answer(args: &ExplainArgs) -> Result<String, NoAnswer> {
     }
 }
 
-/// A configuration with its text, which commands of this kind change a copy of.
+/// Loads a configuration with its text. Commands of this kind change a copy of the text.
 pub(super) fn loaded(path: &Path) -> Result<(String, Config), NoAnswer> {
     let config = config::load(path)?;
     let text = config::read_bounded(path)
@@ -139,8 +139,8 @@ fn of_flow(args: &ExplainArgs) -> Result<String, NoAnswer> {
     if refused.is_empty() {
         return Err(NoAnswer::Other(nothing(&args.what, found)));
     }
-    // A connection whose requests were refused has no reason of its own, and one that ended early
-    // may have.
+    // A connection whose requests were refused has no reason of its own; one that ended early may
+    // have one.
     let pages: Result<Vec<String>, NoAnswer> = refused
         .iter()
         .map(|recorded| {
@@ -210,8 +210,8 @@ fn page(title: &str, explanation: &Explanation, path: &Path) -> String {
     page
 }
 
-/// All that is printed may stand at the end of a configuration: what belongs elsewhere is a
-/// comment.
+/// Formats an edit as text that may stand at the end of a configuration: an edit of another place
+/// becomes a comment.
 pub(super) fn fragment(edit: &Edit) -> String {
     let text = edit.to_string();
     match edit {
@@ -223,7 +223,7 @@ pub(super) fn fragment(edit: &Edit) -> String {
     }
 }
 
-/// What is decided where, up to the refusal.
+/// Returns the steps of the decision, up to the refusal.
 fn steps(explanation: &Explanation) -> Vec<(Step, String)> {
     let verdict = &explanation.verdict;
     let route = verdict.route.as_ref().map(carried);
@@ -244,5 +244,5 @@ fn denied(refused: &Refused) -> String {
     text
 }
 
-/// One connection can have any number of requests.
+/// Most refusals that are explained: one connection can have any number of requests.
 const MOST_REFUSALS: usize = 20;

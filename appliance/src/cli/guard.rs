@@ -1,6 +1,6 @@
-//! `guard`: the static guard for the interfaces of a configuration, printed or handed to nft.
+//! `guard`: prints the static guard for the interfaces of a configuration, or hands it to nft.
 //!
-//! Loading is nft's own work: this program writes to no table but its daemon's.
+//! Only nft loads the guard: this program writes to no table except its daemon's.
 
 use std::{
     io::{self, Write},
@@ -12,7 +12,7 @@ use clap::Args;
 
 use crate::config::DEFAULT_CONFIG;
 
-/// What `guard` takes.
+/// Arguments of `cloakroom guard`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  cloakroom guard /etc/cloakroom/cloakroom.toml | nft -c -f -\n  \
@@ -34,7 +34,7 @@ pub struct GuardArgs {
 ///
 /// # Errors
 ///
-/// Where there is no nft, and where it refuses.
+/// There is no nft, or it refuses.
 pub fn load(text: &str) -> io::Result<()> {
     let mut nft = Command::new("nft");
     let mut nft = nft.args(["-f", "-"]).stdin(Stdio::piped()).spawn()?;

@@ -1,5 +1,5 @@
-//! Log lines as the journal takes them: a priority before each (`sd-daemon(3)`), and no time, which
-//! the journal has itself. A text of several lines is as many entries there.
+//! Log lines for the journal: each has its priority in front (`sd-daemon(3)`) and no time, which
+//! the journal adds itself. A text of several lines becomes as many entries there.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-/// What makes a line of an event, with the event's priority before it.
+/// A formatter of events that puts the event's priority before each line.
 pub(super) struct Prioritized<F>(pub(super) F);
 
 impl<S, N, F> FormatEvent<S, N> for Prioritized<F>
@@ -30,12 +30,12 @@ where
     }
 }
 
-/// Each line of a text with its priority.
+/// Returns each line of a text with its priority.
 pub(super) fn prioritized(text: &str, level: Level) -> String {
     text.lines().map(|line| format!("<{}>{line}\n", priority(level))).collect()
 }
 
-/// `syslog(3)`.
+/// Returns the priority of a level (`syslog(3)`).
 fn priority(level: Level) -> u8 {
     match level {
         Level::ERROR => 3,

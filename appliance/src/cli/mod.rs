@@ -171,9 +171,9 @@ enum Log {
 enum CliError {
     /// The configuration is wrong; the text has a line for each error.
     Config(config::Errors),
-    /// The running daemon says so, or the command line is wrong, and how the command is to end.
+    /// The exit status and the text: the running daemon's answer, or an error of the command line.
     Told(u8, String),
-    /// The daemon that was launched has said why, and this is how it ended.
+    /// The exit status of the launched daemon, which has printed the error itself.
     Said(u8),
     /// Anything else, in one line.
     Other(String),
@@ -183,17 +183,17 @@ const fn usage(text: String) -> CliError {
     CliError::Told(EX_USAGE, text)
 }
 
-/// Reads the command line and does what it says.
+/// Reads the command line and executes it.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Nothing is left to report to where standard error is gone.
+            // There is nowhere left to report to where standard error is closed.
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { EX_USAGE } else { 0 });
         }
     };
-    // Not the daemon alone: tokens of Vault, values and keys of CAs are in the others' memory too.
+    // Not only the daemon: other commands also hold Vault's tokens, values or CA keys in memory.
     match harden::process().map_err(CliError::Other).and_then(|()| dispatch(cli.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => report(&failure),
@@ -231,7 +231,7 @@ fn dispatch(command: Command) -> Result<(), CliError> {
     }
 }
 
-/// What of this machine does not fit the configuration, where this is the gateway.
+/// Returns how this machine differs from the configuration, if this machine is the gateway.
 fn here(config: &Config) -> String {
     let misfits = packets::misfits(&Capture::new(&config.policy, &config.settings));
     let all = misfits.into_iter().chain(not_there(&config.settings));
@@ -239,7 +239,8 @@ fn here(config: &Config) -> String {
     if lines.is_empty() { lines } else { format!("\nOn this machine\n{lines}") }
 }
 
-/// The files that the daemon needs and that are still to be made, as far as this user may look.
+/// Returns the files that the daemon needs and that are still missing, as far as this user may
+/// look.
 fn not_there(settings: &Settings) -> Vec<String> {
     let is_missing = |file: &Path| file.try_exists().is_ok_and(|there| !there);
     let files = settings.files_to_make().into_iter().filter(|(file, _)| is_missing(file));
@@ -260,7 +261,7 @@ fn run(config: &Path, ready_file: Option<&Path>, log: Log) -> Result<(), CliErro
         return Err(CliError::Other("the TLS provider was set twice".into()));
     }
     let ran = runtime.block_on(daemon::run(config, ready_file, surroundings));
-    // A thread that is stuck, as the audit's is while its pipe is full, has had its time.
+    // A thread that is stuck, as the audit's is while its pipe is full, has had enough time.
     runtime.shutdown_background();
     ran.map_err(|error| match error {
         DaemonError::Config(errors) => CliError::Config(errors),
@@ -275,19 +276,19 @@ fn begin_log(log: Log) {
         true => layer.event_format(Prioritized(format.without_time())).boxed(),
         false => layer.event_format(format).boxed(),
     };
-    // What libraries say is not ours to vouch for, and agents can make them say much.
+    // The texts of libraries are not under our control, and agents can cause many of them.
     let ours = Targets::new().with_target("cloakroom", log.level());
     tracing_subscriber::registry().with(layer).with(ours).init();
 }
 
-/// Whether standard error leads to the journal (`JOURNAL_STREAM`, `systemd.exec(5)`).
+/// Returns whether standard error leads to the journal (`JOURNAL_STREAM`, `systemd.exec(5)`).
 fn is_journal() -> bool {
     let Some(stream) = std::env::var_os("JOURNAL_STREAM") else { return false };
     rustix::fs::fstat(io::stderr())
         .is_ok_and(|stat| stream == *format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
-/// Whether this is what a service manager has started itself.
+/// Returns whether a service manager started this process directly.
 fn is_launcher() -> bool {
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     set("NOTIFY_SOCKET") && !set(daemon::LAUNCHER)
@@ -304,7 +305,7 @@ fn launch(runtime: &tokio::runtime::Runtime) -> Result<(), CliError> {
     }
 }
 
-/// The one place that reads the environment.
+/// Reads the variables that a service manager and the launcher set.
 fn surroundings() -> Result<Surroundings, CliError> {
     let number = |name| std::env::var_os(name)?.to_str()?.parse::<u64>().ok();
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
@@ -314,14 +315,15 @@ fn surroundings() -> Result<Surroundings, CliError> {
     let launcher = number(daemon::LAUNCHER).and_then(|number| u32::try_from(number).ok());
     let launched = launcher.map(Launched::by).transpose();
     let launched = launched.map_err(|error| CliError::Other(format!("cannot run: {error}")))?;
-    // The launcher has taken its own number away.
+    // The launcher has removed its own process number.
     let to_launched = launched.is_some() && set("LISTEN_PID").is_none();
     let to_this = number("LISTEN_PID") == Some(u64::from(std::process::id()));
     let handed = if to_this || to_launched { handed() } else { Vec::new() };
     Ok(Surroundings { notify_socket: set("NOTIFY_SOCKET"), watchdog, handed, launched })
 }
 
-/// Every socket of ours among those that were handed over. Other descriptors are not for us.
+/// Returns our sockets among those that the service manager passed. Other descriptors are not for
+/// us.
 fn handed() -> Vec<OwnedFd> {
     let mut all = ListenFd::from_env();
     let count = all.len();
@@ -381,7 +383,7 @@ fn watch(args: &WatchArgs) -> Result<(), CliError> {
     let standard_input = args.file.as_os_str() == "-";
     let config = if standard_input { None } else { Some(load(&args.file)?) };
     if let Some(text) = config.as_ref().and_then(|config| args.no_such_group(&config.policy)) {
-        // Nothing is left to report to where standard error is gone.
+        // There is nowhere left to report to where standard error is closed.
         let _ = writeln!(io::stderr(), "cloakroom: {text}");
     }
     let settings = config.as_ref().map(|config| &config.settings);
@@ -416,7 +418,7 @@ fn report(failure: &CliError) -> ExitCode {
     };
     let text = format!("cloakroom: {text}\n");
     let text = if is_journal() { journal::prioritized(&text, Level::ERROR) } else { text };
-    // Where standard error is gone the exit status still says it.
+    // Where standard error is closed, the exit status still reports the failure.
     let _ = io::stderr().write_all(text.as_bytes());
     ExitCode::from(code)
 }

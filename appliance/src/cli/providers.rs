@@ -1,4 +1,4 @@
-//! `cloakroom providers`: what `provider = "NAME"` stands for.
+//! `cloakroom providers`: shows the settings that `provider = "NAME"` stands for.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use crate::{
     config,
 };
 
-/// Which of them.
+/// The provider to show.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  cloakroom providers\n  cloakroom providers anthropic\n\n\
     In the configuration `provider = \"anthropic\"` in an [[api]] means all that is printed, and keys\n\
@@ -20,11 +20,11 @@ pub struct ProvidersArgs {
     name: Option<String>,
 }
 
-/// The list, or one of them.
+/// Returns the list of providers, or the text of one.
 ///
 /// # Errors
 ///
-/// Where no provider has this name.
+/// No provider has this name.
 pub fn shown(ProvidersArgs { name }: &ProvidersArgs) -> Result<String, String> {
     let Some(name) = name else { return Ok(list()) };
     let provider = catalogue::provider(name).ok_or_else(|| {

@@ -19,7 +19,7 @@ use crate::{
     secrets::{EditError, SealedFile, SecretValue},
 };
 
-/// What to do with the embedded store.
+/// The commands for the embedded store.
 #[derive(Debug, Subcommand)]
 pub enum SecretCommand {
     /// Make the key and an empty file of secrets, where they are missing
@@ -63,7 +63,7 @@ pub struct SecretFileArgs {
     config: PathBuf,
 }
 
-/// Why nothing came of it. Carries no part of any secret.
+/// The reasons why the command failed. Carries no part of any secret.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretCommandError {
     /// The configuration is wrong.
@@ -86,7 +86,7 @@ pub enum SecretCommandError {
     Output(io::Error),
 }
 
-/// Does it, and writes what there is to say to `out`.
+/// Runs the command and writes its messages to `out`.
 pub fn run(
     command: SecretCommand,
     load: impl Fn(&Path) -> Result<Config, Errors>,
@@ -123,7 +123,7 @@ pub fn run(
     out.write_all(said.as_bytes()).map_err(SecretCommandError::Output)
 }
 
-/// What keeps a value that has been set from use.
+/// Returns the reasons why a value that has been set is not used.
 fn notes(name: &str, length: usize, policy: &Policy) -> String {
     let mut least = bound(policy).filter(|(bound, _)| *bound == name).map(|(_, least)| least);
     let Some(first) = least.next() else { return "; no binding names it".to_owned() };
@@ -150,7 +150,7 @@ fn listing(names: &[String], policy: &Policy) -> String {
     there.chain(missing.iter().map(|name| format!("{name}  missing\n"))).collect()
 }
 
-/// The names that bindings have, each with the fewest bytes that its value may have there.
+/// Returns the names that bindings use, each with the fewest bytes that its value may have there.
 fn bound(policy: &Policy) -> impl Iterator<Item = (&str, usize)> {
     let bindings = policy.apis.iter().flat_map(|api| &api.bindings);
     bindings.filter_map(|binding| match &binding.secret {
@@ -159,14 +159,14 @@ fn bound(policy: &Policy) -> impl Iterator<Item = (&str, usize)> {
     })
 }
 
-/// A line from the terminal, not shown while it is typed, or all of standard input.
+/// Reads a line from the terminal, which does not show it, or all of standard input.
 fn read_value(name: &str) -> io::Result<Zeroizing<Vec<u8>>> {
     let input = io::stdin();
     if !input.is_terminal() {
         return read_bounded(&input, |_| false);
     }
     let mut terminal = io::stderr();
-    // Before the prompt: who sees it may type, or paste, at once.
+    // Begun before the prompt: a user may type, or paste, as soon as the prompt is there.
     let silent = Silent::begin()?;
     write!(terminal, "Value of {name}: ")?;
     terminal.flush()?;
@@ -183,8 +183,8 @@ fn read_value(name: &str) -> io::Result<Zeroizing<Vec<u8>>> {
     Ok(line)
 }
 
-/// Up to what is `whole`, the end, or more bytes than a value has. Past every buffer of the
-/// standard library, which nobody would clear.
+/// Reads until `whole` says so, the input ends, or there are more bytes than a value may have. Uses
+/// no buffer of the standard library, because nothing would clear it.
 fn read_bounded(
     input: &impl AsFd,
     whole: impl Fn(&[u8]) -> bool,
@@ -206,8 +206,8 @@ fn read_bounded(
     Ok(value)
 }
 
-/// A terminal that does not show what is typed, until this is dropped. The interrupt key ends the
-/// line instead of the process, which could not put the terminal back.
+/// A terminal that does not show the typed text until this is dropped. The interrupt key ends the
+/// line instead of the process, which could not restore the terminal.
 struct Silent {
     shown: Termios,
     interrupt: u8,
@@ -225,7 +225,7 @@ impl Silent {
         Ok(Self { shown, interrupt })
     }
 
-    /// Whether the line was ended by the interrupt key. A terminal without one has NUL.
+    /// Returns whether the interrupt key ended the line. A terminal without such a key has NUL.
     fn interrupts(&self, line: &[u8]) -> bool {
         self.interrupt != 0 && line.last() == Some(&self.interrupt)
     }
@@ -240,8 +240,8 @@ impl Drop for Silent {
 
 const NO_VALUE: &str = "no value came; type it at the prompt, or give it on standard input";
 
-/// Bytes of the longest line that a terminal passes on, with its end; what is longer is cut without
-/// a word (`termios(3)`, canonical mode).
+/// Most bytes of a line that a terminal passes on, with its end; it cuts a longer line without an
+/// error (`termios(3)`, canonical mode).
 const TERMINAL_LINE: usize = 4_096;
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! `cloakroom suggest`: the rules that would have let through what was refused. They are printed
-//! for a person to choose from, and never applied.
+//! `cloakroom suggest`: prints the rules that would have allowed what was refused. A person chooses
+//! among them; they are never applied.
 
 use std::{
     collections::HashMap,
@@ -24,7 +24,7 @@ use crate::{
     policy::{GroupName, Policy},
 };
 
-/// What to look back at.
+/// The refusals to read.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  cloakroom suggest\n  \
     cloakroom suggest --since 1h --group research >suggested.toml\n  \
@@ -53,7 +53,7 @@ fn since(text: &str) -> Result<Duration, &'static str> {
     config::read_duration(text).ok_or("write a number with s, m or h, as in 30m")
 }
 
-/// What would have let it through.
+/// Returns the rules that would have allowed what was refused.
 pub(super) fn answer(args: &SuggestArgs, now: SystemTime) -> Result<String, NoAnswer> {
     let (text, config) = loaded(&args.config)?;
     if let Some(error) = args.group.as_ref().and_then(|it| no_group(it.as_str(), &config.policy)) {
@@ -82,15 +82,15 @@ impl SuggestArgs {
     }
 }
 
-/// Refusals that are alike are counted, so that an agent that asks for one thing without end takes
-/// no room, and each group has room of its own.
+/// Counts of refusals that are alike. An agent that asks for one thing without end takes no more
+/// room, and each group has its own room.
 #[derive(Default)]
 struct RefusalCounts {
     all: Vec<Refusals>,
     known: HashMap<(String, String), usize>,
-    /// How many kinds each group has.
+    /// The number of kinds of each group.
     kinds: HashMap<String, usize>,
-    /// Records that found no room.
+    /// Records for which there was no room.
     left: u64,
 }
 
@@ -124,7 +124,7 @@ impl RefusalCounts {
     }
 }
 
-/// Whose room a refusal takes: addresses of no group share that of their interface.
+/// Returns the owner of a refusal's room: addresses of no group share that of their interface.
 fn room(who: &Who) -> String {
     match who {
         Who::Group(group) => format!("group {group}"),
@@ -132,7 +132,8 @@ fn room(who: &Who) -> String {
     }
 }
 
-/// What makes refusals alike: addresses of one name differ, and a client tries all.
+/// Returns the key that refusals have in common if they are alike. Addresses are no part of it:
+/// those of one name differ, and a client tries all.
 fn told(recorded: &Recorded, record: &Value) -> String {
     let question = &recorded.question;
     let asked = match question.hosts().first() {
@@ -189,7 +190,7 @@ fn refusals(count: u64) -> String {
     }
 }
 
-/// Refusals of one group that differ. A person reads what comes of them.
+/// Most different refusals of one group. A person reads the result.
 const MOST_REFUSALS: usize = 1_000;
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! `cloakroom vault`: the setup of Vault that a configuration needs, and a check of it.
-//! Neither changes anything in Vault, nor shows a secret.
+//! `cloakroom vault`: prints the setup of Vault that a configuration needs, and checks it. Neither
+//! command changes anything in Vault or shows a secret.
 
 use std::{
     io::{self, Write},
@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// What to say about Vault.
+/// The commands about Vault.
 #[derive(Debug, Subcommand)]
 pub enum VaultCommand {
     /// Print the policies, token roles and login that a configuration needs; asks Vault nothing
@@ -95,28 +95,28 @@ enum Format {
     Terraform,
 }
 
-/// Why nothing came of it. Carries no part of any secret.
+/// The reasons why the command failed. Carries no part of any secret.
 #[derive(Debug, thiserror::Error)]
 pub enum VaultCommandError {
     /// The configuration is wrong.
     #[error(transparent)]
     Config(Errors),
-    /// There is no plan for it.
+    /// There is no plan for the configuration.
     #[error(transparent)]
     Plan(PlanError),
-    /// Nothing could be looked at.
+    /// Nothing could be checked.
     #[error(transparent)]
     Doctor(DoctorError),
-    /// There is no runtime.
+    /// The runtime could not be started.
     #[error("cannot start a runtime: {0}")]
     Runtime(io::Error),
-    /// The settings' resolvers cannot be asked.
+    /// The settings' resolvers cannot be used.
     #[error("{0}")]
     Resolver(String),
     /// There is no AppRole to log in with.
     #[error("--secret-id-file is for a login by [vault.approle]")]
     NoAppRole,
-    /// Something is wrong with Vault; what has been written.
+    /// Vault differs from the plan; the findings have been written.
     #[error(
         "Vault is not as the configuration needs it; `cloakroom vault plan` prints how it should be"
     )]
@@ -126,7 +126,7 @@ pub enum VaultCommandError {
     Output(io::Error),
 }
 
-/// Does it, and writes what there is to say to `out`.
+/// Runs the command and writes its messages to `out`.
 pub fn run(
     command: VaultCommand,
     load: impl Fn(&Path) -> Result<Config, Errors>,
@@ -171,12 +171,12 @@ fn doctor(args: DoctorArgs, mut config: Config) -> Result<DoctorReport, VaultCom
 
 fn open_resolver(settings: &Settings) -> Result<Resolver, VaultCommandError> {
     let system_roots = Arc::new(tls::system_roots());
-    // Vault is the gateway's own, so that no translator counts.
+    // Vault is the gateway's own upstream, so no translator counts.
     let site = Site { nat64_prefixes: Some(Vec::new()), ..Site::default() };
     Resolver::open(settings, &site, &system_roots).map_err(VaultCommandError::Resolver)
 }
 
-/// Until somebody ends the command.
+/// Waits until somebody interrupts the command.
 fn interrupted() -> io::Result<impl Future<Output = ()>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -204,7 +204,8 @@ fn plan(args: PlanArgs, config: &Config) -> Result<String, VaultCommandError> {
     }
 }
 
-/// What tokens are bound to: what was named, or what this machine would use.
+/// Returns the addresses that tokens are bound to: the named ones, or those that this machine would
+/// use.
 async fn bound(from: Vec<IpNet>, settings: &Settings) -> Result<Vec<IpNet>, VaultCommandError> {
     match &settings.vault {
         Some(vault) if from.is_empty() => Ok(sources(vault, &open_resolver(settings)?).await),
@@ -212,7 +213,7 @@ async fn bound(from: Vec<IpNet>, settings: &Settings) -> Result<Vec<IpNet>, Vaul
     }
 }
 
-/// The addresses that this machine would use towards Vault's nodes, as far as it can tell.
+/// Returns the addresses that this machine would use towards Vault's nodes, as far as it can tell.
 async fn sources(vault: &VaultSettings, resolver: &Resolver) -> Vec<IpNet> {
     let mut sources = Vec::new();
     for node in std::iter::once(&vault.address).chain(&vault.peers) {
@@ -234,7 +235,8 @@ async fn resolve(node: &str, resolver: &Resolver) -> Vec<SocketAddr> {
     found.into_iter().map(|address| SocketAddr::new(address, port)).collect()
 }
 
-/// Connecting a UDP socket has the kernel choose, and sends nothing.
+/// Returns the source address towards a node. Connecting a UDP socket has the kernel choose one,
+/// and sends nothing.
 fn source_towards(node: SocketAddr) -> Option<IpAddr> {
     let any: IpAddr = match node {
         SocketAddr::V4(_) => [0; 4].into(),
@@ -245,7 +247,7 @@ fn source_towards(node: SocketAddr) -> Option<IpAddr> {
     socket.local_addr().ok().map(|address| address.ip())
 }
 
-/// An address, or a prefix of more than everything.
+/// Parses an address, or a prefix that is not the whole address family.
 fn prefix(text: &str) -> Result<IpNet, &'static str> {
     let address = text.parse::<IpAddr>().map(IpNet::from);
     let prefix = address.or_else(|_| text.parse()).map_err(|_| "no address or prefix")?;

@@ -1,7 +1,7 @@
-//! `cloakroom watch`: audit records as they are written, a line for each.
+//! `cloakroom watch`: shows audit records as they are written, a line for each.
 //!
-//! It only reads. The file may be rotated, cut short or not there yet. Text of an agent's is
-//! escaped, so that a record cannot write to the terminal; a line that is no record is passed over.
+//! The command only reads. The file may be rotated, cut short or still missing. An agent's text is
+//! escaped, so that a record cannot write to the terminal; a line that is no record is skipped.
 
 use std::{
     fs::File,
@@ -27,7 +27,7 @@ use crate::{
     refuse::wire,
 };
 
-/// Which records to show.
+/// The records to show.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  cloakroom watch --refused\n  \
     cloakroom watch --group research --all /etc/cloakroom/cloakroom.toml\n  \
@@ -74,11 +74,12 @@ fn prefix(text: &str) -> Result<IpNet, String> {
     })
 }
 
-/// Shows records until standard input ends or standard output is closed; of a file, for ever.
+/// Shows records until standard input ends or standard output is closed; those of a file without
+/// end.
 ///
 /// # Errors
 ///
-/// Where the records cannot be read or written.
+/// The records cannot be read or written.
 pub fn run(args: &WatchArgs, settings: Option<&Settings>, out: &mut impl Write) -> io::Result<()> {
     let watched = match settings.map(|settings| &settings.audit) {
         None => show(args, BufReader::new(io::stdin().lock()), out),
@@ -94,8 +95,8 @@ pub fn run(args: &WatchArgs, settings: Option<&Settings>, out: &mut impl Write) 
 }
 
 impl WatchArgs {
-    /// What is wrong with the group that is asked for. Its records may be there all the same, of a
-    /// time when it was in the policy.
+    /// Returns the error of naming the group that is asked for. There may be records all the same,
+    /// from a time when the group was in the policy.
     pub fn no_such_group(&self, policy: &Policy) -> Option<String> {
         no_group(self.group.as_ref()?, policy)
     }
@@ -114,7 +115,7 @@ fn show(args: &WatchArgs, mut input: impl BufRead, out: &mut impl Write) -> io::
 fn follow(args: &WatchArgs, path: &Path, out: &mut impl Write) -> io::Result<()> {
     let mut tail = Tail::open(path, args.all)?;
     if tail.file.is_none() {
-        // Nothing is left to report to where standard error is gone.
+        // There is nowhere left to report to where standard error is closed.
         let _ = writeln!(io::stderr(), "{} is not there yet; waiting", path.display());
     }
     loop {
@@ -145,8 +146,8 @@ impl WatchArgs {
     }
 }
 
-/// Whether an agent in the prefix is meant: a record names one with its port, alone, or, of IPv6,
-/// by the prefix that it may choose addresses of.
+/// Returns whether a record is about an agent in the prefix. A record names an agent by address and
+/// port, by address alone, or, for IPv6, by the prefix in which the agent may choose addresses.
 fn is_of_agent(record: &Value, wanted: IpNet) -> bool {
     let Some(agent) = word(record, "agent") else { return false };
     let address = agent.parse::<SocketAddr>().map(|address| address.ip());
@@ -158,8 +159,9 @@ fn is_of_agent(record: &Value, wanted: IpNet) -> bool {
     }
 }
 
-/// Whether something was refused. A sum has no decision where some of it was answered; then its
-/// reason tells, or what it counts as refused, for a query beyond the rate has no record but this.
+/// Returns whether something was refused. A sum has no decision where some of its queries were
+/// answered; then its reason tells, or its number of refusals, because a query beyond the rate has
+/// no other record.
 fn refused(record: &Value) -> bool {
     match word(record, "decision") {
         Some(decision) => decision == "refuse",
@@ -182,7 +184,7 @@ impl Tail {
         Ok(Self { file, partial: Vec::new() })
     }
 
-    /// Hands over every line that is whole by now.
+    /// Passes on every line that is whole by now.
     fn lines(&mut self, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         let Some(file) = &mut self.file else { return Ok(()) };
         while file.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut self.partial)? > 0 {
@@ -196,8 +198,8 @@ impl Tail {
         Ok(())
     }
 
-    /// Goes over to the file that has the name now, where that is another one or was cut short.
-    /// The caller's next round first reads the last lines of the old one.
+    /// Switches to the file at the path if it is another one or was cut short. The caller's next
+    /// round first reads the last lines of the old one.
     fn turn(&mut self, path: &Path) -> io::Result<()> {
         let now = match path.metadata() {
             Ok(now) => now,
@@ -210,7 +212,7 @@ impl Tail {
                 return Ok(());
             }
             if at < old.len() {
-                // The old file has more, and is read out before it is left.
+                // The old file has more lines, which are read before the switch.
                 return Ok(());
             }
         }
@@ -230,15 +232,15 @@ fn open(path: &Path) -> io::Result<Option<BufReader<File>>> {
     }
 }
 
-/// One record as one line; `None` for what has no kind. A kind that only another version knows is
-/// its word alone.
+/// Formats one record as one line; returns `None` where the record has no kind. A kind that only
+/// another version knows is shown as its word alone.
 fn readable(record: &Value) -> Option<String> {
     let word_of_kind = word(record, "record")?;
     let about = match RecordKind::deserialize(record.get("record")?) {
         Ok(kind) => about(kind, record),
         Err(_) => word_of_kind.to_owned(),
     };
-    // Date, time and milliseconds; the rest of the fraction says nothing to a person.
+    // Date, time and milliseconds; the rest of the fraction is of no use to a person.
     let time: String = text(record, "time").chars().take(23).collect();
     let who = word(record, "group").or_else(|| word(record, "interface")).unwrap_or("-");
     let [agent, flow, decision] =
@@ -268,7 +270,7 @@ fn about(kind: RecordKind, record: &Value) -> String {
 
 fn connection(record: &Value) -> String {
     let named = ["sni", "host"].into_iter().find_map(|key| word(record, key));
-    // Of several names that the address was given for, the first stands for all.
+    // Where the address was given for several names, the first stands for all.
     let given = || record.get("answered")?.get(0)?.as_str();
     let name = named.or_else(given).unwrap_or("no name");
     let mut line = format!("{name} at {}", text(record, "dialled"));
@@ -285,7 +287,7 @@ fn connection(record: &Value) -> String {
     }
 }
 
-/// A refusal before TLS is up has no room for words: the agent cannot be told.
+/// A refusal before TLS is up has no room for words, so the agent cannot be told.
 const ECH_REMEDY: &str = "  (the splice rule may say ech = \"allow\"; or turn it off in the browser: see docs/network.md)";
 
 fn over_rate(record: &Value, what: &str) -> String {
@@ -371,12 +373,12 @@ fn number(record: &Value, key: &str) -> Option<u64> {
     record.get(key)?.as_u64()
 }
 
-/// A number that says nothing where it is missing.
+/// Returns a number of the record, or 0 where it is missing.
 fn count(record: &Value, key: &str) -> u64 {
     number(record, key).unwrap_or_default()
 }
 
-/// Without anything that a terminal would obey, or show as something else.
+/// Escapes characters that a terminal would obey, or show as something else.
 pub(super) fn escaped(line: &str) -> String {
     line.chars()
         .flat_map(|letter| {
@@ -387,9 +389,9 @@ pub(super) fn escaped(line: &str) -> String {
         .collect()
 }
 
-/// How often the file is looked at.
+/// Interval at which the file is read.
 const POLL: Duration = Duration::from_millis(200);
-/// A longer line is no record of ours.
+/// Most bytes of a line. No record is longer.
 const MAX_LINE_BYTES: u64 = 64 * 1024;
 
 #[cfg(test)]
@@ -433,7 +435,7 @@ mod tests {
         String::from_utf8(out).unwrap()
     }
 
-    /// A record of this kind, and what a person has to find in its line.
+    /// Returns a record of this kind, and the text that its line must contain.
     fn example(kind: RecordKind) -> (&'static str, &'static str) {
         match kind {
             RecordKind::Start => (

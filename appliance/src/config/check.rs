@@ -1,4 +1,4 @@
-//! Mistakes that only another part of the file makes wrong: names that are taken or lead nowhere,
+//! Mistakes that show only beside another part of the file: names that are taken or not defined,
 //! rules that contradict each other. Every rule that could be read in two ways is an error.
 
 use std::{
@@ -22,7 +22,7 @@ use crate::policy::{
     Placeholder, Plain, SecretRef, fold_query, is_credential_query, permits, queries_of,
 };
 
-/// Everything that a file says, as far as it could be read.
+/// The content of a file, as far as it could be read.
 pub(super) struct Draft {
     pub(super) gateway: Option<GatewaySection>,
     pub(super) groups: Vec<GroupRule>,
@@ -36,7 +36,7 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// Reports what does not fit together.
+    /// Reports the parts that contradict each other.
     pub(super) fn check(&self, report: &Report<'_>) {
         let groups = self.groups.iter().filter_map(|group| group.name.as_ref());
         unique("a group", groups.map(|name| (name.get_ref().as_str(), name.span())), report);
@@ -75,7 +75,7 @@ impl Draft {
         self.check_resolvers(report);
     }
 
-    /// Vault's engine makes no constraints that are not critical.
+    /// Refuses constraints that are not critical: Vault's engine makes none.
     pub(super) fn refuse_noted(&self, report: &Report<'_>) {
         let apis = self.apis.iter().filter_map(|api| api.constraints.as_ref());
         let passes = self.passes.iter().filter_map(|pass| pass.constraints.as_ref());
@@ -87,13 +87,14 @@ impl Draft {
         });
     }
 
-    /// The ports that rules name, each where it is first named. A default stands at its rule.
+    /// Returns the ports that rules name, each with the place where it is first named. A default
+    /// port has the place of its rule.
     pub(super) fn rule_ports(&self) -> BTreeMap<u16, Span> {
         let tcp = self.tcp.iter().flat_map(|tcp| &tcp.ports);
         first_named(self.peeked_ports().chain(tcp))
     }
 
-    /// The ports of rules that need a name in the first bytes.
+    /// Returns the ports of rules that need a name in the first bytes.
     fn peeked_ports(&self) -> impl Iterator<Item = &Spanned<u16>> {
         let apis = self.apis.iter().map(|api| &api.port);
         apis.chain(self.passes.iter().flat_map(|pass| &pass.ports))
@@ -106,7 +107,7 @@ impl Draft {
         apis.chain(passes).chain(tcp).map(|name| (name.get_ref().as_str(), name.span()))
     }
 
-    /// An API that takes nothing has no use.
+    /// Refuses an API without bindings, which has no use.
     fn check_unbound(&self, api: &ApiRule, report: &Report<'_>) {
         let mut mints = self.apis.iter().flat_map(|api| &api.mints);
         let takes_tickets = mints.any(|mint| mint.is_redeemed_at(&api.hosts));
@@ -115,7 +116,7 @@ impl Draft {
         }
     }
 
-    /// The places at an API, each with a text that stands there.
+    /// Returns the places at an API, each with a text that stands there.
     fn places<'a>(&'a self, api: &'a ApiRule) -> Vec<PlaceWithText<'a>> {
         let bound = api.bindings.iter().flat_map(|binding| {
             let text = binding.placeholder.as_ref().map_or("x", |text| text.get_ref().as_str());
@@ -131,8 +132,9 @@ impl Draft {
         self.apis.iter().flat_map(|api| &api.bindings)
     }
 
-    /// No packet may belong to two groups, and the way back to an address leads through one
-    /// interface: on any other its packets are dropped as spoofed.
+    /// Checks that no packet can belong to two groups, and that each address has one interface: the
+    /// way back to the address leads through it, and on any other its packets are dropped as
+    /// spoofed.
     fn check_agents(&self, report: &Report<'_>) {
         let on = |group: &'_ GroupRule| group.interface.as_ref().map(|name| name.get_ref().clone());
         let prefixes = self.groups.iter().flat_map(|group| {
@@ -161,7 +163,8 @@ impl Draft {
         }
     }
 
-    /// A card and an address are one agent's, and the address is one that its group has.
+    /// Checks that a network card and an address belong to one agent, and that its group has the
+    /// address.
     fn check_bound_agents(&self, report: &Report<'_>) {
         let mut cards: Vec<(&InterfaceName, &Spanned<Mac>)> = Vec::new();
         let mut addresses: Vec<(&InterfaceName, &Spanned<IpAddr>)> = Vec::new();
@@ -187,7 +190,8 @@ impl Draft {
         }
     }
 
-    /// Each bound address is a rule or more of one transaction, whose size has a bound.
+    /// Checks the number of bound addresses: each needs one or more rules in a single transaction,
+    /// whose size is bounded.
     fn check_number_of_bound(&self, report: &Report<'_>) {
         let agents = self.groups.iter().flat_map(|group| &group.agents);
         let mut addresses = agents.flat_map(|agent| &agent.addresses);
@@ -198,7 +202,7 @@ impl Draft {
     }
 
     fn check_group_names(&self, report: &Report<'_>) {
-        // Where a group's name is missing, that is the error, and not every use of it.
+        // Where a group's name is missing, only that is reported, and not every use of it.
         if self.groups.is_empty() || self.groups.iter().any(|group| group.written.is_none()) {
             return;
         }
@@ -214,7 +218,8 @@ impl Draft {
         }
     }
 
-    /// What is wrong with naming the group `name`, which no group has, if anything is.
+    /// Returns the error of naming the group `name`, which no group has; `None` where it was
+    /// reported already.
     fn no_such_group(&self, name: &str) -> Option<String> {
         let known = || self.groups.iter().filter_map(|group| group.written.as_deref());
         let Some(meant) = nearest(name, known()) else {
@@ -223,11 +228,11 @@ impl Draft {
         };
         let is_meant = |group: &&GroupRule| group.written.as_deref() == Some(meant);
         let broken = self.groups.iter().find(is_meant).is_some_and(|group| group.name.is_none());
-        // Of a name that is no name, the group itself is told.
+        // Where the group's own name is invalid, the mistake is reported there.
         (!broken).then(|| format!("groups: no group is named {name:?}; did you mean {meant:?}?"))
     }
 
-    /// No request may belong to two APIs.
+    /// Checks that no request can belong to two APIs.
     fn check_api_hosts(&self, report: &Report<'_>) {
         let mut seen: BTreeMap<(&Host, u16), Span> = BTreeMap::new();
         for (api, host) in self.apis.iter().flat_map(|api| api.hosts.iter().map(move |h| (api, h)))
@@ -246,7 +251,8 @@ impl Draft {
         }
     }
 
-    /// A name that a pass lists exactly belongs to no API, and to no other pass of the same group.
+    /// Checks that a name that a pass lists exactly belongs to no API, and to no other pass of the
+    /// same group.
     fn check_pass_hosts(&self, report: &Report<'_>) {
         let apis = self.api_ports();
         let mut seen: HashMap<&HostPattern, Vec<(&PassRule, Span)>> = HashMap::new();
@@ -270,7 +276,7 @@ impl Draft {
         }
     }
 
-    /// The hosts of all APIs, each with its ports and where it stands.
+    /// Returns the hosts of all APIs, each with its ports and their places in the file.
     fn api_ports(&self) -> ApiPorts<'_> {
         let mut ports = ApiPorts::new();
         for api in &self.apis {
@@ -282,7 +288,7 @@ impl Draft {
         ports
     }
 
-    /// A group has one rule for a name and port.
+    /// Checks that a group has one rule for a name and port.
     fn check_tcp_hosts(&self, report: &Report<'_>) {
         let mut seen: HashMap<&Host, Vec<(&TcpRule, Span)>> = HashMap::new();
         for (tcp, host) in self.tcp.iter().flat_map(|tcp| tcp.hosts.iter().map(move |h| (tcp, h))) {
@@ -303,7 +309,8 @@ impl Draft {
         }
     }
 
-    /// Whether a connection is looked at is told by its port, for every group alike.
+    /// Checks that all groups agree on each port: the port alone decides whether a connection is
+    /// peeked at.
     fn check_tcp_ports(&self, report: &Report<'_>) {
         let peeked = first_named(self.peeked_ports());
         for port in self.tcp.iter().flat_map(|tcp| &tcp.ports) {
@@ -332,7 +339,7 @@ impl Draft {
         }
     }
 
-    /// No agent is to reach what is for those who look after the gateway.
+    /// Checks that no agent can reach the metrics, which are for the gateway's operators.
     fn check_metrics(&self, report: &Report<'_>) {
         let Some(gateway) = &self.gateway else { return };
         if let Some(metrics) = &gateway.metrics
@@ -344,7 +351,7 @@ impl Draft {
         }
     }
 
-    /// An agent would answer for every name that others ask for.
+    /// Checks that no resolver is an agent: it would answer for every name that others ask for.
     fn check_resolvers(&self, report: &Report<'_>) {
         let Some(gateway) = &self.gateway else { return };
         for resolver in &gateway.resolvers {
@@ -361,7 +368,8 @@ impl Draft {
         Some(format!("{address} is an agents' address, in \"{}\"", within.get_ref()))
     }
 
-    /// Rules only mean something on captured ports, and never on the listeners' own.
+    /// Checks that rules name captured ports, where alone they have an effect, and never the
+    /// listeners' own.
     fn check_ports(&self, report: &Report<'_>) {
         let Some(gateway) = &self.gateway else { return };
         let own = *gateway.proxy_port.get_ref();
@@ -388,17 +396,17 @@ impl Draft {
     }
 }
 
-/// Where each host of an API stands, with its port, in the order of the APIs.
+/// The place of each host of an API in the file, with its port, in the order of the APIs.
 type ApiPorts<'a> = HashMap<&'a Host, Vec<(u16, Span)>>;
 
-/// The host of an API that the pass would name on a port of its own.
+/// Returns the place of an API's host that the pass names on one of its ports.
 fn api_span<'a>(apis: &'a ApiPorts<'_>, pass: &PassRule, host: &HostPattern) -> Option<&'a Span> {
     let HostPattern::Exact(name) = host else { return None };
     let mut ports = apis.get(name)?.iter();
     ports.find(|(port, _)| has_port(pass, *port)).map(|(_, span)| span)
 }
 
-/// Reports what another agent of the interface has already.
+/// Reports a value that another agent of the interface already has.
 fn one_agents<'a, T: PartialEq + Display>(
     key: &str,
     interface: &'a InterfaceName,
@@ -420,7 +428,7 @@ fn one_agents<'a, T: PartialEq + Display>(
     seen.push((interface, value));
 }
 
-/// Reports mints whose hosts are of no API, or whose requests no rule allows.
+/// Reports mints whose hosts belong to no API, or whose requests no rule allows.
 fn check_mints(apis: &[ApiRule], report: &Report<'_>) {
     for mint in apis.iter().flat_map(|api| &api.mints) {
         let takers: Vec<_> = apis.iter().filter(|api| mint.is_redeemed_at(&api.hosts)).collect();
@@ -460,7 +468,7 @@ fn check_mint_body(place: &Spanned<Place>, takers: &[&ApiRule], report: &Report<
     }
 }
 
-/// One placeholder of one group in one place must mean one secret.
+/// Checks that one placeholder of one group in one place means one secret.
 fn check_placeholders(api: &ApiRule, report: &Report<'_>) {
     let mut seen: Vec<(&BindingRule, &Spanned<Place>)> = Vec::new();
     let places =
@@ -486,8 +494,8 @@ fn check_placeholders(api: &ApiRule, report: &Report<'_>) {
     }
 }
 
-/// A segment that two places claim is two credentials, and a request with one of them is refused
-/// for the other.
+/// Checks that no segment of a path belongs to two places: it would be two credentials, and a
+/// request with one of them would be refused because of the other.
 fn check_paths_apart(places: &[PlaceWithText<'_>], report: &Report<'_>) {
     let slots: Vec<_> = places
         .iter()
@@ -512,12 +520,12 @@ fn check_paths_apart(places: &[PlaceWithText<'_>], report: &Report<'_>) {
     }
 }
 
-/// A placeholder stands in the path of a request that the API allows.
+/// Checks that a placeholder in a path stands in a request that the API allows.
 fn check_paths_allowed(api: &ApiRule, report: &Report<'_>) {
     for binding in &api.bindings {
         let Some(placeholder) = &binding.placeholder else { continue };
         let text = placeholder.get_ref().as_str();
-        // A rule on paths may have it in another spelling.
+        // A rule on paths may spell it in another way.
         if !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)) {
             continue;
         }
@@ -537,7 +545,8 @@ fn check_paths_allowed(api: &ApiRule, report: &Report<'_>) {
     }
 }
 
-/// A place in a body is of a request that the API allows, and no other place is in it.
+/// Checks that a place in a body is in a request that the API allows, and that no other place is in
+/// it.
 fn check_bodies(api: &ApiRule, places: &[PlaceWithText<'_>], report: &Report<'_>) {
     let bodies: Vec<_> = places
         .iter()
@@ -578,7 +587,8 @@ fn check_bodies(api: &ApiRule, places: &[PlaceWithText<'_>], report: &Report<'_>
 /// A place, and a text that stands there.
 type PlaceWithText<'a> = (&'a Spanned<Place>, &'a str);
 
-/// A field where a placeholder stands is no plain one, and in a query only what would count is.
+/// Checks that no field with a placeholder is listed as plain, and that a plain name in a query is
+/// one that would otherwise count as a credential.
 fn check_plain(api: &ApiRule, places: &[PlaceWithText<'_>], report: &Report<'_>) {
     let places = || places.iter().map(|(place, _)| *place);
     let bound = |plain: &Plain, place: &Place| match (plain, place) {
@@ -603,7 +613,7 @@ fn check_plain(api: &ApiRule, places: &[PlaceWithText<'_>], report: &Report<'_>)
     }
 }
 
-/// A place in the handshake means something only where there is one.
+/// Checks that an API with a place in the WebSocket handshake allows such a handshake.
 fn check_websocket(api: &ApiRule, places: &[PlaceWithText<'_>], report: &Report<'_>) {
     let allowed = api.websocket.as_ref().is_some_and(|flag| *flag.get_ref());
     let places = places.iter().map(|(place, _)| *place);
@@ -619,8 +629,8 @@ fn check_websocket(api: &ApiRule, places: &[PlaceWithText<'_>], report: &Report<
     }
 }
 
-/// What is signed for, and the keys that sign, stand side by side; the keys go nowhere else, and
-/// their placeholder can stand in a signature.
+/// Checks that the services to sign for and the keys that sign are both there, that the keys have
+/// no other place, and that their placeholder can stand in a signature.
 fn check_aws(api: &ApiRule, places: &[PlaceWithText<'_>], report: &Report<'_>) {
     let mut signed = false;
     for binding in &api.bindings {
@@ -657,7 +667,7 @@ fn check_aws(api: &ApiRule, places: &[PlaceWithText<'_>], report: &Report<'_>) {
     }
 }
 
-/// A handshake is a GET (RFC 6455, section 4.1).
+/// Checks that the API allows GET, which a handshake needs (RFC 6455, section 4.1).
 fn check_handshake(flag: &Spanned<bool>, requests: &Requests, report: &Report<'_>) {
     if *flag.get_ref() && !requests.methods.contains(&http::Method::GET) {
         report.add(&flag.span(), "websocket: its handshake is a GET, which methods does not list");
@@ -679,8 +689,8 @@ fn claims_same(one: &BindingRule, other: &BindingRule) -> bool {
         && share(&one.groups, &other.groups)
 }
 
-/// Two places of one half are the same: both would read the same bytes, however the fixed half
-/// differs.
+/// Returns whether two places read the same bytes. Two places of the same half of Basic do, however
+/// the fixed half differs.
 fn same_place(one: &Place, other: &Place) -> bool {
     match (one, other) {
         (Place::BasicUser { .. }, Place::BasicUser { .. }) => true,
@@ -697,7 +707,7 @@ fn share<T: PartialEq>(one: &[Spanned<T>], other: &[Spanned<T>]) -> bool {
     one.iter().any(|value| other.iter().any(|other| other.get_ref() == value.get_ref()))
 }
 
-/// Each port where it is named first.
+/// Returns each port with the place where it is named first.
 fn first_named<'a>(ports: impl Iterator<Item = &'a Spanned<u16>>) -> BTreeMap<u16, Span> {
     let mut first = BTreeMap::new();
     for port in ports {
@@ -738,5 +748,5 @@ fn list<'a>(words: impl Iterator<Item = &'a str>) -> String {
     words.collect::<Vec<_>>().join(", ")
 }
 
-/// Addresses that may be bound to network cards, of all groups together.
+/// Most addresses, of all groups together, that may be bound to network cards.
 const MAX_BOUND: usize = 512;

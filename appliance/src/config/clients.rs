@@ -1,7 +1,7 @@
 //! The rules that `client` in a `[[group]]` stands for.
 //!
-//! What the file says of a host counts instead: a host of an API is the API's, and a name that
-//! another rule of the group lists on the port is that rule's.
+//! The file's own rules take precedence: a host of an API belongs to the API, and a name that
+//! another rule of the group lists on the port belongs to that rule.
 
 use std::{collections::BTreeMap, iter, sync::LazyLock};
 
@@ -42,14 +42,14 @@ fn who_runs(draft: &Draft, client: &Client) -> Vec<(Spanned<GroupName>, Span)> {
     draft.groups.iter().filter_map(runs).collect()
 }
 
-/// Hosts, by the groups and the ports that no rule has them for.
+/// Hosts without a rule, by the groups and the ports for which they have none.
 type Missing = BTreeMap<(Vec<GroupName>, Vec<u16>), Vec<Spanned<HostPattern>>>;
 
-/// What one client adds.
+/// The additions of one client.
 struct Added {
     rules: &'static [ClientRule],
     groups: Vec<Spanned<GroupName>>,
-    /// Where the file asks for it.
+    /// The place in the file that asks for the client.
     span: Span,
 }
 
@@ -73,8 +73,8 @@ impl Added {
         }
     }
 
-    /// Has the API of the host take these without a credential, where all its groups run the client
-    /// and the file leaves it open.
+    /// Makes the host's API accept these requests without a credential, if all its groups run the
+    /// client and the file does not decide it.
     fn admit(&self, draft: &mut Draft, host: &str, requests: &[AnonymousRequest]) {
         let runs = |group: &Spanned<GroupName>| {
             self.groups.iter().any(|it| it.get_ref() == group.get_ref())
@@ -99,7 +99,7 @@ impl Added {
         }
     }
 
-    /// The hosts that no rule has yet, by the groups and the ports for which that is so.
+    /// Returns the hosts that no rule has yet, by the groups and the ports for which that is so.
     fn missing(&self, draft: &Draft, rule: &PassRule) -> Missing {
         let mut missing = Missing::new();
         let left = |host: &&Spanned<HostPattern>| !is_of_api(draft, host.get_ref(), rule);
@@ -118,7 +118,8 @@ impl Added {
     }
 }
 
-/// Whether the host is an API's on a port of the rule: then no other port of it passes unseen.
+/// Returns whether the host belongs to an API on a port of the rule. If so, none of its ports is
+/// added here, because it would bypass the API.
 fn is_of_api(draft: &Draft, host: &HostPattern, rule: &PassRule) -> bool {
     let port = |port: &u16| rule.ports.iter().any(|own| own.get_ref() == port);
     let mut apis = draft.apis.iter().filter(|api| port(api.port.get_ref()));
@@ -126,7 +127,7 @@ fn is_of_api(draft: &Draft, host: &HostPattern, rule: &PassRule) -> bool {
     apis.any(|api| api.hosts.iter().any(is_host))
 }
 
-/// Whether the file, or another client, says already what becomes of the host on the port.
+/// Returns whether the file, or another client, already has a rule for the host on the port.
 fn has(draft: &Draft, group: &GroupName, host: &HostPattern, port: u16) -> bool {
     draft.passes.iter().any(|pass| {
         pass.groups.iter().any(|own| own.get_ref() == group)
@@ -143,7 +144,7 @@ fn read(rule: &'static ClientRule, span: &Span, files: Files<'_>, report: &Repor
     }
 }
 
-/// The name, with a number where another rule has it.
+/// Returns the name, with a number where another rule has it.
 fn free(draft: &Draft, name: &Spanned<RuleName>) -> Option<Spanned<RuleName>> {
     let plain = name.get_ref().as_str();
     let numbered = (2..).map(|number| format!("{plain}-{number}"));

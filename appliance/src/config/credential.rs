@@ -1,4 +1,4 @@
-//! The small language of a binding's places: where a placeholder may stand.
+//! The small language of a binding's places: the parts of a request where a placeholder may stand.
 
 use std::sync::Arc;
 
@@ -15,9 +15,9 @@ use crate::policy::{
 
 /// The fixed texts that may stand beside a placeholder in Basic.
 pub(super) struct BasicHalves {
-    /// Beside a placeholder that is the password.
+    /// The half beside a placeholder that is the password.
     pub(super) user: Arc<str>,
-    /// Beside a placeholder that is the user.
+    /// The half beside a placeholder that is the user.
     pub(super) password: Arc<str>,
 }
 
@@ -49,8 +49,8 @@ pub(super) fn place(text: &str, halves: &BasicHalves) -> Result<Place, String> {
     }
 }
 
-/// A name that stands in a query as it is written here. A list's brackets, and what parts or
-/// encodes, servers read in several ways.
+/// Reads a name that stands in a query as it is written here. A list's brackets, and characters
+/// that separate or encode, are refused: servers read them in several ways.
 fn query_name(text: &str) -> Result<Arc<str>, &'static str> {
     if !is_plain_name(text) {
         return Err("the name in a query has 1 to 128 letters, digits, '-', '.', '_', '~' and '$'");
@@ -58,7 +58,7 @@ fn query_name(text: &str) -> Result<Arc<str>, &'static str> {
     Ok(text.into())
 }
 
-/// A name of the letters that a cookie's may have (RFC 6265, section 4.1.1), of which servers make
+/// Reads a name of the letters that a cookie's name may have (RFC 6265, section 4.1.1); servers use
 /// no others.
 fn cookie_name(text: &str) -> Result<Arc<str>, &'static str> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
@@ -70,7 +70,7 @@ fn cookie_name(text: &str) -> Result<Arc<str>, &'static str> {
 
 const MAX_COOKIE_NAME: usize = 128;
 
-/// One half of a Basic credential that is written in the file and so is no secret.
+/// Reads one half of a Basic credential, which is written in the file and so is no secret.
 pub(super) fn basic_half(text: &str) -> Result<Arc<str>, &'static str> {
     let plain = text.bytes().all(|b| b.is_ascii_graphic() && b != b':');
     if !plain || text.len() > 256 {
@@ -79,8 +79,8 @@ pub(super) fn basic_half(text: &str) -> Result<Arc<str>, &'static str> {
     Ok(text.into())
 }
 
-/// Reads what looks like a credential and is none: `header NAME` or `query NAME`. A name that
-/// counts for nothing anyway is a slip.
+/// Reads a field that looks like a credential and is none: `header NAME` or `query NAME`. A name
+/// that does not count as a credential anyway is a mistake.
 pub(super) fn plain_name(text: &str) -> Result<Plain, String> {
     match text.split_once(' ') {
         Some(("header", name)) => {
@@ -94,7 +94,7 @@ pub(super) fn plain_name(text: &str) -> Result<Plain, String> {
             let counts = is_credential_header(name.as_str().as_bytes());
             counts.then(|| Plain::Header(name)).ok_or_else(|| NO_CREDENTIAL.into())
         }
-        // Whether a name in a query counts depends on the bindings too.
+        // Whether a name in a query counts as a credential depends on the bindings too.
         Some(("query", name)) => Ok(Plain::Query(fold_query(name).into())),
         _ => Err("write \"header NAME\" or \"query NAME\"".into()),
     }

@@ -1,8 +1,7 @@
-//! One change of a configuration's text, as a person would make it: a rule more at the end, a table
-//! more below an API, or a key in a table that is there.
+//! One change of a configuration's text, as a person would make it: another rule at the end,
+//! another table below an API, or a key of an existing table.
 //!
-//! Nothing is checked here. What comes out is a text that [`parse`](super::parse) reads as it reads
-//! any other.
+//! Nothing is checked here. The result is a text for [`parse`](super::parse), as any other.
 
 use std::fmt;
 
@@ -17,16 +16,16 @@ use crate::catalogue;
 /// A change of a configuration's text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Edit {
-    /// A rule more, at the end.
+    /// Another rule, at the end.
     Append(String),
-    /// A table more, below the API of this name.
+    /// Another table, below the API of this name.
     Below {
         /// The API.
         api: String,
         /// The table.
         text: String,
     },
-    /// A value, in place of the one that is there.
+    /// A value that replaces the present one.
     Set {
         /// The table that has it.
         table: TableAt,
@@ -58,7 +57,7 @@ pub enum TableAt {
     },
 }
 
-/// The text with the change in it; `None` where what is to be changed is not there.
+/// Returns the text with the change in it; `None` where the text lacks the part to be changed.
 pub fn edited(text: &str, edit: &Edit) -> Option<String> {
     match edit {
         Edit::Append(more) => Some(format!("{}\n\n{}\n", text.trim_end(), more.trim_end())),
@@ -76,7 +75,7 @@ fn below(text: &str, api: &str, more: &str) -> Option<String> {
     Some(format!("{before}\n{}\n\n{after}", more.trim_end()).trim_end().to_owned() + "\n")
 }
 
-/// Where each top-level table begins.
+/// Returns where each top-level table begins.
 fn heads(document: &DeTable<'_>) -> impl Iterator<Item = usize> {
     document.iter().flat_map(|(_, value)| match value.get_ref() {
         DeValue::Array(items) => items.iter().map(|item| item.span().start).collect(),
@@ -115,7 +114,7 @@ fn find<'a>(document: &'a DeTable<'a>, table: &TableAt) -> Option<(Span, &'a DeT
     }
 }
 
-/// The rule of this name, which may be its provider's.
+/// Returns the rule of this name. The name may be that of its provider.
 fn named<'a>(document: &'a DeTable<'a>, kind: &str, name: &str) -> Option<(Span, &'a DeTable<'a>)> {
     items(document, kind).find(|(_, rule)| {
         let own = || catalogued(rule).map(|provider| provider.name);
@@ -137,7 +136,8 @@ fn items<'a>(table: &'a DeTable<'a>, key: &str) -> impl Iterator<Item = (Span, &
     items.into_iter().flatten().filter_map(table)
 }
 
-/// As it is written into the file, below a comment that says where where that is not the end.
+/// Formats the edit as it is written into the file. Where it does not belong at the end, a comment
+/// above it names its place.
 impl fmt::Display for Edit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

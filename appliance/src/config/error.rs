@@ -1,38 +1,38 @@
-//! The mistakes of a file: all of it at once, each mistake with its line.
+//! The mistakes of a file: all of them at once, each with its line.
 
 use std::{cell::RefCell, fmt, ops::Range};
 
-/// Everything that is wrong with one file, in the order of its lines. Never empty.
+/// All mistakes of one file, in the order of its lines. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Errors {
     file: String,
     mistakes: Vec<Mistake>,
 }
 
-/// One thing that is wrong.
+/// One mistake.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mistake {
-    /// Line, from 1; 0 where it is about the file as a whole.
+    /// Line, from 1; 0 where the mistake is about the file as a whole.
     pub line: usize,
-    /// Column in characters, from 1; 0 where it is about the file as a whole.
+    /// Column in characters, from 1; 0 where the mistake is about the file as a whole.
     pub column: usize,
-    /// What is wrong and what would be right. Holds no secret.
+    /// The mistake and its remedy. Holds no secret.
     pub text: String,
 }
 
 impl Errors {
-    /// The one mistake that a file cannot be read at all.
+    /// Creates the errors of a file that cannot be read at all, which are one mistake.
     pub(super) fn whole_file(file: &str, text: String) -> Self {
         Self { file: file.into(), mistakes: vec![Mistake { line: 0, column: 0, text }] }
     }
 
-    /// The mistakes, in the order of their lines.
+    /// Returns the mistakes, in the order of their lines.
     pub fn mistakes(&self) -> &[Mistake] {
         &self.mistakes
     }
 }
 
-/// One error a line, then their number.
+/// Writes one mistake a line, then their number.
 impl fmt::Display for Errors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for Mistake { line, column, text } in &self.mistakes {
@@ -50,13 +50,13 @@ impl fmt::Display for Errors {
 
 impl std::error::Error for Errors {}
 
-/// Where bytes of the file stand.
+/// The place of bytes in the file.
 pub(super) type Span = Range<usize>;
 
 /// Collects mistakes while a file is read.
 pub(super) struct Report<'a> {
     text: &'a str,
-    /// Where each line but the first begins.
+    /// Where each line except the first begins.
     line_starts: Vec<usize>,
     mistakes: RefCell<Vec<Mistake>>,
 }
@@ -73,12 +73,12 @@ impl<'a> Report<'a> {
         self.mistakes.borrow_mut().push(Mistake { line, column, text: text.into() });
     }
 
-    /// The line, from 1, on which `span` begins.
+    /// Returns the line, from 1, on which `span` begins.
     pub(super) fn line(&self, span: &Span) -> usize {
         self.position(span.start).0
     }
 
-    /// What was found, if anything was.
+    /// Returns the mistakes, if there are any.
     pub(super) fn into_errors(self, file: &str) -> Option<Errors> {
         let mut mistakes = self.mistakes.into_inner();
         mistakes.sort();
@@ -95,7 +95,7 @@ impl<'a> Report<'a> {
     }
 }
 
-/// Offending text as an error shows it: quoted, escaped, and cut where it is long.
+/// Formats offending text for an error: quoted, escaped, and cut where it is long.
 pub(super) fn quote(text: &str) -> String {
     match text.char_indices().nth(MAX_QUOTED_CHARS) {
         Some((end, _)) => format!("{:?}...", text.get(..end).unwrap_or_default()),
@@ -103,14 +103,15 @@ pub(super) fn quote(text: &str) -> String {
     }
 }
 
-/// The word of `known` that `word` was probably meant to be.
+/// Returns the word of `known` that `word` was probably meant to be.
 pub(crate) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
     let bound = (word.chars().count() / 2).clamp(1, 3);
     let distances = known.into_iter().map(|other| (distance(word, other), other));
     distances.filter(|&(distance, _)| distance <= bound).min().map(|(_, other)| other)
 }
 
-/// How many letters must be put in, left out or changed; two swapped neighbours count as two.
+/// Returns how many letters must be inserted, removed or replaced; two swapped neighbours count as
+/// two.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

@@ -1,5 +1,5 @@
-//! What a configuration means, in plain words: who may reach what, and how. It is made from the
-//! checked policy alone, so it says what will be done and not what was written.
+//! A configuration in plain words: which group may reach which hosts, and how. The text is made
+//! from the checked policy alone, so it says what will be done and not what was written.
 
 mod warnings;
 
@@ -19,8 +19,8 @@ use crate::policy::{
     fold_query, is_credential_header, is_credential_query, queries_of,
 };
 
-/// The whole configuration for a person to read: the gateway, each group with all it may do, and
-/// what deserves a second look. Ends with a line end.
+/// Returns the whole configuration as text for people: the gateway, each group with all that it may
+/// do, and the warnings. Ends with a line end.
 pub fn explain(config: &Config) -> String {
     let mut page = Explanation(String::new());
     page.gateway(config);
@@ -92,7 +92,7 @@ impl Explanation {
         self.line("NAT64", translators);
     }
 
-    /// What is really had, which may be less than was written where there are many groups.
+    /// Writes the bounds in force, which may be lower than written where there are many groups.
     fn bounds(&mut self, limits: &Limits, groups: usize) {
         let one = limits.agent_new_connections;
         self.line("bounds", format!("{one} new connections a second for each agent"));
@@ -236,7 +236,7 @@ impl Explanation {
         self.line("signed", format!("anew for {services} in {regions}, and for nothing else"));
     }
 
-    /// Where this API differs from [`Self::credentials`].
+    /// Writes where this API differs from [`Self::credentials`].
     fn own_credentials(&mut self, api: &Api) {
         let places = || api.places();
         let named = places().filter_map(|place| match place {
@@ -284,7 +284,7 @@ impl Explanation {
         }
     }
 
-    /// What must be a placeholder in its place, at every API.
+    /// Writes which fields must hold a placeholder, at every API.
     fn credentials(&mut self) {
         self.heading("What counts as a credential at every API");
         let names = CredentialNames::ALL;
@@ -301,7 +301,7 @@ impl Explanation {
         self.line("cookies", "all, unless the API has keep_cookies");
     }
 
-    /// A list of words in lines of a readable length.
+    /// Writes a list of words in lines of a readable length.
     fn words(&mut self, label: &str, before: &str, words: &[&str]) {
         let mut line = before.to_owned();
         let mut label = label;
@@ -328,7 +328,7 @@ impl Explanation {
         self.line("becomes", SecretText(&binding.secret));
     }
 
-    /// What answers hold, and who takes the tickets.
+    /// Writes what the answers hold, and which hosts accept the tickets.
     fn mint(&mut self, mint: &Mint) {
         self.line("mints", format!("{}, in its answers as {}", mint.name, list(&mint.answers)));
         self.redeemed(mint);
@@ -439,7 +439,7 @@ impl Display for PlaceText<'_> {
     }
 }
 
-/// Where a value is, in words.
+/// The source of a value, in words.
 struct SecretText<'a>(&'a SecretRef);
 
 impl Display for SecretText<'_> {
@@ -497,7 +497,8 @@ fn bounds(file: &AuditFile) -> String {
     rotated.unwrap_or_default() + &reserve.unwrap_or_default()
 }
 
-/// The names under a pass rule's patterns that an API takes, because an exact name wins.
+/// Returns the names under a pass rule's patterns that belong to an API, because an exact name
+/// wins.
 fn won_by_apis<'p>(
     pass: &'p Pass,
     policy: &'p Policy,
@@ -507,8 +508,8 @@ fn won_by_apis<'p>(
     hosts.filter(|(host, _)| pass.hosts.iter().any(|pattern| pattern.matches(host)))
 }
 
-/// What of a splice rule's hosts is looked into all the same, because a rule that does so wins,
-/// however wide its pattern is.
+/// Returns the hosts of a splice rule that are inspected all the same, because an inspecting rule
+/// wins, however wide its pattern is.
 fn won_by_inspection<'p>(
     pass: &'p Pass,
     group: &'p Group,
@@ -527,7 +528,7 @@ fn won_by_inspection<'p>(
     pairs.filter_map(|((own, theirs), other)| Some((narrower(own, theirs)?, other)))
 }
 
-/// The names that two patterns have in common: those of the narrower one, or none.
+/// Returns the names that two patterns have in common: those of the narrower one, or none.
 fn narrower<'p>(one: &'p HostPattern, other: &'p HostPattern) -> Option<&'p HostPattern> {
     match (one, other) {
         _ if one == other => Some(one),
@@ -553,5 +554,5 @@ fn list<T: Display>(items: impl IntoIterator<Item = T>) -> String {
 
 const KIB: usize = 1_024;
 
-/// Bytes of a line of words.
+/// Most bytes of a line of words.
 const WIDTH: usize = 72;

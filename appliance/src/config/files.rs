@@ -13,7 +13,7 @@ use rustls::{
 
 use super::value::path;
 
-/// What a rule may read besides the file itself.
+/// Access to the files that a rule may read besides the configuration.
 #[derive(Clone, Copy)]
 pub(super) struct Files<'a> {
     /// The folder that relative paths start from.
@@ -22,7 +22,7 @@ pub(super) struct Files<'a> {
     pub(super) read: &'a dyn Fn(&Path) -> io::Result<String>,
 }
 
-/// The content of a file of certificates.
+/// Returns the content of a file of certificates.
 pub(super) fn ca_file(
     files: Files<'_>,
 ) -> impl Fn(&toml::de::DeValue<'_>) -> Result<Arc<str>, String> {
@@ -34,7 +34,7 @@ pub(super) fn ca_file(
     }
 }
 
-/// The one certificate of a file, in DER: nothing else of the file gets to whoever is shown it.
+/// Returns the one certificate of a file, in DER: nothing else of the file is shown to agents.
 pub(super) fn one_ca(
     files: Files<'_>,
 ) -> impl Fn(&toml::de::DeValue<'_>) -> Result<Arc<[u8]>, String> {
@@ -48,16 +48,16 @@ pub(super) fn one_ca(
     }
 }
 
-/// The path of a file of certificates that is read again when it is used. It is looked into here,
-/// so that a wrong one is a mistake with a line.
+/// Returns the path of a file of certificates that is read again when it is used. The file is
+/// checked here, so that a wrong one is a mistake with a line.
 pub(super) fn ca_path(
     files: Files<'_>,
 ) -> impl Fn(&toml::de::DeValue<'_>) -> Result<PathBuf, String> {
     move |value| ca_file(files)(value).and_then(|_| path(files.base)(value))
 }
 
-/// The same of a file that may not be there yet, because a command that reads this configuration
-/// says how it is made.
+/// Does the same for a file that may be missing still, because a command that reads this
+/// configuration says how to make it.
 pub(super) fn future_ca_path(
     files: Files<'_>,
 ) -> impl Fn(&toml::de::DeValue<'_>) -> Result<PathBuf, String> {
@@ -71,7 +71,8 @@ pub(super) fn future_ca_path(
     }
 }
 
-/// A file of trust holds certificates that can be trusted, all of them readable, and no key.
+/// Checks that a file of trust holds only certificates that can be trusted, all of them readable,
+/// and no key.
 fn check_pem(pem: &str) -> Result<(), &'static str> {
     if PrivateKeyDer::from_pem_slice(pem.as_bytes()).is_ok() {
         return Err("holds a private key; name a file that holds certificates only");

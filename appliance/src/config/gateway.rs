@@ -1,4 +1,4 @@
-//! How the daemon itself runs: `[gateway]`, `[limits]` and `[secrets]`.
+//! Settings of the daemon itself: `[gateway]`, `[limits]` and `[secrets]`.
 
 use std::{
     net::SocketAddr,
@@ -25,13 +25,13 @@ use super::{
 };
 use crate::policy::{Limits, Site};
 
-/// What `[gateway]` says. A field is `None` where it is wrong.
+/// The content of `[gateway]`. A field is `None` where it is wrong.
 pub(super) struct GatewaySection {
     audit: AuditTarget,
     ca_dir: Option<Spanned<PathBuf>>,
     state_dir: PathBuf,
     control: PathBuf,
-    /// Where metrics are told.
+    /// The address at which metrics are served.
     pub(super) metrics: Option<Spanned<SocketAddr>>,
     pub(super) proxy_port: Spanned<u16>,
     mark: u32,
@@ -43,7 +43,7 @@ pub(super) struct GatewaySection {
     pub(super) resolvers: Vec<Spanned<NameServer>>,
     resolver_ca: Option<Arc<str>>,
     workers: usize,
-    /// The captured ports where they are listed.
+    /// The captured ports, if they are listed.
     pub(super) ports: Option<Vec<Spanned<u16>>>,
     pub(super) site: Site,
 }
@@ -83,7 +83,8 @@ impl GatewaySection {
         gateway
     }
 
-    /// With `[vault.pki]` no issuing CA is read from a folder: whoever names one expects otherwise.
+    /// Refuses `ca_dir` beside `[vault.pki]`: no issuing CA would be read from that folder,
+    /// contrary to what the operator expects.
     pub(super) fn refuse_ca_dir(&self, report: &Report<'_>) {
         if let Some(ca_dir) = &self.ca_dir {
             let text = "ca_dir: with [vault.pki] Vault signs the issuing CAs and no folder of them \
@@ -119,9 +120,9 @@ impl GatewaySection {
     }
 }
 
-/// What is special about addresses here.
+/// Reads the properties of addresses that are special at this site.
 fn site(table: &mut TomlTable<'_>) -> Site {
-    // An empty list says that there is no translator, and none that nobody knows.
+    // An empty list states that there is no translator; without the key nobody knows.
     let stated = table.has("nat64_prefixes");
     let nat64_prefixes = plain(table.list_or_none("nat64_prefixes", nat64_prefix));
     Site {
@@ -147,7 +148,7 @@ fn agent_services(table: &mut TomlTable<'_>) -> AgentServices {
     services
 }
 
-/// Reads `[limits]`; a limit that is not there has its default.
+/// Reads `[limits]`; a missing limit has its default.
 pub(super) fn limits(mut table: TomlTable<'_>) -> Limits {
     let default = Limits::default();
     let defaults = (default.connections, default.agent_connections);
@@ -211,7 +212,8 @@ pub(super) fn limits(mut table: TomlTable<'_>) -> Limits {
     limits
 }
 
-/// Reads how many of something all agents together may have at once, and how many one may.
+/// Reads the most of something that all agents together may have at once, and the most that one
+/// may.
 fn places(
     table: &mut TomlTable<'_>,
     names: [&'static str; 2],
@@ -224,7 +226,7 @@ fn places(
     whole_and_part(table, names, [of_all, of_one], defaults)
 }
 
-/// Reads how many bytes all agents together may hold, and how many one may.
+/// Reads the most bytes that all agents together may hold, and the most that one may.
 fn room(
     table: &mut TomlTable<'_>,
     names: [&'static str; 2],
@@ -237,8 +239,9 @@ fn room(
     whole_and_part(table, names, [of_all, of_one], defaults)
 }
 
-/// What all agents together may have, and what one may; where only the latter is there, the former
-/// is enough for one group to let an agent have it, which is half of the group's.
+/// Returns the most that all agents together may have, and the most that one may. Where only the
+/// latter is set, the former is raised to twice that, so that one group can let an agent have it:
+/// an agent may have half of its group's.
 fn whole_and_part(
     table: &mut TomlTable<'_>,
     [all, own]: [&'static str; 2],
@@ -258,7 +261,7 @@ fn whole_and_part(
     (most, one)
 }
 
-/// Reads `[secrets]`; `None` where its file is missing or wrong.
+/// Reads `[secrets]`; returns `None` where its file is missing or wrong.
 pub(super) fn secret_file(mut table: TomlTable<'_>, base: &Path) -> Option<SecretFile> {
     let file = table.required("file", path(base));
     let key = table.optional("key_file", path(base));
@@ -272,8 +275,8 @@ pub(super) fn secret_file(mut table: TomlTable<'_>, base: &Path) -> Option<Secre
     Some(SecretFile { path: file?.into_inner(), key: key.map(Spanned::into_inner) })
 }
 
-/// All resolvers are asked over TLS, or none: one plain server among the others would be where the
-/// names go as soon as the others are kept from answering.
+/// Reads the resolvers. All of them are asked over TLS, or none: one plain server among the others
+/// would get all names as soon as an attacker keeps the others from answering.
 fn resolvers(
     table: &mut TomlTable<'_>,
     files: Files<'_>,
@@ -332,7 +335,7 @@ fn audit(table: &mut TomlTable<'_>, base: &Path) -> AuditTarget {
     })
 }
 
-/// Bytes of a file, or 0 for one that grows on.
+/// Reads the bytes of a file, or 0 for a file that is never rotated.
 fn rotation(value: &toml::de::DeValue<'_>) -> Result<Option<u64>, String> {
     match size(0..=MAX_AUDIT_BYTES)(value)? {
         0 => Ok(None),
@@ -344,7 +347,8 @@ fn rotation(value: &toml::de::DeValue<'_>) -> Result<Option<u64>, String> {
     }
 }
 
-/// One address, and not all of this machine's: agents are behind some of those.
+/// Reads one address. It may not stand for all of this machine's, because agents can reach some of
+/// those.
 fn management(value: &toml::de::DeValue<'_>) -> Result<SocketAddr, String> {
     let word = text(value)?;
     let one = |address: &SocketAddr| {
@@ -359,7 +363,8 @@ fn management(value: &toml::de::DeValue<'_>) -> Result<SocketAddr, String> {
     })
 }
 
-/// The kernel takes no longer address of a socket (`unix(7)`, `sun_path`, with its final NUL).
+/// Reads the path of a socket. The kernel takes no longer one than `sun_path` with its final NUL
+/// (`unix(7)`).
 fn socket_path(base: &Path) -> impl Fn(&toml::de::DeValue<'_>) -> Result<PathBuf, String> {
     let path = path(base);
     move |value| {
@@ -374,7 +379,8 @@ fn socket_path(base: &Path) -> impl Fn(&toml::de::DeValue<'_>) -> Result<PathBuf
     }
 }
 
-/// The kernel keeps 0 and 253 to 255 for itself (`rtnetlink(7)`, `rtm_table`).
+/// Reads the number of a routing table. The kernel keeps 0 and 253 to 255 for itself
+/// (`rtnetlink(7)`, `rtm_table`).
 fn route_table(value: &toml::de::DeValue<'_>) -> Result<u32, String> {
     match number(1..=u64::from(u32::MAX))(value)? {
         table @ 253..=255 => Err(format!("{table} is a table of the kernel's own; take another")),
@@ -382,7 +388,8 @@ fn route_table(value: &toml::de::DeValue<'_>) -> Result<u32, String> {
     }
 }
 
-/// The control socket of a `[gateway]`, or the default, whatever else is wrong in it.
+/// Returns the control socket of a `[gateway]`, or the default, whatever else is wrong in the
+/// table.
 pub(super) fn control(table: Option<TomlTable<'_>>, base: &Path) -> PathBuf {
     let named = table.and_then(|mut table| table.optional("control", socket_path(base)));
     inner(named, DEFAULT_CONTROL.into())
@@ -391,7 +398,7 @@ pub(super) fn control(table: Option<TomlTable<'_>>, base: &Path) -> PathBuf {
 const DEFAULT_CA_DIR: &str = "/var/lib/cloakroom/ca";
 const DEFAULT_AUDIT_FILE: &str = "/var/log/cloakroom/audit.jsonl";
 const DEFAULT_STATE_DIR: &str = "/var/lib/cloakroom";
-/// Where the daemon listens for commands.
+/// The socket on which the daemon listens for commands.
 const DEFAULT_CONTROL: &str = "/run/cloakroom/control.sock";
 const MAX_SOCKET_PATH: usize = 107;
 const DEFAULT_PROXY_PORT: u16 = 15_001;

@@ -1,4 +1,4 @@
-//! `[[api.mint]]`: what an API mints and wants back.
+//! `[[api.mint]]`: the credentials that an API mints and wants back.
 
 use std::{sync::Arc, time::Duration};
 
@@ -44,7 +44,7 @@ impl MintRule {
         mint
     }
 
-    /// Whether the API takes back what is minted.
+    /// Returns whether the API takes back its minted credentials.
     pub(super) fn is_redeemed_at(&self, hosts: &[Spanned<Host>]) -> bool {
         let is_listed =
             |host: &Spanned<Host>| hosts.iter().any(|it| it.get_ref() == host.get_ref());
@@ -67,8 +67,9 @@ impl MintRule {
     }
 }
 
-/// Tells each API what it takes back, and each rule whose answers it is for. A group that gets
-/// tickets from one API uses the APIs that take them, and may get further ones there.
+/// Links each API to the mints whose tickets it accepts, and each mint to the groups that use it. A
+/// group that gets tickets from one API uses the APIs that accept them, and may get further ones
+/// there.
 pub(super) fn link(mut apis: Vec<Api>) -> Vec<Arc<Api>> {
     let mut groups: Vec<Vec<GroupName>> = apis.iter().map(bound_groups).collect();
     while spread(&apis, &mut groups) {}
@@ -93,7 +94,8 @@ fn bound_groups(api: &Api) -> Vec<GroupName> {
     groups
 }
 
-/// Gives the groups of each API to those that take its tickets. Says whether that was new to one.
+/// Adds the groups of each API to the APIs that accept its tickets. Returns whether any API got a
+/// new group.
 fn spread(apis: &[Api], groups: &mut [Vec<GroupName>]) -> bool {
     let mut is_new = false;
     for (from, api) in apis.iter().enumerate() {
@@ -132,6 +134,6 @@ fn shape(text: &str) -> Result<TicketShape, &'static str> {
     }
 }
 
-/// From what any client can use to what no client should have to keep.
+/// From a lifetime that any client can use to the longest that any client should need.
 const LIFE: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(24 * 60 * 60);

@@ -1,6 +1,6 @@
-//! One TOML file to checked settings and a policy.
+//! Turns one TOML file into checked settings and a policy.
 //!
-//! Either everything in the file is right, or nothing of it holds: unknown keys, wrong types, bad
+//! Either everything in the file is right, or nothing of it is used: unknown keys, wrong types, bad
 //! values and rules that contradict each other are errors, all of them reported at once with their
 //! lines. A text with two meanings is refused. Secrets are never in the file.
 //! `image/cloakroom.toml` shows every key with its unit, default and meaning.
@@ -62,12 +62,12 @@ use table::TomlTable;
 use value::parsed;
 pub use value::read_duration;
 
-/// What one file says.
+/// The content of one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// How the daemon runs.
+    /// Settings of the daemon.
     pub settings: Settings,
-    /// What agents may do.
+    /// The rights of the agents.
     pub policy: Policy,
 }
 
@@ -77,7 +77,7 @@ pub fn load(path: &Path) -> Result<Config, Errors> {
     load_by(path, &read_bounded)
 }
 
-/// The same, where each file is read by `read_file`.
+/// Does the same, and reads each file with `read_file`.
 pub fn load_by(
     path: &Path,
     read_file: &dyn Fn(&Path) -> io::Result<String>,
@@ -87,13 +87,12 @@ pub fn load_by(
     parse(&text, path.parent(), &name, read_file)
 }
 
-/// The interfaces of the agent groups, and nothing else of a file: the guard is loaded at boot
-/// whatever else is wrong in it.
+/// Returns the interfaces of the agent groups, and reads nothing else of a file: the guard is
+/// loaded at boot whatever else is wrong in the file.
 ///
 /// # Errors
 ///
-/// Where the file cannot be read or is not TOML, where it has no group, and where one has no
-/// interface.
+/// The file cannot be read or is not TOML, it has no group, or a group has no interface.
 pub fn interfaces(path: &Path) -> Result<Vec<InterfaceName>, Errors> {
     let name = path.display().to_string();
     let text = read_bounded(path).map_err(|error| Errors::whole_file(&name, error.to_string()))?;
@@ -103,8 +102,9 @@ pub fn interfaces(path: &Path) -> Result<Vec<InterfaceName>, Errors> {
     report.into_errors(&name).map_or(Ok(interfaces), Err)
 }
 
-/// The control socket of the daemon with this configuration, and nothing else of the file: the
-/// daemon is spoken to whatever is wrong in it. A file that cannot be read names none.
+/// Returns the control socket of the daemon with this configuration, and reads nothing else of the
+/// file: orders reach the daemon whatever else is wrong in it. For a file that cannot be read,
+/// returns the default.
 pub fn control(path: &Path) -> PathBuf {
     let text = read_bounded(path).unwrap_or_default();
     let report = Report::new(&text);
@@ -115,7 +115,7 @@ pub fn control(path: &Path) -> PathBuf {
     gateway::control(gateway, path.parent().unwrap_or(Path::new("")))
 }
 
-/// Where every command looks for the configuration, unless it is told.
+/// The path where every command looks for the configuration, unless another is given.
 pub const DEFAULT_CONFIG: &str = "/etc/cloakroom/cloakroom.toml";
 
 fn interfaces_of(document: &Spanned<DeTable<'_>>, report: &Report<'_>) -> Vec<InterfaceName> {
@@ -132,8 +132,8 @@ fn interfaces_of(document: &Spanned<DeTable<'_>>, report: &Report<'_>) -> Vec<In
     groups.into_iter().filter_map(interface).collect()
 }
 
-/// The file as TOML, where it is TOML: a broken one would only raise errors about things that it
-/// does not say.
+/// Parses the file, if it is TOML. A broken document would only cause errors about keys that seem
+/// to be missing.
 fn document<'a>(text: &'a str, report: &Report<'_>) -> Option<Spanned<DeTable<'a>>> {
     let (document, mut mistakes) = DeTable::parse_recoverable(text);
     mistakes.sort_by_key(|error| error.span().map(|span| span.start));
@@ -141,7 +141,8 @@ fn document<'a>(text: &'a str, report: &Report<'_>) -> Option<Spanned<DeTable<'a
         let span = error.span().unwrap_or_default();
         let is_duplicate = error.message() == syntax::DUPLICATE;
         report.add(&span, syntax::in_words(text, &span, error.message()));
-        // What follows another one is read from where nobody meant it to begin.
+        // A mistake that follows another may come from a wrong starting point, so only the first is
+        // kept.
         if !is_duplicate {
             break;
         }
@@ -290,7 +291,7 @@ impl AwsRule {
     }
 }
 
-/// Where SDKs of AWS look for their keys.
+/// Variables in which SDKs of AWS look for their keys.
 const AWS_VARIABLES: [&str; 2] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
 
 impl BindingRule {
@@ -299,7 +300,7 @@ impl BindingRule {
         let own = Some(placeholder.as_str()).filter(|own| rules::is_variable(own)).map(Arc::from);
         let is_aws = self.places.iter().any(|place| *place.get_ref() == Place::Aws);
         let usual = || match is_aws {
-            // SDKs take no key without the other.
+            // SDKs accept neither key without the other.
             true => AWS_VARIABLES.map(Arc::from).to_vec(),
             false => own.into_iter().collect(),
         };
@@ -362,9 +363,9 @@ pub fn read_bounded(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// A file above this was not written by hand.
+/// Most bytes of a file. A larger one was not written by hand.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
-/// Captured whatever rules say, so that a plain or encrypted web request gets an answer with a
-/// reason instead of a reset.
+/// Ports that are captured whatever the rules say, so that a plain or encrypted web request gets an
+/// answer with a reason instead of a reset.
 const ALWAYS_CAPTURED: [u16; 2] = [80, 443];

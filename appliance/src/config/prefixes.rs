@@ -1,5 +1,5 @@
-//! Prefixes that were seen so far, and which of them a new one overlaps: at a cost that does not
-//! grow with their number.
+//! The prefixes seen so far, and which of them a new one overlaps. The cost does not grow with
+//! their number.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,15 +11,16 @@ use ipnet::IpNet;
 /// Prefixes, numbered in the order in which they came.
 #[derive(Default)]
 pub(super) struct SeenPrefixes {
-    /// The first of each network and length.
+    /// The first prefix of each network and length.
     first: BTreeMap<(IpAddr, u8), usize>,
-    /// The lengths that there are, of each family.
+    /// The lengths that occur, of each family.
     lengths: BTreeSet<(bool, u8)>,
     count: usize,
 }
 
 impl SeenPrefixes {
-    /// The number of the first that has an address in common with this one, which is then seen too.
+    /// Returns the number of the first prefix that has an address in common with this one, and adds
+    /// this one.
     pub(super) fn see(&mut self, prefix: &IpNet) -> Option<usize> {
         let first = self.around(prefix).chain(self.within(prefix)).min();
         self.first.entry((prefix.network(), prefix.prefix_len())).or_insert(self.count);
@@ -28,7 +29,7 @@ impl SeenPrefixes {
         first
     }
 
-    /// Those that hold all of it.
+    /// Returns the prefixes that contain all of it.
     fn around(&self, prefix: &IpNet) -> impl Iterator<Item = usize> {
         let (address, v6) = (prefix.addr(), prefix.addr().is_ipv6());
         let lengths = self.lengths.range((v6, 0)..=(v6, prefix.prefix_len()));
@@ -38,7 +39,7 @@ impl SeenPrefixes {
         })
     }
 
-    /// Those that it holds.
+    /// Returns the prefixes that it contains.
     fn within(&self, prefix: &IpNet) -> impl Iterator<Item = usize> {
         let networks = (prefix.network(), prefix.prefix_len())..=(prefix.broadcast(), u8::MAX);
         self.first.range(networks).map(|(_, number)| *number)
@@ -51,7 +52,7 @@ mod tests {
 
     use super::*;
 
-    /// So few addresses that prefixes often meet.
+    /// Returns a prefix out of so few addresses that prefixes often meet.
     fn prefix() -> impl Strategy<Value = IpNet> {
         let v4 = (0_u8..8, 0_u8..3, 0_u8..=32).prop_map(|(second, last, length)| {
             IpNet::new(IpAddr::from([10, second << 5, 0, last]), length).expect("a length")

@@ -1,6 +1,6 @@
-//! The language of secret references. Each location has one way to be written; what a server
-//! could read as another path is refused. No error repeats any of the text: it may be the secret
-//! itself, put in the wrong place.
+//! The language of secret references. Each location can be written in one way only; a path that a
+//! server could read as another one is refused. No error repeats any of the text: it may be the
+//! secret itself, put in the wrong place.
 
 use std::sync::Arc;
 
@@ -8,17 +8,17 @@ use crate::policy::{
     IDENTITY_TOKEN, Pick, PickPart, SecretRef, VaultLocation, is_plain_parameter_byte,
 };
 
-/// Reads where a value is:
+/// Reads the location of a value:
 ///
-/// - `vault:MOUNT/PATH#FIELD`, KV version 2, with `?version=N` before the `#` where it is held to
-///   one version. The mount is the first segment; one with a slash in it is quoted, as in
+/// - `vault:MOUNT/PATH#FIELD`, KV version 2, with `?version=N` before the `#` to pin one version.
+///   The mount is the first segment; a mount with a slash in it is quoted, as in
 ///   `vault:"team/kv"/agents/openai#api_key`.
-/// - `vault-read:PATH#FIELD`, anything else that answers to GET, by its path below `/v1/`. Of
-///   Vault's own affairs that is `identity/oidc/token/ROLE` alone.
-/// - `vault-write:PATH?key=value&key=value#FIELD`, what issues on a write.
+/// - `vault-read:PATH#FIELD`, any other path that answers to GET, below `/v1/`. Of Vault's own
+///   paths only `identity/oidc/token/ROLE` is allowed.
+/// - `vault-write:PATH?key=value&key=value#FIELD`, a path that issues a value on a write.
 /// - `file:NAME`.
 ///
-/// In place of a field may stand a template, as in `#{username}:{password}`.
+/// A template, as in `#{username}:{password}`, may replace the field.
 pub(super) fn secret_ref(text: &str) -> Result<SecretRef, &'static str> {
     if let Some(name) = text.strip_prefix("file:") {
         return file_ref(name);
@@ -34,14 +34,14 @@ pub(super) fn secret_ref(text: &str) -> Result<SecretRef, &'static str> {
     Ok(SecretRef::Vault { location: read(location)?, pick: pick(wanted)? })
 }
 
-/// The name of a token role, as it stands in the path that makes a token.
+/// Reads the name of a token role, as it stands in the path that makes a token.
 pub(super) fn token_role(text: &str) -> Result<Arc<str>, &'static str> {
     let one_segment = text.len() <= 128 && !text.contains('/') && is_path(text);
     one_segment.then(|| text.into()).ok_or("the name of a token role is one segment of a path")
 }
 
-/// Whether a text is a path in Vault: plain segments, none of which a server could resolve away or
-/// a policy would take for any segment (`+`).
+/// Returns whether a text is a path in Vault: plain segments, none of which a server could resolve
+/// away or a policy would take for any segment (`+`).
 pub(super) fn is_path(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'@' | b'+');
     text.len() <= MAX_PATH_BYTES
@@ -57,7 +57,7 @@ fn kv2(text: &str) -> Result<VaultLocation, &'static str> {
         None => whole.split_once('/').ok_or(NO_PATH)?,
     };
     let mount = location_path(mount)?;
-    // Quotes are for a slash, and for nothing else.
+    // A mount is quoted only if it has a slash.
     if !is_path(path) || whole.starts_with('"') != mount.contains('/') {
         return Err(BAD_PATH);
     }
@@ -108,7 +108,7 @@ fn location_path(text: &str) -> Result<Arc<str>, &'static str> {
     Ok(text.into())
 }
 
-/// Percent-decodes. A byte that has no need of it must not be encoded: one text, one meaning.
+/// Percent-decodes. A byte that needs no encoding must not be encoded: one text, one meaning.
 fn decoded(text: &str) -> Result<String, &'static str> {
     let mut bytes = text.bytes();
     let mut plain = Vec::with_capacity(text.len());
@@ -136,7 +136,7 @@ fn hex(digit: u8) -> Option<u8> {
     }
 }
 
-/// A field, or a template with fields in braces.
+/// Reads a field, or a template with fields in braces.
 fn pick(text: &str) -> Result<Pick, &'static str> {
     if !text.contains(['{', '}']) {
         return Ok(Pick([PickPart::Field(field(text)?)].into()));
@@ -184,7 +184,7 @@ fn file_ref(name: &str) -> Result<SecretRef, &'static str> {
     Ok(SecretRef::File { name: name.into() })
 }
 
-/// Paths below these are about Vault itself, its logins and its tokens.
+/// Prefixes of paths about Vault itself, its logins and its tokens.
 const NO_SECRETS: [&str; 4] = ["sys", "auth", "identity", "cubbyhole"];
 
 const MAX_PATH_BYTES: usize = 512;

@@ -1,6 +1,6 @@
 //! The rules as they stand in the file, each value with its place: `[[group]]`, `[[api]]`,
-//! `[[splice]]`, `[[inspect]]` and `[[tcp]]`. A value that is wrong by itself is reported here;
-//! what is wrong only beside another rule is found by `check`.
+//! `[[splice]]`, `[[inspect]]` and `[[tcp]]`. A value that is wrong by itself is reported here; one
+//! that is wrong only beside another rule is found by `check`.
 
 use std::{net::IpAddr, ops::RangeInclusive, sync::Arc};
 
@@ -32,7 +32,7 @@ use crate::{
 
 /// A `[[group]]`. A field is `None`, and a list lacks an entry, where the file is wrong.
 pub(super) struct GroupRule {
-    /// The name as it was written, also where it is no name.
+    /// The name as it was written, even if it is not valid.
     pub(super) written: Option<String>,
     pub(super) name: Option<Spanned<GroupName>>,
     pub(super) interface: Option<Spanned<InterfaceName>>,
@@ -68,7 +68,7 @@ pub(super) struct ApiRule {
     pub(super) constraints: Option<Spanned<Constraints>>,
     pub(super) bindings: Vec<BindingRule>,
     pub(super) mints: Vec<MintRule>,
-    /// Where it stands, if it has no binding.
+    /// The place of the API in the file, if it has no binding.
     pub(super) unbound: Option<Span>,
 }
 
@@ -98,7 +98,7 @@ pub(super) struct PassRule {
     pub(super) upstream: Upstream,
     pub(super) dialled: DialledRule,
     pub(super) ech: Ech,
-    /// What may be asked for, where the connection is inspected.
+    /// The requests that are allowed, where the connection is inspected.
     pub(super) inspect: Option<Requests>,
     /// Whether one of its requests may become a WebSocket.
     pub(super) websocket: Option<Spanned<bool>>,
@@ -114,7 +114,7 @@ pub(super) struct TcpRule {
     pub(super) upstream: Upstream,
 }
 
-/// Methods, the usual ones where none are listed, and paths; no paths means every one.
+/// Methods and paths. Without methods the usual ones are meant, without paths all paths.
 pub(super) struct Requests {
     pub(super) methods: Vec<Method>,
     pub(super) paths: Vec<PathRule>,
@@ -194,7 +194,7 @@ impl AwsRule {
     }
 }
 
-/// What `provider` in an `[[api]]` says.
+/// The result of reading `provider` in an `[[api]]`.
 enum NamedProvider {
     Nothing,
     Known(Spanned<&'static Provider>),
@@ -224,7 +224,7 @@ impl BindingRule {
         provider.default_to(&mut table, Provider::binding);
         let user = table.optional("basic_user", parsed(basic_half));
         let password = table.optional("basic_password", unquoted(basic_half));
-        // Those of a provider are no slip where places of its own leave them out.
+        // The halves of a provider are no mistake where the binding's own places do not use them.
         let written = |half: &Option<Spanned<Arc<str>>>, key| {
             half.as_ref().filter(|_| table.has(key)).map(Spanned::span)
         };
@@ -244,7 +244,8 @@ impl BindingRule {
         binding
     }
 
-    /// A fixed half beside no placeholder is a slip, and most often one about which half is which.
+    /// Refuses a fixed half that stands beside no placeholder: most often the two halves are
+    /// confused.
     fn check_halves(&self, table: &TomlTable<'_>, (user, password): (Option<Span>, Option<Span>)) {
         if self.places.is_empty() {
             return; // The places themselves are wrong, which is said already.
@@ -360,7 +361,7 @@ impl Requests {
     }
 }
 
-/// An agent's prefix is unicast, one that the kernel does not treat specially, and not a guess.
+/// Reads an agent's prefix: unicast, not one that the kernel treats specially, and not too wide.
 fn agent_prefix(value: &toml::de::DeValue<'_>) -> Result<IpNet, String> {
     let found = prefix(value)?;
     if found.prefix_len() < SHORTEST_AGENT_PREFIX {
@@ -379,7 +380,7 @@ fn agent_address(text: &str) -> Result<IpAddr, &'static str> {
     text.parse().map_err(|_| "is not an address; write it without a length, as in \"192.0.2.5\"")
 }
 
-/// Whether two prefixes have an address in common.
+/// Returns whether two prefixes have an address in common.
 pub(super) fn overlap(one: &IpNet, other: &IpNet) -> bool {
     one.contains(other) || other.contains(one)
 }
@@ -439,7 +440,7 @@ fn variable(text: &str) -> Result<Arc<str>, &'static str> {
         .ok_or("the name of a variable has 1 to 64 letters, digits and '_', and no digit first")
 }
 
-/// Whether this is the name of an environment variable that a shell can set (POSIX, 8.1).
+/// Returns whether this is the name of an environment variable that a shell can set (POSIX, 8.1).
 pub(super) fn is_variable(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     let begins = text.bytes().next().is_some_and(|byte| !byte.is_ascii_digit());
@@ -454,15 +455,16 @@ fn default_port(table: &TomlTable<'_>) -> Spanned<u16> {
     Spanned::new(table.span().clone(), 443)
 }
 
-/// What an operator must write to open a rule to every host there is.
+/// The text that an operator must write to open a rule to every host.
 pub(super) const ANY_HOST: &str = "i-know-that-agents-can-send-anything-anywhere";
 
-/// From the least that IPv6 asks of a link (RFC 8200, section 5) to what Ethernet carries at most.
+/// From the least that IPv6 requires of a link (RFC 8200, section 5) to the most that Ethernet
+/// carries.
 const MTU: RangeInclusive<u64> = 1_280..=9_000;
 
 const MAX_VARIABLE: usize = 64;
 
-/// A group wider than this is a slip.
+/// The shortest prefix of an agent. A wider group is a mistake.
 const SHORTEST_AGENT_PREFIX: u8 = 8;
 
 /// Sources that the kernel drops or that never name one host (RFC 6890).

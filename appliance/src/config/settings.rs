@@ -1,4 +1,4 @@
-//! How the daemon itself runs, apart from what agents may do.
+//! Settings of the daemon itself, apart from the rights of agents.
 
 use std::{
     fmt,
@@ -10,18 +10,18 @@ use std::{
 
 use crate::policy::Host;
 
-/// Settings of the daemon. Holds no secret, only where to fetch them.
+/// Settings of the daemon. Holds no secret, only where secrets are fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Where audit records go.
+    /// The target of audit records.
     pub audit: AuditTarget,
     /// Folder of the issuing CAs (one `RULE.pem` and `RULE.key` each), owned by the daemon.
     pub ca_dir: PathBuf,
-    /// Folder of what must outlive a restart: the marks of quarantined groups.
+    /// Folder of the state that must outlive a restart: the marks of quarantined groups.
     pub state_dir: PathBuf,
-    /// The Unix socket through which `cloakroom` speaks to the running daemon.
+    /// The Unix socket through which `cloakroom` commands reach the running daemon.
     pub control: PathBuf,
-    /// Where metrics and readiness are told; an address that no agent reaches.
+    /// The address at which metrics and readiness are served; no agent reaches it.
     pub metrics: Option<SocketAddr>,
     /// TCP port of the transparent listeners. Never reachable by its number.
     pub proxy_port: u16,
@@ -29,17 +29,17 @@ pub struct Settings {
     pub mark: u32,
     /// Routing table that the mark selects.
     pub route_table: u32,
-    /// The NFLOG group through which the kernel tells what it refused.
+    /// The NFLOG group through which the kernel reports what it refused.
     pub nflog_group: u16,
-    /// How often the kernel's settings and rules are asserted.
+    /// Interval at which the kernel's settings and rules are checked.
     pub assert_every: Duration,
     /// Capture IPv6 as well; where false, every IPv6 packet of an agent is dropped.
     pub ipv6: bool,
-    /// What the gateway answers its agents besides DNS.
+    /// The services other than DNS that the gateway offers its agents.
     pub agent_services: AgentServices,
-    /// Resolvers the gateway asks. Never empty; either all of them over TLS or none.
+    /// Resolvers that the gateway asks. Never empty; either all of them over TLS or none.
     pub resolvers: Vec<NameServer>,
-    /// PEM of the only CAs that vouch for resolvers over TLS; the system's where absent.
+    /// PEM of the only CAs that are trusted for resolvers over TLS; the system's where absent.
     pub resolver_ca: Option<Arc<str>>,
     /// Threads that carry flows; 0 means one for each core.
     pub workers: usize,
@@ -51,7 +51,7 @@ pub struct Settings {
 
 macro_rules! differences {
     ($one:ident, $other:ident, $($field:ident: $name:literal,)+) => {{
-        // A field that is forgotten here does not compile.
+        // This does not compile if a field is forgotten.
         let Self { $($field),+ } = $one;
         let all = [$((*$field != $other.$field).then_some($name)),+];
         all.into_iter().flatten().collect()
@@ -59,7 +59,7 @@ macro_rules! differences {
 }
 
 impl Settings {
-    /// What is another thing in `other`: the keys of `[gateway]`, and tables as a whole.
+    /// Returns the settings that differ in `other`: the keys of `[gateway]`, and tables as a whole.
     pub fn differences(&self, other: &Self) -> Vec<&'static str> {
         differences!(
             self, other,
@@ -83,8 +83,8 @@ impl Settings {
         )
     }
 
-    /// The files that the daemon reads itself and that are made after the configuration is written,
-    /// each with how that is done.
+    /// Returns the files that the daemon reads itself and that are made after the configuration is
+    /// written, each with the way to make it.
     pub fn files_to_make(&self) -> Vec<(&Path, &'static str)> {
         let mut files = self.secret_file.iter().flat_map(SecretFile::to_make).collect::<Vec<_>>();
         if let Some(vault) = &self.vault {
@@ -102,7 +102,7 @@ impl Settings {
 pub struct SecretFile {
     /// The file itself, readable by the daemon alone.
     pub path: PathBuf,
-    /// The file of the key that it is encrypted with; where there is none it is plain text.
+    /// The file of the key that it is encrypted with; without one the file is plain text.
     pub key: Option<PathBuf>,
 }
 
@@ -121,7 +121,7 @@ impl SecretFile {
 /// A DNS server that the gateway asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NameServer {
-    /// Where it listens.
+    /// The address on which it listens.
     pub address: SocketAddr,
     /// The name that its certificate is verified for (RFC 8310, section 8.1). `None` means plain
     /// DNS; otherwise it is asked over TLS (RFC 7858) and never in any other way.
@@ -137,18 +137,18 @@ impl fmt::Display for NameServer {
     }
 }
 
-/// What the gateway's own address answers its agents besides DNS.
+/// The services other than DNS that the gateway's own address offers its agents.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct AgentServices {
     /// Echo requests, at a bounded rate; the kernel answers them.
     pub ping: bool,
-    /// NTP: datagrams to port 123 reach whatever serves time on this machine.
+    /// NTP: datagrams to port 123 reach the time server of this machine.
     pub ntp: bool,
     /// DHCP for IPv4: datagrams to port 67, also from agents that have no address yet.
     pub dhcp: bool,
 }
 
-/// Where audit records go, one JSON object a line.
+/// The target of audit records, one JSON object a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AuditTarget {
     /// The daemon's standard output.
@@ -162,18 +162,18 @@ pub enum AuditTarget {
 pub struct AuditFile {
     /// Its path.
     pub path: PathBuf,
-    /// Bytes of its file system that are kept for the records of what is under way: with less than
+    /// Bytes of its file system that are kept for the records of flows under way: with less than
     /// this left, nothing new is begun.
     pub reserve: u64,
-    /// Bytes after which it is moved aside and another one begun; `None` where the daemon never
-    /// does that.
+    /// Bytes after which the file is moved aside and another one begun; `None` where the daemon
+    /// never does that.
     pub rotate: Option<u64>,
-    /// How many files that were moved aside are kept.
+    /// The number of files that are kept after they were moved aside.
     pub keep: usize,
 }
 
 impl AuditFile {
-    /// At this path, with the sizes that hold where nothing is said.
+    /// Creates the settings of a file at this path, with the default sizes.
     pub fn at(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), reserve: 64 << 20, rotate: Some(256 << 20), keep: 32 }
     }
@@ -188,42 +188,41 @@ impl fmt::Display for AuditTarget {
     }
 }
 
-/// How to reach and log in to Vault.
+/// Settings to reach and log in to Vault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VaultSettings {
     /// `https://host:port`; `http` only to loopback.
     pub address: Arc<str>,
-    /// Other nodes of the same cluster, as `address` is. A redirect to anything else is not
-    /// followed.
+    /// Other nodes of the same cluster, in the form of `address`. No other redirect is followed.
     pub peers: Vec<Arc<str>>,
     /// PEM file of the only CA to trust for it; may be absent only for `http` to loopback.
     pub ca_file: Option<PathBuf>,
     /// Namespace, for Vault Enterprise and OpenBao.
     pub namespace: Option<Arc<str>>,
-    /// How the gateway logs in.
+    /// The gateway's login.
     pub login: VaultLogin,
-    /// How often values are read again.
+    /// Interval at which values are read again.
     pub refresh: Duration,
-    /// How long a value outlives an outage of Vault.
+    /// Time for which a value outlives an outage of Vault.
     pub max_stale: Duration,
     /// The engine that signs the issuing CAs; without it they are files in `ca_dir`.
     pub pki: Option<PkiSettings>,
 }
 
-/// How Vault's PKI engine signs the issuing CAs.
+/// Settings of Vault's PKI engine, which signs the issuing CAs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PkiSettings {
     /// Mount of the engine, `pki` by default.
     pub mount: Arc<str>,
-    /// PEM file of the root that agents trust, which the engine's CA is or leads up to.
+    /// PEM file of the root that agents trust: the engine's CA itself, or the root above it.
     pub root_file: PathBuf,
-    /// The life to ask for, in whole seconds.
+    /// The requested lifetime, in whole seconds.
     pub ttl: Duration,
-    /// Take issuing CAs that could sign for IP addresses: OpenBao's engine makes no others.
+    /// Accept issuing CAs that could sign for IP addresses: OpenBao's engine makes no others.
     pub accept_without_ip_exclusion: bool,
 }
 
-/// The one identity of the gateway. Names files of secrets, and holds none.
+/// The one identity of the gateway. Names files of secrets, and holds no secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VaultLogin {
     /// `[vault.approle]`
@@ -243,7 +242,7 @@ pub enum VaultLogin {
         mount: Arc<str>,
         /// The role's name.
         role: Arc<str>,
-        /// PEM file of the certificate and what stands between it and its root.
+        /// PEM file of the certificate and those between it and its root.
         certificate_file: PathBuf,
         /// PEM file of its key, readable by the daemon alone.
         key_file: PathBuf,
@@ -254,13 +253,14 @@ pub enum VaultLogin {
         mount: Arc<str>,
         /// The role's name.
         role: Arc<str>,
-        /// File that holds the signed token; read again at each login, because others renew it.
+        /// File that holds the signed token; read again at each login, because another program
+        /// renews it.
         token_file: PathBuf,
     },
 }
 
 impl VaultLogin {
-    /// The files that it reads.
+    /// Returns the files that it reads.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         let (file, other) = match self {
             Self::AppRole { secret_id_file, .. } => (secret_id_file, None),

@@ -1,11 +1,11 @@
-//! What is wrong with a file that is no TOML, in words that say where it began.
+//! Error texts for a file that is no TOML, which say where the mistake began.
 
 use super::error::{Span, quote};
 
-/// How the parser says that a key is there twice.
+/// The parser's message for a key that is there twice.
 pub(super) const DUPLICATE: &str = "duplicate key";
 
-/// What the parser says of the bytes at `span`, and where the other end of it is.
+/// Returns the parser's message about the bytes at `span`, with the place of its other end.
 pub(super) fn in_words(text: &str, span: &Span, message: &str) -> String {
     if message == DUPLICATE {
         return duplicate(text, span);
@@ -24,7 +24,8 @@ pub(super) fn in_words(text: &str, span: &Span, message: &str) -> String {
     }
 }
 
-/// Where the key that is there again stands first: above it, at most up to the head of its table.
+/// Returns the message about a repeated key, with the place where the key stands first: above it,
+/// at most up to the head of its table.
 fn duplicate(text: &str, span: &Span) -> String {
     let key = text.get(span.clone()).unwrap_or_default();
     let start = text.get(..span.start).and_then(|before| before.rfind('\n')).map_or(0, |at| at + 1);
@@ -48,7 +49,7 @@ fn head(line: &str) -> &str {
     line.split('#').next().unwrap_or_default().trim()
 }
 
-/// Where the outermost list or inline table begins that is open at `end`.
+/// Returns where the outermost list or inline table begins that is still open at `end`.
 fn open_at(text: &str, end: usize) -> Option<usize> {
     let mut open = Vec::new();
     let mut rest = text.get(..end)?;
@@ -63,7 +64,7 @@ fn open_at(text: &str, end: usize) -> Option<usize> {
         match first {
             '\n' => at_key = open.is_empty(),
             '=' => at_key = false,
-            // Before a value they are those of the head of a table.
+            // Before a value, brackets belong to the head of a table.
             '[' | '{' if !at_key => open.push(at),
             ']' | '}' if !at_key => drop(open.pop()),
             _ => {}
@@ -73,7 +74,8 @@ fn open_at(text: &str, end: usize) -> Option<usize> {
     open.first().copied()
 }
 
-/// Bytes of the string that `text` begins with, up to the end where it has none.
+/// Returns the bytes of the string at the beginning of `text`; all bytes where the string has no
+/// end.
 fn string(text: &str, quote: char) -> usize {
     let triple = quote.to_string().repeat(3);
     let end = if text.starts_with(&triple) { triple.as_str() } else { &triple[..1] };
@@ -84,7 +86,7 @@ fn string(text: &str, quote: char) -> usize {
         match rest {
             _ if escaped => at += 1 + rest.chars().nth(1).map_or(0, char::len_utf8),
             _ if rest.starts_with(end) => return at + end.len(),
-            // A line ends every other string, also one without its end.
+            // A line end ends every other string, even one without its closing quote.
             _ if end.len() == 1 && rest.starts_with('\n') => return at,
             _ => at += next,
         }

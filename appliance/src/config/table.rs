@@ -1,4 +1,4 @@
-//! One table of the file, read key by key: what is wrong is reported and left out, and what
+//! One table of the file, read key by key: a wrong value is reported and left out, and a key that
 //! nobody asked for is an error. A strict serde struct would stop at its first mistake; here each
 //! key is named once, where it is read, and reading goes on.
 
@@ -23,17 +23,17 @@ pub(super) struct TomlTable<'a> {
     excused: bool,
 }
 
-/// What a table has where it does not say otherwise.
+/// The values that a table has where it does not say otherwise.
 struct Defaults<'a> {
     entries: &'a DeTable<'a>,
     /// The place in the file that asks for them.
     span: Span,
 }
 
-/// What stands at a key, and the place in the file that says so.
+/// The value at a key, and the place in the file that sets it.
 struct Entry<'a> {
     value: &'a Spanned<DeValue<'a>>,
-    /// Where it is a default, which has no place of its own.
+    /// The place, if the value is a default, which has no place of its own.
     span: Option<Span>,
 }
 
@@ -42,26 +42,26 @@ impl<'a> Entry<'a> {
         self.span.clone().unwrap_or_else(|| self.value.span())
     }
 
-    /// Another value of the same origin.
+    /// Returns another value of the same origin.
     fn beside(&self, value: &'a Spanned<DeValue<'a>>) -> Self {
         Self { value, span: self.span.clone() }
     }
 }
 
-/// The keys that a table's unknown keys were probably meant to be. An error that only says that
-/// one of these is missing would be the second one for the same slip.
+/// The keys that a table's unknown keys were probably meant to be. An error that one of these is
+/// missing would be the second one for the same slip.
 #[derive(Default)]
 pub(super) struct Misspelt(Vec<&'static str>);
 
 impl Misspelt {
-    /// Whether `key` was probably meant to be there.
+    /// Returns whether an unknown key was probably meant to be `key`.
     pub(super) fn has(&self, key: &str) -> bool {
         self.0.contains(&key)
     }
 }
 
 impl<'a> TomlTable<'a> {
-    /// The file itself.
+    /// Returns the file itself as a table.
     pub(super) fn root(document: &'a Spanned<DeTable<'a>>, report: &'a Report<'a>) -> Self {
         Self::new("the file", 0..0, document.get_ref(), report)
     }
@@ -76,8 +76,8 @@ impl<'a> TomlTable<'a> {
         Self { name, span, entries, defaults: None, report, known, missing, excused: false }
     }
 
-    /// A table that has nothing but defaults, for which the file asks at `span`; what they leave
-    /// out is not missing.
+    /// Returns a table that has nothing but defaults, for which the file asks at `span`; keys that
+    /// they leave out do not count as missing.
     pub(super) fn of_defaults(
         name: &'static str,
         span: Span,
@@ -91,38 +91,38 @@ impl<'a> TomlTable<'a> {
         table
     }
 
-    /// Where its defaults are unknown, which has been reported, no key counts as missing.
+    /// Makes no key count as missing, because the defaults are unknown, which has been reported.
     pub(super) fn excuse_missing(&mut self) {
         self.excused = true;
     }
 
-    /// From here on a key that is not there has the value that it has in `entries`, for which the
-    /// file asks at `span`.
+    /// Makes missing keys have their values in `entries` from here on. The file asks for these at
+    /// `span`.
     pub(super) fn default_to(&mut self, entries: &'a DeTable<'a>, span: Span) {
         self.defaults = Some(Defaults { entries, span });
     }
 
-    /// Where the table begins.
+    /// Returns where the table begins.
     pub(super) fn span(&self) -> &Span {
         &self.span
     }
 
-    /// What collects the mistakes.
+    /// Returns the report that collects the mistakes.
     pub(super) fn report(&self) -> &'a Report<'a> {
         self.report
     }
 
-    /// Whether `key` is in the file, right or wrong.
+    /// Returns whether `key` is in the file, right or wrong.
     pub(super) fn has(&self, key: &str) -> bool {
         self.entries.contains_key(key)
     }
 
-    /// The text at `key`, right or wrong, without asking for the key.
+    /// Returns the text at `key`, right or wrong. The key does not count as asked for.
     pub(super) fn as_written(&self, key: &str) -> Option<&'a str> {
         self.find(key).and_then(|entry| entry.value.get_ref().as_str())
     }
 
-    /// Reads the value of `key`; `None` where it is not there or is wrong.
+    /// Reads the value of `key`; returns `None` where it is missing or wrong.
     pub(super) fn optional<T>(
         &mut self,
         key: &'static str,
@@ -132,7 +132,7 @@ impl<'a> TomlTable<'a> {
         self.read(key, &entry, &read)
     }
 
-    /// Like [`TomlTable::optional`], and an error where the key is not there.
+    /// Does the same, and reports a missing key.
     pub(super) fn required<T>(
         &mut self,
         key: &'static str,
@@ -142,8 +142,8 @@ impl<'a> TomlTable<'a> {
         self.optional(key, read)
     }
 
-    /// Reads a list. A wrong entry is left out; an empty list is an error, because it could
-    /// be taken for "none" and for "all".
+    /// Reads a list. Leaves out a wrong entry; reports an empty list, because it could be taken for
+    /// "none" and for "all".
     pub(super) fn list<T>(
         &mut self,
         key: &'static str,
@@ -157,7 +157,7 @@ impl<'a> TomlTable<'a> {
         Some(items.iter().filter_map(|item| self.read(key, item, &read)).collect())
     }
 
-    /// Like [`TomlTable::list`], and an error where the key is not there.
+    /// Does the same, and reports a missing key.
     pub(super) fn required_list<T>(
         &mut self,
         key: &'static str,
@@ -167,7 +167,7 @@ impl<'a> TomlTable<'a> {
         self.list(key, read).unwrap_or_default()
     }
 
-    /// Like [`TomlTable::list`], where an empty list says the same as none.
+    /// Does the same, but accepts an empty list, which here means none.
     pub(super) fn list_or_none<T>(
         &mut self,
         key: &'static str,
@@ -177,7 +177,7 @@ impl<'a> TomlTable<'a> {
         items.iter().filter_map(|item| self.read(key, item, &read)).collect()
     }
 
-    /// The table at `key`, which error messages call `name`.
+    /// Returns the table at `key`, which error messages call `name`.
     pub(super) fn table(&mut self, key: &'static str, name: &'static str) -> Option<TomlTable<'a>> {
         let value = self.get(key)?.value;
         match value.get_ref() {
@@ -192,7 +192,7 @@ impl<'a> TomlTable<'a> {
         }
     }
 
-    /// The tables at `key`, each of which error messages call `name`.
+    /// Returns the tables at `key`, each of which error messages call `name`.
     pub(super) fn tables(&mut self, key: &'static str, name: &'static str) -> Vec<TomlTable<'a>> {
         let Some(Entry { value, .. }) = self.get(key) else { return Vec::new() };
         match value.get_ref() {
@@ -302,7 +302,7 @@ impl<'a> TomlTable<'a> {
         }
     }
 
-    /// Never shows the value of an unknown key: it may be a secret that somebody put there.
+    /// Describes an unknown key. Never shows its value: it may be a secret that somebody put there.
     fn unknown(&self, key: &str) -> (String, Option<&'static str>) {
         let meant = nearest(key, self.known.iter().copied());
         if SECRET_KEYS.contains(&key) {
@@ -325,7 +325,7 @@ impl<'a> TomlTable<'a> {
     }
 }
 
-/// A value as an error shows it.
+/// Formats a value for an error.
 pub(super) fn describe(value: &DeValue<'_>) -> String {
     match value {
         DeValue::String(text) => super::error::quote(text),
@@ -346,7 +346,7 @@ fn secret_in_file(key: &str, table: &str, place: Option<&str>) -> String {
     )
 }
 
-/// A table that is only there because others stand below it.
+/// Returns a key of a table that is there only because other tables stand below it.
 fn lone_below<'a>(entries: &'a DeTable<'_>) -> Option<&'a Spanned<Cow<'a, str>>> {
     let is_list = |value: &DeValue<'_>| {
         matches!(value, DeValue::Array(items)
@@ -371,10 +371,10 @@ const SECRET_KEYS: [&str; 9] = [
     "private_key",
 ];
 
-/// Keys that say where a secret is, the best one of a table first.
+/// Keys that name the source of a secret, the best one of a table first.
 const SECRET_PLACES: [&str; 3] = ["secret_id_file", "secret", "file"];
 
-/// What the name of each table may be.
+/// Examples of the name of each table.
 const NAMES: [(&str, &str); 6] = [
     ("[[group]]", "name = \"research\""),
     ("[[api]]", "name = \"openai\""),
@@ -384,7 +384,7 @@ const NAMES: [(&str, &str); 6] = [
     ("[[tcp]]", "name = \"git-ssh\""),
 ];
 
-/// What a missing key looks like where it is right.
+/// Examples of each key that may be missing.
 const EXAMPLES: [(&str, &str); 19] = [
     ("gateway", "[gateway]"),
     ("group", "[[group]]"),

@@ -1,5 +1,5 @@
-//! Readers of single values. Each takes a TOML value and answers with what it means, or with what
-//! is wrong with it and what would be right.
+//! Readers of single values. Each takes a TOML value and returns its meaning, or an error that says
+//! what is wrong with it and what would be right.
 
 use std::{
     fmt::Display,
@@ -19,12 +19,12 @@ use crate::policy::{
     NeverAllowed, nat64, never_allowed,
 };
 
-/// Any text.
+/// Reads any text.
 pub(super) fn text(value: &DeValue<'_>) -> Result<String, String> {
     str(value).map(str::to_owned)
 }
 
-/// A text that `parse` takes.
+/// Reads a text that `parse` accepts.
 pub(super) fn parsed<T, E: Display>(
     parse: impl Fn(&str) -> Result<T, E>,
 ) -> impl Fn(&DeValue<'_>) -> Result<T, String> {
@@ -34,7 +34,7 @@ pub(super) fn parsed<T, E: Display>(
     }
 }
 
-/// A text that `parse` takes and that an error must not repeat, because it may be a secret that
+/// Reads a text that `parse` accepts. Errors do not repeat it, because it may be a secret that
 /// somebody put in the wrong place.
 pub(super) fn unquoted<T, E: Display>(
     parse: impl Fn(&str) -> Result<T, E>,
@@ -45,12 +45,12 @@ pub(super) fn unquoted<T, E: Display>(
     }
 }
 
-/// `true` or `false`.
+/// Reads `true` or `false`.
 pub(super) fn flag(value: &DeValue<'_>) -> Result<bool, String> {
     value.as_bool().ok_or_else(|| format!("{} is not true or false", describe(value)))
 }
 
-/// A whole number in `range`.
+/// Reads a whole number in `range`.
 pub(super) fn number<T: TryFrom<u64>>(
     range: RangeInclusive<u64>,
 ) -> impl Fn(&DeValue<'_>) -> Result<T, String> {
@@ -62,12 +62,12 @@ pub(super) fn number<T: TryFrom<u64>>(
     }
 }
 
-/// The fewest bytes of a value.
+/// Reads the fewest bytes of a value.
 pub(super) fn value_bytes(value: &DeValue<'_>) -> Result<usize, String> {
     number(FLOOR_VALUE_BYTES as u64..=MAX_VALUE_BYTES as u64)(value)
 }
 
-/// A TCP port.
+/// Reads a TCP port.
 pub(super) fn port(value: &DeValue<'_>) -> Result<u16, String> {
     match number(1..=65_535)(value)? {
         53 => Err("53 is the port of DNS, which the gateway answers itself; leave it out".into()),
@@ -75,7 +75,7 @@ pub(super) fn port(value: &DeValue<'_>) -> Result<u16, String> {
     }
 }
 
-/// A number of bytes in `range`: a number, or a text with `KiB` or `MiB`.
+/// Reads a number of bytes in `range`: a number, or a text with `KiB` or `MiB`.
 pub(super) fn size(range: RangeInclusive<usize>) -> impl Fn(&DeValue<'_>) -> Result<usize, String> {
     move |value| {
         let bytes = match value {
@@ -94,7 +94,7 @@ pub(super) fn size(range: RangeInclusive<usize>) -> impl Fn(&DeValue<'_>) -> Res
     }
 }
 
-/// A size as the file writes it.
+/// Formats a size as the file writes it.
 fn bytes_text(bytes: usize) -> String {
     let whole = |(_, unit): &&(&str, u64)| bytes > 0 && (bytes as u64).is_multiple_of(*unit);
     match SIZES.iter().rev().find(whole) {
@@ -103,7 +103,7 @@ fn bytes_text(bytes: usize) -> String {
     }
 }
 
-/// A time in `range`: a whole number with its unit, `ms`, `s`, `m` or `h`.
+/// Reads a time in `range`: a whole number with its unit, `ms`, `s`, `m` or `h`.
 pub(super) fn time(
     range: RangeInclusive<Duration>,
 ) -> impl Fn(&DeValue<'_>) -> Result<Duration, String> {
@@ -121,12 +121,12 @@ pub(super) fn time(
     }
 }
 
-/// A time as [`time()`] reads it, of any length.
+/// Reads a time as [`time()`] does, but of any length.
 pub fn read_duration(text: &str) -> Option<Duration> {
     with_unit(text, &TIMES).map(Duration::from_millis)
 }
 
-/// A time as the file writes it.
+/// Formats a time as the file writes it.
 pub(super) fn duration(time: Duration) -> String {
     let millis = time.as_millis();
     let units = TIMES.iter().rev();
@@ -137,7 +137,7 @@ pub(super) fn duration(time: Duration) -> String {
     }
 }
 
-/// The path of a file, from `base` where it is relative.
+/// Reads the path of a file, which starts from `base` where it is relative.
 pub(super) fn path(base: &std::path::Path) -> impl Fn(&DeValue<'_>) -> Result<PathBuf, String> {
     move |value| {
         let text = str(value)?;
@@ -148,7 +148,7 @@ pub(super) fn path(base: &std::path::Path) -> impl Fn(&DeValue<'_>) -> Result<Pa
     }
 }
 
-/// The exact name of a host, for `whom` patterns are not.
+/// Reads the exact name of a host, for `whom`, which takes no patterns.
 pub(super) fn exact_host(whom: &'static str) -> impl Fn(&DeValue<'_>) -> Result<Host, String> {
     move |value| {
         let text = str(value)?;
@@ -160,7 +160,7 @@ pub(super) fn exact_host(whom: &'static str) -> impl Fn(&DeValue<'_>) -> Result<
     }
 }
 
-/// A host name, `*.` and the name that its names end with, or a bare `*`.
+/// Reads a host name, `*.` and the name that its names end with, or a bare `*`.
 pub(super) fn host_pattern(value: &DeValue<'_>) -> Result<HostPattern, String> {
     let text = str(value)?;
     let (name, make): (_, fn(Host) -> HostPattern) = match text.strip_prefix("*.") {
@@ -177,7 +177,7 @@ pub(super) fn host_pattern(value: &DeValue<'_>) -> Result<HostPattern, String> {
     Host::parse(name).map(make).map_err(|error| not_a_host(text, &error))
 }
 
-/// A method that may be allowed.
+/// Reads a method that may be allowed.
 pub(super) fn method(value: &DeValue<'_>) -> Result<Method, String> {
     let text = str(value)?;
     let upper = text.to_ascii_uppercase();
@@ -197,7 +197,7 @@ pub(super) fn method(value: &DeValue<'_>) -> Result<Method, String> {
     Method::from_bytes(text.as_bytes()).map_err(|_| format!("{} is not a method", quote(text)))
 }
 
-/// `true`, `false`, or a list of the requests that need no credential.
+/// Reads `true`, `false`, or a list of the requests that need no credential.
 pub(super) fn anonymous(value: &DeValue<'_>) -> Result<Anonymous, String> {
     match value {
         DeValue::Boolean(true) => Ok(Anonymous::Always),
@@ -214,7 +214,7 @@ pub(super) fn anonymous(value: &DeValue<'_>) -> Result<Anonymous, String> {
     }
 }
 
-/// A prefix without host bits that is not the whole address family.
+/// Reads a prefix without host bits that is not the whole address family.
 pub(super) fn prefix(value: &DeValue<'_>) -> Result<IpNet, String> {
     let text = str(value)?;
     let wrong = |why: &str| format!("{} {why}", quote(text));
@@ -231,7 +231,7 @@ pub(super) fn prefix(value: &DeValue<'_>) -> Result<IpNet, String> {
     Ok(prefix)
 }
 
-/// A prefix as [`prefix`] reads it, or one address.
+/// Reads a prefix as [`prefix`] does, or one address.
 pub(super) fn prefix_or_address(value: &DeValue<'_>) -> Result<IpNet, String> {
     match str(value)?.parse::<IpAddr>() {
         Ok(address) => Ok(address.to_canonical().into()),
@@ -239,7 +239,7 @@ pub(super) fn prefix_or_address(value: &DeValue<'_>) -> Result<IpNet, String> {
     }
 }
 
-/// The address of one machine, which others may send to.
+/// Reads the address of one machine, to which others may send.
 pub(super) fn unicast(value: &DeValue<'_>) -> Result<IpAddr, String> {
     let text = str(value)?;
     let address = text.parse().ok().map(|address: IpAddr| address.to_canonical());
@@ -249,7 +249,7 @@ pub(super) fn unicast(value: &DeValue<'_>) -> Result<IpAddr, String> {
     })
 }
 
-/// The prefix of a translator (RFC 6052, section 2.2).
+/// Reads the prefix of a translator (RFC 6052, section 2.2).
 pub(super) fn nat64_prefix(value: &DeValue<'_>) -> Result<Ipv6Net, String> {
     let wrong = |found: &dyn Display, why: &str| Err(format!("\"{found}\" {why}"));
     match prefix(value)? {
@@ -264,8 +264,8 @@ pub(super) fn nat64_prefix(value: &DeValue<'_>) -> Result<Ipv6Net, String> {
     }
 }
 
-/// A resolver: an address, or `tls://`, the name in its certificate, `@` and an address. The port
-/// is 53, over TLS 853 (RFC 7858, section 3.1), unless the address says otherwise.
+/// Reads a resolver: an address, or `tls://`, the name in its certificate, `@` and an address. The
+/// port is 53, over TLS 853 (RFC 7858, section 3.1), unless the address says otherwise.
 pub(super) fn resolver(value: &DeValue<'_>) -> Result<NameServer, String> {
     let text = str(value)?;
     let (tls_name, address, port) = match text.strip_prefix("tls://") {
@@ -296,15 +296,15 @@ pub(super) fn resolver(value: &DeValue<'_>) -> Result<NameServer, String> {
     Ok(NameServer { address, tls_name })
 }
 
-/// Whether a credential may stand in this header field: not in one that frames or routes a
-/// message, that clients fill on their own, or that the gateway removes.
+/// Returns whether a credential may stand in this header field. It may not stand in one that frames
+/// or routes a message, that clients fill on their own, or that the gateway removes.
 pub(super) fn may_hold_a_credential(name: &HeaderName) -> bool {
     let name = name.as_str();
     !RESERVED_HEADERS.contains(&name)
         && !RESERVED_HEADER_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// An address, in brackets or not, with `port` unless it has one.
+/// Parses an address, in brackets or not, with `port` unless it has one.
 fn with_port(text: &str, port: u16) -> Option<SocketAddr> {
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
     match bare {

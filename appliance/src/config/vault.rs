@@ -15,7 +15,7 @@ use super::{
     value::{duration, flag, parsed, path, time, unquoted},
 };
 
-/// Reads `[vault]`; `None` where something needed is missing or wrong.
+/// Reads `[vault]`; returns `None` where a needed key is missing or wrong.
 pub(super) fn vault(mut table: TomlTable<'_>, files: Files<'_>) -> Option<VaultSettings> {
     let base = files.base;
     let address = table.required("address", unquoted(vault_address));
@@ -124,7 +124,7 @@ fn pki(mut table: TomlTable<'_>, files: Files<'_>) -> Option<PkiSettings> {
     })
 }
 
-/// A time that Vault, which counts in seconds, is told.
+/// Reads a time in whole seconds, because Vault counts in seconds.
 fn whole_seconds(
     range: std::ops::RangeInclusive<Duration>,
 ) -> impl Fn(&toml::de::DeValue<'_>) -> Result<Duration, String> {
@@ -134,7 +134,8 @@ fn whole_seconds(
     }
 }
 
-/// A value is read twice within its time, or one read that is late would end it.
+/// Checks the times against each other: a value is read twice within its time, because otherwise
+/// one late read would end it.
 fn check_times(
     table: &TomlTable<'_>,
     refresh: Option<&Spanned<Duration>>,
@@ -164,7 +165,8 @@ fn check_times(
     }
 }
 
-/// Every node is reached as the first, and without TLS only where a word says so.
+/// Checks that every node is reached in the same way as the first, and without TLS only where the
+/// file states it.
 fn check_plain_http(
     table: &TomlTable<'_>,
     word: Option<Spanned<bool>>,
@@ -194,7 +196,8 @@ fn is_scheme(address: Option<&Spanned<Arc<str>>>, scheme: &str) -> bool {
     address.is_some_and(|address| address.get_ref().starts_with(scheme))
 }
 
-/// Plain HTTP would show every secret to the network, so it goes no further than this machine.
+/// Reads Vault's address. Plain HTTP would show every secret to the network, so it is allowed to
+/// this machine only.
 fn vault_address(text: &str) -> Result<Arc<str>, &'static str> {
     let uri: Uri = text.trim_end_matches('/').parse().map_err(|_| VAULT_ADDRESS)?;
     let authority = uri.authority().filter(|authority| !authority.as_str().contains('@'));
@@ -227,8 +230,8 @@ fn role_id(text: &str) -> Result<Arc<str>, &'static str> {
     plain.then(|| text.into()).ok_or("a role is named by visible ASCII characters without a space")
 }
 
-/// Whether somebody could come upon the id of an AppRole. Random ones are 32 hexadecimal digits or
-/// more; so few different ones are no chance: one in ten million has them.
+/// Returns whether somebody could guess the id of an AppRole. Random ids have 32 hexadecimal digits
+/// or more. So few different digits are no coincidence: one random id in ten million has them.
 pub fn is_guessable(role_id: &str) -> bool {
     let digits = || role_id.bytes().filter(u8::is_ascii_hexdigit).map(|it| it.to_ascii_lowercase());
     let others = role_id.bytes().any(|byte| !byte.is_ascii_hexdigit() && byte != b'-');
@@ -237,7 +240,7 @@ pub fn is_guessable(role_id: &str) -> bool {
 
 const LOGINS: [&str; 3] = ["approle", "cert", "jwt"];
 const VAULT_ADDRESS: &str = "write \"https://HOST:PORT\" and nothing after it";
-/// Where the file does not say.
+/// The default of `refresh`.
 const REFRESH: Duration = MINUTE;
 const MAX_STALE: Duration = Duration::from_secs(5 * 60);
 

@@ -1,7 +1,8 @@
-//! The control socket: where root tells the running daemon what to do.
+//! The control socket, through which root gives the running daemon orders.
 //!
-//! It is a path on this machine and on no network, in a folder that nobody else can write to, with
-//! mode 0600; and whoever connects must be root or the daemon's own user by what the kernel says
+//! The socket is a path on this machine and on no network, with mode 0600, in a folder that nobody
+//! else can write to. Its client must be root or the daemon's own user, according to the kernel
+//! (`SO_PEERCRED`, `unix(7)`). One order for each connection, four connections at once.
 //! of it (`SO_PEERCRED`, `unix(7)`). One order for each connection, four connections at once.
 
 use std::{
@@ -28,24 +29,24 @@ use crate::control::{EX_USAGE, Order, OrderReply};
 pub(super) struct Control {
     path: PathBuf,
     listener: UnixListener,
-    /// Held as long as the daemon lives, and let go by the kernel however it dies.
+    /// Held as long as the daemon lives; the kernel releases it however the daemon dies.
     _lock: File,
 }
 
 impl Control {
-    /// Binds the socket, in place of one that a dead daemon has left.
+    /// Binds the socket, and replaces one that a dead daemon has left.
     ///
     /// # Errors
     ///
-    /// Where a daemon that lives has it, where somebody else could take it away, or where something
-    /// that is no socket stands in its place.
+    /// A living daemon has the path, somebody else could take the socket away, or something that is
+    /// no socket stands at the path.
     pub(super) fn bind(path: &Path) -> io::Result<Self> {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         own_folder(folder.unwrap_or(Path::new(".")))?;
         let lock = lock(path)?;
         remove_stale(path)?;
         let socket = Socket::new(Domain::UNIX, Type::STREAM.cloexec().nonblocking(), None)?;
-        // The file takes the socket's mode, so that there is no moment with another one.
+        // The file takes the socket's mode, so that it never has another one.
         fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
         socket.bind(&SockAddr::unix(path)?)?;
         socket.listen(MAX_WAITING)?;
@@ -53,7 +54,7 @@ impl Control {
         Ok(Self { path: path.to_owned(), listener, _lock: lock })
     }
 
-    /// Carries out orders until `closing`.
+    /// Executes orders until `closing`.
     pub(super) async fn serve(self, orders: Orders, closing: impl Future<Output = ()>) {
         let mut open = JoinSet::new();
         let mut closing = std::pin::pin!(closing);
@@ -77,7 +78,7 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        // The next daemon replaces what is left.
+        // The next daemon replaces a socket that is left behind.
         let _ = fs::remove_file(&self.path);
     }
 }
@@ -92,16 +93,16 @@ async fn answer(mut stream: UnixStream, orders: Orders) {
             Some(order) => orders.carry_out(order, peer.uid()).await,
             None => OrderReply::failed(EX_USAGE, "no such order"),
         },
-        // Nobody is there any more, or nobody who speaks this.
+        // The client is gone, or does not speak this protocol.
         Ok(Err(_)) | Err(_) => return,
     };
     let mut line = serde_json::to_vec(&answer).unwrap_or_default();
     line.push(b'\n');
-    // What was done stays done, whether anybody stays to hear it.
+    // An executed order stays executed, whether or not the client waits for the answer.
     let _ = timeout(DEADLINE, stream.write_all(&line)).await;
 }
 
-/// One line, without its end.
+/// Reads one line, without its end.
 async fn read(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
     let mut bounded = stream.take(Order::MAX_BYTES as u64);
@@ -126,7 +127,7 @@ fn own_folder(folder: &Path) -> io::Result<()> {
     ))
 }
 
-/// The process that holds the lock is alive, and the socket is its own.
+/// Takes the lock of the socket. A process that holds it is alive and owns the socket.
 fn lock(path: &Path) -> io::Result<File> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
@@ -156,7 +157,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 const DEADLINE: Duration = Duration::from_secs(5);
 /// Orders at once.
 const MAX_OPEN: usize = 4;
-/// Connections that wait for their turn.
+/// Connections that wait to be accepted.
 const MAX_WAITING: i32 = 16;
-/// Pause after an accept that failed for want of something.
+/// Pause after an accept that failed for lack of descriptors or memory.
 const BACK_OFF: Duration = Duration::from_millis(50);

@@ -1,13 +1,13 @@
-//! Why the daemon did not start, or did not take a new policy.
+//! The reasons why the daemon did not start, or did not take a new policy.
 
 use std::fmt;
 
 use crate::{ca::CaError, config, packets::PacketsError, policy_snapshot::PolicySnapshotError};
 
-// The text of a `PacketsError` or a `CaError` has that of its source in it. So what wraps one has
-// no source, and `{0}` instead of `transparent`: a chain would say the same twice.
+// The text of a `PacketsError` or a `CaError` includes that of its source. So a variant that wraps
+// one has no source, and `{0}` instead of `transparent`: a chain of errors would repeat the text.
 
-/// Why the daemon did not start, or a reload was not taken.
+/// The reasons why the daemon did not start, or a reload was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// The configuration, with every error in it.
@@ -22,7 +22,7 @@ pub enum DaemonError {
     /// Certificates.
     #[error(transparent)]
     PolicySnapshot(PolicySnapshotError),
-    /// Anything else, said in one line.
+    /// Anything else, in one line.
     #[error("{0}")]
     Other(String),
 }
@@ -33,7 +33,7 @@ impl From<PacketsError> for DaemonError {
     }
 }
 
-/// Something that has no word of its own.
+/// Creates an error that has no variant of its own.
 pub(super) fn other(what: &str, error: &dyn fmt::Display) -> DaemonError {
     DaemonError::Other(format!("{what}: {error}"))
 }

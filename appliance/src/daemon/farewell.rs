@@ -1,4 +1,4 @@
-//! How a refused agent is told, in the language that it speaks.
+//! The refusal of an agent, in the protocol that it speaks.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ pub(super) fn language_of_failure(reason: Reason) -> Language {
     }
 }
 
-/// Tells the agent why, in its language, and closes.
+/// Tells the agent the reason, in its language, and closes.
 pub(super) async fn refuse(mut stream: TcpStream, language: Language, reason: Reason, id: FlowId) {
     let farewell = async {
         match language {
@@ -47,14 +47,15 @@ pub(super) async fn refuse(mut stream: TcpStream, language: Language, reason: Re
         stream.shutdown().await?;
         drain(&mut stream).await
     };
-    // An agent that does not listen is reset.
+    // An agent that does not read is reset.
     let heard = timeout(FAREWELL_TIME, farewell).await;
     if matches!(language, Language::Tcp) || !matches!(heard, Ok(Ok(()))) {
         reset(stream);
     }
 }
 
-/// Closing a socket with unread bytes resets it, and the farewell would be lost with it.
+/// Reads the bytes that the agent has sent. Closing a socket with unread bytes resets it, and the
+/// refusal would be lost.
 pub(super) async fn drain(stream: &mut TcpStream) -> std::io::Result<()> {
     let mut sink = [0; 1024];
     for _ in 0..FAREWELL_READS {

@@ -39,14 +39,14 @@ pub(super) struct Gateway {
     pub quarantined: Quarantined,
     /// The slots that connections take.
     pub capacity: Arc<Capacity>,
-    /// What names them.
+    /// The source of their ids.
     pub flow_ids: FlowIds,
-    /// The port of the transparent listeners, which is nobody's destination.
+    /// The port of the transparent listeners, which no agent may dial.
     pub proxy_port: u16,
 }
 
-/// Whether the agent opens connections faster than it may. Such a connection costs no more than to
-/// say so; it is in a sum instead of in a record of its own.
+/// Returns whether the agent opens connections faster than it may. Such a connection costs only
+/// this check; it is counted in a sum and has no record of its own.
 pub(super) fn is_over_rate(gateway: &Gateway, from: AgentAddr, interface: &InterfaceName) -> bool {
     let policy_snapshot = Arc::clone(&gateway.policy_snapshot.borrow());
     policy_snapshot.policy.identify(interface, from.ip()).is_some_and(|group| {
@@ -69,12 +69,12 @@ pub(super) async fn serve(
     let Ok(dialled) = stream.local_addr().map(|address| Dialled(net::canonical(address))) else {
         return reset(stream);
     };
-    // Record: its slot comes before anything is done.
+    // Record: a slot comes before anything is done.
     let Ok(slot) = gateway.services.audit.reserve() else { return reset(stream) };
     let id = gateway.flow_ids.next();
     let mut record = Record::open(slot, id, &interface, from, dialled);
     let policy_snapshot = Arc::clone(&gateway.policy_snapshot.borrow());
-    // Identify and admit: a group, and a share of what it may have.
+    // Identify and admit: find the group, and take a slot of its share.
     let admitted = identify(&policy_snapshot, (&interface, from), &mut record).and_then(|group| {
         let pages = onboarding_pages(&gateway, &policy_snapshot, &group, dialled)?;
         let share = admit(&gateway, &policy_snapshot, &group, from)?;
@@ -88,7 +88,7 @@ pub(super) async fn serve(
         }
     };
     let flow = Flow { id, group, agent: from, dialled, reached: Arc::default() };
-    // Onboarding ends here: such a connection leads nowhere else.
+    // Onboarding ends here: nothing is dialled for such a connection.
     if let Some(pages) = pages {
         let agent = OnboardingAgent { stream, flow: &flow, share: &share };
         let ends = (gateway.phases.clone(), gateway.quarantined.clone());
@@ -116,7 +116,7 @@ pub(super) async fn serve(
         }
     };
     record.peeked(&peeked);
-    // Decide: a permit, by which the connection is carried, or a reason that the agent is told.
+    // Decide: a permit, by which the connection is carried, or a reason, which the agent is told.
     match decide(&policy_snapshot.policy, &flow, &peeked) {
         Ok(permit) => {
             tracing::debug!(flow = %id, route = permit.route().as_str(), host = %permit.host(), "permitted");
@@ -139,7 +139,8 @@ pub(super) async fn serve(
     drop((share, connection_slot));
 }
 
-/// Reads the first bytes, or asks what else is known where they would not name a host.
+/// Peeks at the connection; where its first bytes would name no host, finds the names of the
+/// dialled address instead.
 async fn look(
     gateway: &Gateway,
     policy_snapshot: &PolicySnapshot,
@@ -156,7 +157,7 @@ async fn look(
     Ok(peek::PeekedBytes { peeked: Peeked::Unread(names), bytes: Bytes::new() })
 }
 
-/// Whose connection it is, which its record says whatever becomes of it.
+/// Finds the agent's group and notes it in the record, whatever becomes of the connection.
 fn identify(
     policy_snapshot: &PolicySnapshot,
     (interface, from): (&InterfaceName, AgentAddr),
@@ -167,8 +168,8 @@ fn identify(
     Ok(Arc::clone(group))
 }
 
-/// The pages to tell, where a connection is to the gateway itself and may be; nothing where it
-/// leads elsewhere.
+/// Returns the onboarding pages, if the connection is to the gateway itself and may have them;
+/// nothing where it leads elsewhere.
 fn onboarding_pages<'a>(
     gateway: &Gateway,
     policy_snapshot: &'a PolicySnapshot,
@@ -290,13 +291,13 @@ async fn carry_splice(
     }
 }
 
-/// Ends when a new policy no longer says about this flow what the old one said.
+/// Waits until a new policy no longer says the same of this flow as the old one.
 async fn revoked(gateway: &Gateway, carried: CarriedFlow<'_>, route: Route) -> Reason {
     let (mut policy_snapshots, off_limits) =
         (gateway.policy_snapshot.clone(), gateway.services.resolver.off_limits());
     loop {
         if policy_snapshots.changed().await.is_err() {
-            // The daemon is going; the phase will say so.
+            // The daemon is about to stop; the phase will say so.
             std::future::pending::<()>().await;
         }
         let now = Arc::clone(&policy_snapshots.borrow_and_update());

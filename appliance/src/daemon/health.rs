@@ -1,4 +1,4 @@
-//! How the daemon is, read from what its parts know, each time that somebody asks.
+//! The daemon's health, computed from the state of its parts each time that somebody asks.
 
 use std::{
     sync::Arc,
@@ -25,20 +25,20 @@ use crate::{
 #[derive(Clone)]
 pub(super) struct Vitals {
     pub(super) gateway: Arc<Gateway>,
-    /// The doubt about the kernel's settings that keeps new connections out, where there is one.
+    /// The doubt about the kernel's settings that keeps new connections out, if there is one.
     pub(super) doubt: watch::Receiver<Option<String>>,
-    /// The other writers of packet marks after the gateway's rules, in a sentence each.
+    /// The other programs that write packet marks after the gateway's rules, in a sentence each.
     pub(super) marks: watch::Receiver<Vec<String>>,
     /// Knows which interfaces nobody listens on.
     pub(super) claim: Arc<Claim>,
-    /// How far Landlock confines the daemon.
+    /// The extent to which Landlock confines the daemon.
     pub(super) landlock: Enforced,
     /// Whether Vault signs the issuing CAs.
     pub(super) vault_signs: bool,
 }
 
 impl Vitals {
-    /// Everything that is not as it should be.
+    /// Returns the health with all findings.
     pub(super) fn health(&self) -> Health {
         let policy_snapshot = Arc::clone(&self.gateway.policy_snapshot.borrow());
         let mut findings: Vec<Finding> = self.of_the_whole().chain(self.of_the_machine()).collect();
@@ -59,7 +59,8 @@ impl Vitals {
         Health::of(findings)
     }
 
-    /// Whether the daemon can still do its work: nothing that only another one could mend.
+    /// Returns whether the daemon can still do its work, and has no fault that only another daemon
+    /// could mend.
     pub(super) fn is_alive(&self) -> bool {
         self.gateway.services.audit.trouble() != Some(Trouble::Ended)
     }
@@ -113,7 +114,7 @@ impl Vitals {
     }
 }
 
-/// Every group with what it may swap, and where.
+/// Returns every group with the secrets that it may use, and the rules where it may use them.
 pub(super) fn uses(
     policy_snapshot: &PolicySnapshot,
 ) -> impl Iterator<Item = (&GroupName, &Api, &Binding)> {
@@ -151,8 +152,8 @@ fn of_secret(
     }
 }
 
-/// Whether any request can get the value. A value that only some requests cannot have is their
-/// refusal.
+/// Returns whether any request can get the value. Where only some requests cannot have it, those
+/// are refused.
 fn usable(
     secrets: &SecretSnapshot,
     group: &GroupName,
@@ -160,7 +161,7 @@ fn usable(
     now: Instant,
 ) -> Result<(), (SecretCause, &'static str)> {
     let secret = &binding.secret;
-    // Of any length first: a value that is too short is told apart from none.
+    // Looked up without a least length first, to tell a value that is too short from a missing one.
     let value = secrets.current(group, secret, 0, now).map_err(|why| {
         let failure = secrets.failure(group, secret);
         (why, failure.map_or("its source has not given it yet", FetchError::text))

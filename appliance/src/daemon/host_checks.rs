@@ -1,13 +1,14 @@
-//! The conditions that the packet rules need, asserted while the daemon runs: rules and guard after
-//! each change that nf_tables tells of, and all of it every `assert_every`.
+//! The host checks: the conditions that the packet rules need, checked while the daemon runs. Rules
+//! and guard are checked after each change that nf_tables reports, and everything is checked every
+//! `assert_every`.
 //!
-//! Somebody may change a kernel setting or a rule under a running gateway. A deviation that may be
-//! set right is set right and said; where it may not, the gateway closes to new connections,
-//! because an argument with a premise missing proves nothing. Connections that were accepted go on:
-//! each has its permit.
+//! Somebody may change a kernel setting or a rule under a running gateway. A deviation that the
+//! daemon may correct is corrected and logged. Where it may not, the gateway closes to new
+//! connections, because its guarantees hold only under these conditions. Connections that were
+//! accepted go on: each has its permit.
 //!
-//! It has a thread of its own: nothing that the daemon does delays it, and a flood of changes takes
-//! no time from anybody else.
+//! The checks have a thread of their own: nothing in the daemon delays them, and a flood of changes
+//! takes no time from anything else.
 
 use std::{
     io,
@@ -28,7 +29,7 @@ use crate::{
     packets::{self, Capture, Claim, Monitor, PacketsError},
 };
 
-/// The thread, as the daemon has it.
+/// The daemon's handle of the thread.
 #[derive(Debug)]
 pub(super) struct HostChecks {
     orders: mpsc::Sender<InstallRequest>,
@@ -42,8 +43,8 @@ pub(super) struct HostChecks {
 type InstallRequest = (Capture, oneshot::Sender<Result<(), PacketsError>>);
 
 impl HostChecks {
-    /// Starts to assert the rules of this capture, which are in force. It looks at them first, so
-    /// that no change is missed.
+    /// Starts to check the rules of this capture, which are in force. It listens for changes before
+    /// the first check, so that none is missed.
     pub(super) async fn start(
         capture: Capture,
         (every, claim, audit): (Duration, Arc<Claim>, Sink),
@@ -61,7 +62,7 @@ impl HostChecks {
                 Ok(monitor) => (Ok(()), Some(monitor)),
                 Err(error) => (Err(error), None),
             };
-            // A daemon that is gone needs no answer.
+            // A daemon that has gone needs no answer.
             let _ = listening.send(said);
             let Some(monitor) = monitor else { return };
             if let Err(error) = keeper.keep(monitor, ordered, every).await {
@@ -73,25 +74,26 @@ impl HostChecks {
         Ok(Self { orders, doubt, marks, failed, thread })
     }
 
-    /// Why the gateway is closed to new connections, where it is.
+    /// Returns why the gateway is closed to new connections, if it is.
     pub(super) fn doubt(&self) -> watch::Receiver<Option<String>> {
         self.doubt.clone()
     }
 
-    /// The other writers of packet marks after the gateway's rules, in a sentence each.
+    /// Returns the other programs that write packet marks after the gateway's rules, in a sentence
+    /// each.
     pub(super) fn marks(&self) -> watch::Receiver<Vec<String>> {
         self.marks.clone()
     }
 
-    /// Installs the rules of a new policy. Where that fails the old ones stay in force.
+    /// Installs the rules of a new policy. If that fails, the old ones stay in force.
     pub(super) async fn take(&self, capture: Capture) -> Result<(), DaemonError> {
         let (done, told) = oneshot::channel();
         self.orders.send((capture, done)).await.map_err(|_| gone())?;
         Ok(told.await.map_err(|_| gone())??)
     }
 
-    /// Waits until the gateway closes, or opens again. An error, which ends the daemon, where the
-    /// rules cannot be installed any more, so that nothing is sure.
+    /// Waits until the gateway closes, or opens again. An error ends the daemon: the rules cannot
+    /// be installed any more, so nothing is certain.
     pub(super) async fn turned(&mut self) -> Result<(), String> {
         tokio::select! {
             Ok(()) = self.doubt.changed() => Ok(()),
@@ -102,7 +104,7 @@ impl HostChecks {
         }
     }
 
-    /// Asserts nothing any more; the rules stay.
+    /// Ends the checks; the rules stay.
     pub(super) fn end(self) {
         drop(self.orders);
         if self.thread.join().is_err() {
@@ -123,17 +125,17 @@ fn gone() -> DaemonError {
 /// The state of the thread.
 struct Keeper {
     capture: Capture,
-    /// The installed part of it: all, or no port where the gateway is closed.
+    /// The installed part of the capture: all of it, or no port where the gateway is closed.
     in_force: Capture,
     /// The faults of the guard.
     unguarded: Option<String>,
     /// The faults of the kernel's settings or the routes.
     unsettled: Option<String>,
-    /// Since when the rules cannot be installed.
+    /// The time since which the rules cannot be installed, and the error.
     uninstalled: Option<(Instant, String)>,
-    /// The first of these, which keeps new connections out.
+    /// The first of these three, which keeps new connections out.
     doubt: watch::Sender<Option<String>>,
-    /// The other writers of packet marks.
+    /// The other programs that write packet marks.
     marks: watch::Sender<Vec<String>>,
     claim: Arc<Claim>,
     audit: Sink,
@@ -162,7 +164,7 @@ impl Keeper {
             tokio::select! {
                 order = orders.recv() => match order {
                     Some((capture, done)) => {
-                        // Whoever asked may be gone.
+                        // The one who asked may be gone.
                         let _ = done.send(self.take(capture));
                     }
                     None => return Ok(()),
@@ -189,7 +191,8 @@ impl Keeper {
         Ok(())
     }
 
-    /// The kernel's settings and the routes, which nobody tells of, and what is said of them.
+    /// Checks and corrects the kernel's settings and the routes, whose changes nothing reports, and
+    /// keeps their faults.
     async fn assert_settings(&mut self) {
         let asserted = packets::assert_settings(&self.capture).await;
         self.unsettled = asserted.err().map(|error| error.to_string());
@@ -201,7 +204,7 @@ impl Keeper {
         }
     }
 
-    /// Says who else writes packet marks, once for each.
+    /// Logs each other program that writes packet marks, once.
     fn look_for_marks(&self) {
         let found = match packets::foreign_marks() {
             Ok(found) => found.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -214,14 +217,14 @@ impl Keeper {
         self.marks.send_replace(found);
     }
 
-    /// Looks whether guard and rules are there, and installs the rules where they are not. An error
+    /// Checks that guard and rules are there, and installs the rules where they are not. An error
     /// means that this has failed for too long.
     fn look(&mut self, monitor: &mut Monitor) -> Result<(), PacketsError> {
         let begun = Instant::now();
         let installed = self.assert_rules();
         monitor.looked(begun.elapsed());
         let Err(error) = installed else { return Ok(()) };
-        // Somebody may have changed them meanwhile.
+        // Another program may have changed them meanwhile.
         tracing::debug!("{error}");
         monitor.look_again();
         let (since, _) = self.uninstalled.get_or_insert_with(|| (begun, error.to_string()));
@@ -230,8 +233,9 @@ impl Keeper {
         if failing > UNINSTALLED_TIME { Err(error) } else { Ok(()) }
     }
 
-    /// Where something is missing that may not be set right the gateway closes: no port is
-    /// captured, so every new connection is reset. It opens again by itself.
+    /// Installs the rules. Where a condition is missing that the daemon may not restore, the
+    /// gateway closes: no port is captured, so every new connection is reset. It opens again by
+    /// itself.
     fn assert_rules(&mut self) -> Result<(), PacketsError> {
         let changed = packets::verify(&self.in_force).err();
         let guarded = packets::require_guard(&self.capture);
@@ -249,7 +253,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Says to everybody, where that is new, that the gateway closed, and why, or opened again.
+    /// Publishes the doubt where it has changed: the gateway closed, and why, or opened again.
     fn settle(&self) {
         let doubt = self.doubt().cloned();
         let is_new = self.doubt.send_if_modified(|told| {
@@ -273,7 +277,7 @@ impl Keeper {
     fn record(&self, host_check: &HostCheckEvent<'_>) {
         match self.audit.reserve() {
             Ok(slot) => audit::host_check(slot, host_check),
-            // Without an audit everything is refused, and the log has it.
+            // Without an audit everything is refused, and the log has the fault.
             Err(_) => tracing::warn!("the audit takes no record of that"),
         }
     }
@@ -284,7 +288,8 @@ impl Keeper {
         self.unguarded.as_ref().or(self.unsettled.as_ref()).or(uninstalled)
     }
 
-    /// The capture to install: as configured, or without a port where the gateway is closed.
+    /// Returns the capture to install: as configured, or without a port where the gateway is
+    /// closed.
     fn rules(&self, capture: &Capture) -> Capture {
         if self.unguarded.is_some() || self.unsettled.is_some() {
             capture.closed()
@@ -300,8 +305,8 @@ fn rounds(every: Duration) -> Interval {
     rounds
 }
 
-/// How long installing the rules may fail in a row, as it can while somebody else is changing them,
-/// before the gateway says that it is closed.
+/// Time for which installing the rules may fail in a row, as it can while another program changes
+/// them, before the gateway counts as closed.
 const RACE_TIME: Duration = Duration::from_secs(1);
-/// How long before the daemon stops.
+/// Time for which it may fail before the daemon stops.
 const UNINSTALLED_TIME: Duration = Duration::from_secs(10);

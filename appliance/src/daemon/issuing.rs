@@ -1,6 +1,6 @@
-//! Where the daemon has its issuing CAs from: the folder of `cloakroom ca issue`, or Vault.
+//! The source of the daemon's issuing CAs: the folder of `cloakroom ca issue`, or Vault.
 //!
-//! A file that is not right stops the start. One whose CA has ended does not, nor does a Vault that
+//! A file that is not right stops the start. A CA that has ended does not, nor does a Vault that
 //! does not sign: the rule's hosts are closed until there is a CA.
 
 use std::{
@@ -18,7 +18,7 @@ use crate::{
     vault::Session,
 };
 
-/// From Vault where it signs them, else from the folder.
+/// Returns the CAs, from Vault where it signs them, else from the folder.
 pub(super) fn cas(
     policy: &Policy,
     settings: &Settings,
@@ -48,7 +48,7 @@ pub(super) async fn first_round(
     tokio::join!(secrets.first_round(deadline), signed);
 }
 
-/// The rotation of a gateway whose Vault signs the issuing CAs.
+/// Opens the rotation of a gateway whose Vault signs the issuing CAs.
 pub(super) fn open_rotation(
     settings: &Settings,
     vault: Option<&Arc<Session>>,
@@ -58,7 +58,7 @@ pub(super) fn open_rotation(
     Rotation::new(Arc::clone(vault) as _, pki).map(Some).map_err(DaemonError::Ca)
 }
 
-/// Says which hosts are closed, and which will be unless their CA is replaced.
+/// Logs which hosts are closed, and which will be unless their CA is replaced.
 pub(super) fn report(policy_snapshot: &PolicySnapshot, signed_by_vault: bool) {
     let now = SystemTime::now();
     let remedy = remedy(signed_by_vault);
@@ -73,7 +73,7 @@ pub(super) fn report(policy_snapshot: &PolicySnapshot, signed_by_vault: bool) {
     }
 }
 
-/// The remedy where a CA is missing or about to end.
+/// Returns the remedy where a CA is missing or about to end.
 pub(super) const fn remedy(signed_by_vault: bool) -> &'static str {
     match signed_by_vault {
         true => "Vault signs another; see why it did not (`cloakroom vault doctor`)",

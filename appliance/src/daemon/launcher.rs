@@ -1,13 +1,12 @@
-//! The process that a service manager knows as the daemon.
+//! The launcher: the process that a service manager takes for the daemon.
 //!
-//! A manager starts the next daemon when the main process of the one before has ended, and the one
-//! before has connections that may finish. So the main process is this small one. It starts the
-//! daemon as its child, hands signals on, and ends as soon as the child says that it holds nothing
-//! any more that the next one needs. The child drains alone (`KillMode=process`,
-//! `systemd.kill(5)`).
+//! A manager starts the next daemon when the main process of the old one has ended, but the old one
+//! has connections that may finish. So the main process is this small one. It starts the daemon as
+//! its child, passes signals on, and ends as soon as the child says that it holds nothing any more
+//! that the next daemon needs. The child drains alone (`KillMode=process`, `systemd.kill(5)`).
 //!
-//! It reads no configuration and holds no secret. Until the child has let go, the kernel kills it
-//! together with this process, however that ends.
+//! The launcher reads no configuration and holds no secret. Until the child has let go, the kernel
+//! kills it when the launcher ends, however that happens.
 
 use std::{
     ffi::OsString,
@@ -30,15 +29,15 @@ use tokio::{
     signal::unix::{self, SignalKind, signal},
 };
 
-/// The variable by which the child knows that it is one: the number of the process that started it.
+/// The variable that tells the child of its launcher: the number of the launcher's process.
 pub const LAUNCHER: &str = "CLOAKROOM_LAUNCHER";
 
-/// Starts the program with these arguments, and stays with it until it lets go or ends. Returns the
-/// status to exit with.
+/// Starts the program with these arguments, and stays until it lets go or ends. Returns the status
+/// to exit with.
 ///
 /// # Errors
 ///
-/// It cannot be started, or signals cannot be handled.
+/// The program cannot be started, or signals cannot be handled.
 pub async fn launch(program: &Path, arguments: impl Iterator<Item = OsString>) -> io::Result<u8> {
     let mut signals = LauncherSignals::new()?;
     let (own, childs) = UnixStream::pair()?;
@@ -47,7 +46,7 @@ pub async fn launch(program: &Path, arguments: impl Iterator<Item = OsString>) -
     let mut child = Command::new(program)
         .args(arguments)
         .env(LAUNCHER, std::process::id().to_string())
-        // They name this process, and are meant for the child.
+        // These variables name this process, and are meant for the child.
         .env_remove("LISTEN_PID")
         .env_remove("WATCHDOG_PID")
         .stdin(Stdio::from(OwnedFd::from(childs)))
@@ -60,7 +59,7 @@ pub async fn launch(program: &Path, arguments: impl Iterator<Item = OsString>) -
             signal = signals.next() => signal,
         };
         match signal {
-            // A manager that has had this process end it sends its own signal all the same.
+            // A manager that made this process end sends its own signal all the same.
             Some(Signal::TERM) if ending => {}
             Some(signal) => {
                 ending |= signal == Signal::INT;
@@ -77,11 +76,12 @@ pub async fn launch(program: &Path, arguments: impl Iterator<Item = OsString>) -
 }
 
 fn hand_on(child: &Child, signal: Signal) {
-    // One that has ended has nothing to be told.
+    // A child that has ended needs no signal.
     let _ = kill_process(Pid::from_child(child), signal);
 }
 
-/// As a shell has it. A child that was told to stop before it listened to signals has stopped.
+/// Returns the exit status as a shell does. A child that was told to stop before it listened to
+/// signals has stopped.
 fn exit(status: ExitStatus, stopping: bool) -> u8 {
     match (status.code(), status.signal()) {
         (Some(code), _) => u8::try_from(code).unwrap_or(u8::MAX),
@@ -96,7 +96,7 @@ const STOPS: [Signal; 2] = [Signal::TERM, Signal::INT];
 struct LauncherSignals {
     stop: [unix::Signal; 2],
     reload: unix::Signal,
-    /// What a watchdog sends: the child does not go round any more.
+    /// The watchdog's signal: the child's loop is stuck.
     abort: unix::Signal,
     child: unix::Signal,
 }
@@ -111,12 +111,12 @@ impl LauncherSignals {
         })
     }
 
-    /// The exit to hand on; `None` where the child may have ended.
+    /// Returns the signal to pass on; `None` where the child may have ended.
     async fn next(&mut self) -> Option<Signal> {
         let [terminate, interrupt] = &mut self.stop;
         tokio::select! {
             biased;
-            // Before the other: the manager sends that one right after its unit's ExecStop= this.
+            // Read first: the manager sends SIGTERM right after the SIGINT of its unit's ExecStop=.
             _ = interrupt.recv() => Some(Signal::INT),
             _ = terminate.recv() => Some(Signal::TERM),
             _ = self.reload.recv() => Some(Signal::HUP),
@@ -126,16 +126,16 @@ impl LauncherSignals {
     }
 }
 
-/// The daemon's side: it was launched.
+/// The daemon's end of the launcher's socket.
 #[derive(Debug)]
 pub struct Launched(UnixStream);
 
 impl Launched {
-    /// From here on the kernel kills this process when its launcher ends.
+    /// Makes the kernel kill this process, from here on, when its launcher ends.
     ///
     /// # Errors
     ///
-    /// The process `launcher` is not what started this one, or its socket is not there.
+    /// The process `launcher` did not start this one, or its socket is not there.
     pub fn by(launcher: u32) -> io::Result<Self> {
         set_parent_process_death_signal(Some(Signal::KILL))?;
         let parent = getppid().map(|pid| pid.as_raw_nonzero().get().unsigned_abs());
@@ -146,12 +146,12 @@ impl Launched {
         Ok(Self(UnixStream::from(own)))
     }
 
-    /// The launcher ends, and this process lives on without it.
+    /// Ends the launcher; this process lives on without it.
     pub(super) fn let_go(mut self) -> io::Result<()> {
         set_parent_process_death_signal(None)?;
         self.0.write_all(&[LET_GO])
     }
 }
 
-/// The child's word that it holds nothing any more that the next one needs.
+/// The child's message that it holds nothing any more that the next daemon needs.
 const LET_GO: u8 = 1;

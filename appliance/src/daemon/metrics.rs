@@ -1,9 +1,9 @@
-//! The management address: `/metrics` for Prometheus and `/ready` for whoever asks whether
+//! The management address: `/metrics` for Prometheus, and `/ready` for programs that ask whether
 //! connections are carried.
 //!
-//! It is an address that no agent's packet reaches: it lies outside of their prefixes and on none
-//! of their interfaces, or there is no start; the guard and the packet rules refuse them this
-//! machine's own addresses besides. The metrics hold no value, no path and no agent's name.
+//! No agent's packet reaches the address: it lies outside of the agents' prefixes and on none of
+//! their interfaces, or the daemon does not start; besides, the guard and the packet rules refuse
+//! agents this machine's own addresses. The metrics hold no value, no path and no agent's name.
 
 use std::{
     convert::Infallible,
@@ -35,11 +35,11 @@ use crate::{
     policy::InterfaceName,
 };
 
-/// Listens there.
+/// Listens on the address.
 ///
 /// # Errors
 ///
-/// Where it is an address of an interface that agents are behind, or not one of this machine's.
+/// It is an address of an agents' interface, or not one of this machine's.
 pub(super) fn bind(address: SocketAddr, agents: &[&InterfaceName]) -> io::Result<TcpListener> {
     if let Some(interface) = interface_of(address.ip())?
         && agents.iter().any(|agents| agents.as_str() == interface)
@@ -53,7 +53,7 @@ pub(super) fn bind(address: SocketAddr, agents: &[&InterfaceName]) -> io::Result
     TcpListener::from_std(listener)
 }
 
-/// Answers until `closing`.
+/// Answers requests until `closing`.
 pub(super) async fn serve(
     listener: TcpListener,
     vitals: Vitals,
@@ -89,7 +89,7 @@ async fn answer(stream: TcpStream, vitals: Vitals) {
         .max_buf_size(MAX_HEAD_BYTES)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), respond);
-    // Whoever asked badly, or is gone, asks again.
+    // A client whose request was wrong, or that is gone, asks again.
     let _ = timeout(DEADLINE, connection).await;
 }
 
@@ -189,7 +189,7 @@ fn of_groups(registry: &mut Registry, vitals: &Vitals) {
     registry.register("open_connections", "Connections that are open", open);
 }
 
-/// Of the values that a group has at a rule, the one that ends first.
+/// Adds, for each group and rule, the value that ends first.
 fn of_secrets(registry: &mut Registry, vitals: &Vitals) {
     let left: Family<UseLabels, Gauge> = Family::default();
     let policy_snapshot = Arc::clone(&vitals.gateway.policy_snapshot.borrow());
@@ -227,7 +227,7 @@ fn seconds(time: SystemTime) -> i64 {
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// The interface that has this address.
+/// Returns the interface that has this address.
 fn interface_of(address: IpAddr) -> io::Result<Option<String>> {
     let holds = |it: &nix::ifaddrs::InterfaceAddress| {
         let own = it.address.as_ref();
@@ -243,7 +243,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const MAX_OPEN: usize = 8;
 /// Bytes of a request's head; hyper takes no less.
 const MAX_HEAD_BYTES: usize = 8_192;
-/// Time for a request to arrive and its answer to be taken.
+/// Time for a request to arrive, and for its answer to be taken.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// Pause after an accept that failed for want of something.
+/// Pause after an accept that failed for lack of descriptors or memory.
 const BACK_OFF: Duration = Duration::from_millis(50);

@@ -1,10 +1,12 @@
-//! `run → drain → cut`: who owns what, and in which order it comes and goes.
+//! The daemon's life, `run → drain → cut`: the owner of each part, and the order in which parts
+//! start and end.
 //!
 //! Start: settings and policy, then everything that could fail, then the listeners, then the
-//! packets that are sent to them, then ready. Any doubt is fatal, and what was installed before
-//! it is closed: rules without listeners refuse everything, and Vault gets its tokens back.
+//! packets that are sent to them, then ready. Any doubt is fatal, and everything installed before
+//! it is closed again: rules without listeners refuse everything, and Vault gets its tokens back.
 //!
-//! Stop: nothing new, then what is open may finish, then it is cut. The rules stay, so that the
+//! Stop: nothing new is accepted, then open connections may finish, then they are cut. The rules
+//! stay, so that the gateway is closed after the daemon.
 //! gateway is closed after the daemon.
 
 mod control;
@@ -78,7 +80,7 @@ use crate::{
     tls,
 };
 
-/// Runs the daemon until it is told to stop. `ready_file` is there while connections are carried.
+/// Runs the daemon until it is told to stop. `ready_file` exists while connections are carried.
 pub async fn run(
     config_file: &Path,
     ready_file: Option<&Path>,
@@ -118,14 +120,14 @@ pub async fn run(
     Ok(())
 }
 
-/// Everything that lives as long as the daemon.
+/// All parts that live as long as the daemon.
 struct Daemon {
     host: HostSetup,
     off_limits: OffLimits,
     vitals: Vitals,
     phase: watch::Sender<Phase>,
     policy_snapshots: watch::Sender<Arc<PolicySnapshot>>,
-    /// When the log was last told how the issuing CAs are.
+    /// The time at which the log was last told about the issuing CAs.
     cas_told: Instant,
     leases: Leases,
     obeying: Obeying,
@@ -143,20 +145,20 @@ struct HostSetup {
     policy_mark: PolicyMark,
 }
 
-/// What is had for a time.
+/// Secrets and CAs, which last for a time only.
 struct Leases {
     secrets: Arc<SecretStore>,
     demand: Arc<SecretDemand>,
-    /// Where Vault signs the issuing CAs.
+    /// Present if Vault signs the issuing CAs.
     rotation: Option<Rotation>,
     refreshing: JoinHandle<()>,
 }
 
-/// Where operators are listened to.
+/// The tasks that listen to operators.
 struct Obeying {
     reloads: mpsc::Receiver<Reload>,
     obeying: JoinHandle<()>,
-    /// Where metrics are told.
+    /// The task that serves the metrics.
     telling: Option<JoinHandle<()>>,
 }
 
@@ -172,12 +174,12 @@ struct Serving {
     dns: dns::DnsServer,
     watcher: Watcher,
     host_checks: HostChecks,
-    /// Tells one that was before it that this one accepts.
+    /// Tells an earlier daemon that this one accepts.
     serves: Option<HeldName>,
 }
 
 impl HostSetup {
-    /// What the operator says now.
+    /// Reads the operator's present configuration.
     fn load(&self) -> Result<Config, config::Errors> {
         let reading = |path: &Path| {
             config::read_bounded(path).map_err(|error| self.confinement.explain(path, error))
@@ -215,13 +217,13 @@ impl Daemon {
             tokio::select! {
                 told = signals.next() => match told {
                     SignalMeaning::Reload => {
-                        // The log has said it.
+                        // The log has the outcome.
                         let _ = self.reload(supervisor).await;
                     }
                     last => break last,
                 },
                 Some(waiting) = self.obeying.reloads.recv() => {
-                    // Whoever asked may be gone.
+                    // The one who asked may be gone.
                     let _ = waiting.send(self.reload(supervisor).await);
                 }
                 () = next_sign(&mut signs) => self.give_sign(supervisor),
@@ -244,10 +246,12 @@ impl Daemon {
         self.stop(signals, last, launched).await;
     }
 
-    /// Takes a new policy whole, or keeps the old one and says why. However many are told to come
-    /// one after the other, each is followed by a pause as long as it took, up to a bound, for what
-    /// else this runtime does: the gateway's own questions for names among it.
+    /// Takes a new policy as a whole, or keeps the old one and logs why. Each reload is followed by
+    /// a pause as long as it took, up to a bound, so that many in a row leave time for the rest of
+    /// this runtime, such as the gateway's own DNS queries.
     ///
+    /// The audit's file is reopened whether or not the policy is taken; a fault of the audit is
+    /// returned.
     /// The audit's file is reopened whatever comes of the policy; what is wrong with it is said.
     async fn reload(&mut self, supervisor: &Supervisor) -> Result<Reloaded, DaemonError> {
         let begun = Instant::now();
@@ -264,7 +268,8 @@ impl Daemon {
         taken.map(|()| Reloaded { audit, lost: self.lost_since(&before) })
     }
 
-    /// The secrets that had a value until a reload; why they have none is a text of their source's.
+    /// Returns the secrets that had a value until a reload, each with the reason why it has none,
+    /// which is a text of its source.
     fn lost_since(&self, before: &SecretSnapshot) -> Vec<String> {
         let now = self.leases.secrets.snapshot();
         let lost = now.lost_since(before, Instant::now()).into_iter();
@@ -276,7 +281,7 @@ impl Daemon {
         told.collect()
     }
 
-    /// Once a day.
+    /// Logs the state of the issuing CAs once a day.
     fn tell_of_cas(&mut self) {
         if self.cas_told.elapsed() >= DAY {
             self.cas_told = Instant::now();
@@ -289,7 +294,7 @@ impl Daemon {
         supervisor.is(&self.line(&health), health.state() != HealthState::Closed);
     }
 
-    /// Tells how it is where that is another thing than what was told.
+    /// Tells the service manager and the log of the health, if its kinds of causes have changed.
     fn tell_news(&self, supervisor: &Supervisor, told: &mut Vec<String>) {
         let health = self.vitals.health();
         let news = health.kinds_in_words();
@@ -304,15 +309,15 @@ impl Daemon {
         *told = news;
     }
 
-    /// Gives no sign of life where only another daemon could mend the fault, so that there will be
-    /// one.
+    /// Sends a sign of life, unless only another daemon could mend a fault: without one, the
+    /// service manager starts another daemon.
     fn give_sign(&self, supervisor: &Supervisor) {
         if self.vitals.is_alive() {
             supervisor.alive();
         }
     }
 
-    /// How it is, in one line; what it is in detail, `cloakroom status` says.
+    /// Returns the health in one line; `cloakroom status` shows the details.
     fn state(&self) -> String {
         self.line(&self.vitals.health())
     }
@@ -336,7 +341,7 @@ impl Daemon {
             )));
         }
         let cas = issuing::cas(&policy, &settings, self.leases.rotation.as_ref())?;
-        // A CA that the system trusts since, or no longer.
+        // Read again, because the system may trust other CAs by now.
         let system_roots = Arc::new(tls::system_roots());
         let policy_snapshot = policy_snapshot(policy, cas.clone(), &system_roots)?;
         let policy_snapshot = policy_snapshot.after(&self.policy_snapshots.borrow());
@@ -344,9 +349,9 @@ impl Daemon {
         self.off_limits.control_plane().take_agents(capture.agents());
         self.off_limits.take_site(policy_snapshot.policy.site.clone());
         self.host.capture = capture;
-        // A binding or a CA that is new is there before the first request can ask for it; until
-        // then requests are judged by the old policy, and have what that names, unless a group's
-        // new token role may not read it.
+        // A new binding's secret or a new CA is there before the first request can ask for it.
+        // Until then requests are judged by the old policy and have the secrets that it names,
+        // except those that a group's new token role may not read.
         self.leases.demand.add(&policy_snapshot.policy);
         self.leases.secrets.ask_again();
         issuing::first_round(
@@ -365,7 +370,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// The changes of a new configuration that would take a restart.
+    /// Returns the changes of a new configuration that would need a restart.
     fn fixed(&self, settings: &Settings, capture: &Capture, policy: &Policy) -> Vec<&'static str> {
         let mut fixed = self.host.settings.differences(settings);
         if capture.interface_names() != self.host.capture.interface_names() {
@@ -378,7 +383,7 @@ impl Daemon {
     }
 }
 
-/// Ends a start that failed after the secrets were asked for: Vault gets back what it lent.
+/// Ends a start that failed after secrets were asked for: Vault gets its leases back.
 async fn give_back(
     phase: &watch::Sender<Phase>,
     rotation: Option<Rotation>,
@@ -394,7 +399,7 @@ fn cut_now(phase: &watch::Sender<Phase>, rotation: Option<Rotation>) {
     phase.send_replace(Phase::Cut);
 }
 
-/// Waits until the sources of secrets have taken back what they lent.
+/// Waits until the sources of secrets have taken their leases back.
 async fn given_back(refreshing: JoinHandle<()>) {
     if timeout(GIVE_BACK_TIME, refreshing).await.is_err() {
         tracing::warn!("the secrets' sources did not take back what they lent in time");
@@ -414,7 +419,7 @@ async fn cut(mut phases: Phases) {
     phases.reached(Phase::Cut).await;
 }
 
-/// To what the system allows.
+/// Raises the limit of open descriptors to the system's maximum.
 fn raise_descriptors() -> rustix::io::Result<()> {
     let most = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })
@@ -425,20 +430,20 @@ fn policy_snapshot(
     cas: RuleCas,
     system_roots: &Arc<RootCertStore>,
 ) -> Result<PolicySnapshot, DaemonError> {
-    // Read for whom it is needed, so that nobody else keeps it.
+    // Read only if a group needs them, so that they are not kept otherwise.
     let onboards = policy.groups.iter().any(|group| group.onboarding.is_some());
     let public = if onboards { tls::public_cas() } else { Vec::new() };
     PolicySnapshot::new(policy, cas, Arc::clone(system_roots), &public)
         .map_err(DaemonError::PolicySnapshot)
 }
 
-/// How often health is looked at, beside what tells of itself.
+/// Interval at which health is checked, besides the changes that report themselves.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often the log says which issuing CAs are about to end.
+/// Interval at which the log says which issuing CAs are about to end.
 const DAY: Duration = Duration::from_secs(86_400);
 /// Longest pause after a reload.
 const LONGEST_REST: Duration = Duration::from_millis(200);
 /// Time that a reload waits for the values that are new in it.
 const RELOAD_ROUND: Duration = Duration::from_secs(2);
-/// Time for the sources of secrets to take back what they lent.
+/// Time for the sources of secrets to take their leases back.
 const GIVE_BACK_TIME: Duration = Duration::from_secs(5);

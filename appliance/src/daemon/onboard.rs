@@ -1,6 +1,6 @@
-//! A connection to the gateway's own address, of an agent that may fetch there what to trust: one
-//! request, one answer, under the bounds that every connection has until it is decided. There is no
-//! permit here, so nothing can be dialled.
+//! A connection to the gateway's own address, from an agent that may fetch there what it must
+//! trust: one request, one answer, under the bounds that every connection has until it is decided.
+//! There is no permit here, so nothing can be dialled.
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
@@ -52,7 +52,7 @@ pub(super) async fn serve(
     reset(agent.stream);
 }
 
-/// Why a request is refused, and the language in which that can be said.
+/// The reason why a request is refused, and the language of the refusal.
 type OnboardingRefusal = (Language, Reason);
 
 async fn answer(

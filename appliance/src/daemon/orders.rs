@@ -1,7 +1,7 @@
-//! The orders that arrive at the control socket, carried out.
+//! Executes the orders that arrive at the control socket.
 //!
-//! A quarantine comes first and is written down afterwards; a release that could not be written
-//! down is not made.
+//! A quarantine takes effect first and is written to disk afterwards; a release takes effect only
+//! after it was written.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::{
     quarantine::Quarantine,
 };
 
-/// Everything that an order can touch. Cheap to clone.
+/// Everything that an order can change. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Orders {
     pub(super) gateway: Arc<Gateway>,
@@ -33,14 +33,14 @@ pub(super) type Reload = oneshot::Sender<Result<Reloaded, DaemonError>>;
 /// The faults that remain although the new policy was taken.
 #[derive(Debug, Default)]
 pub(super) struct Reloaded {
-    /// With the audit.
+    /// The fault of the audit.
     pub(super) audit: Option<Trouble>,
-    /// With secrets that had a value until then, a line for each.
+    /// The secrets that had a value until then, a line for each.
     pub(super) lost: Vec<String>,
 }
 
 impl Orders {
-    /// Carries out an order of the user `uid`.
+    /// Executes an order of the user `uid`.
     pub(super) async fn carry_out(&self, order: Order, uid: u32) -> OrderReply {
         match order {
             Order::Reload => self.reload().await,
@@ -52,7 +52,7 @@ impl Orders {
 
     async fn reload(&self) -> OrderReply {
         let (done, told) = oneshot::channel();
-        // A send that fails leaves nobody who could answer either.
+        // If the send fails, there is nobody left who could answer either.
         let _ = self.reloads.send(done).await;
         match told.await {
             Ok(Ok(reloaded)) => reloaded.answer(),
@@ -146,7 +146,7 @@ impl Reloaded {
     }
 }
 
-/// The disk may be slow, and this thread has others to serve.
+/// Runs an act on a thread that may block: the disk may be slow, and this thread serves others.
 async fn blocking<T: Send + 'static>(
     act: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> std::io::Result<T> {

@@ -1,5 +1,5 @@
-//! A mark on the disk that is another one whenever a daemon has put a policy in force, so that one
-//! that drains beside it learns of that: what policy forbids now is cut there, too.
+//! A mark on the disk that changes whenever a daemon puts a policy in force. A daemon that drains
+//! beside it thus learns of that, and cuts what the new policy forbids.
 
 use std::{
     fs,
@@ -17,12 +17,12 @@ pub(super) struct PolicyMark {
 }
 
 impl PolicyMark {
-    /// The mark in this folder, of which nothing is known yet.
+    /// Returns the mark in this folder, which has not been read yet.
     pub(super) fn of(state_dir: &Path) -> Self {
         Self { file: state_dir.join("policy-mark"), known: None }
     }
 
-    /// Says that a policy has been put in force.
+    /// Writes a new mark: a policy has been put in force.
     pub(super) fn renew(&mut self) -> io::Result<()> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mark = format!("{}.{}\n", now.as_nanos(), process::id());
@@ -33,8 +33,8 @@ impl PolicyMark {
         Ok(())
     }
 
-    /// Whether another daemon has put one in force since this was asked last, or since this daemon
-    /// did.
+    /// Returns whether another daemon has put a policy in force since the last call, or since this
+    /// daemon did.
     pub(super) fn is_new(&mut self) -> io::Result<bool> {
         let mark = match fs::read_to_string(&self.file) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),

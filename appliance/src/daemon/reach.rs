@@ -1,5 +1,5 @@
-//! What the daemon needs of the file system once it is up: what its configuration names, and what
-//! the system keeps for every program.
+//! The files that the daemon needs once it is up: those that its configuration names, and those
+//! that the system keeps for every program.
 
 use std::path::{Path, PathBuf};
 
@@ -8,8 +8,8 @@ use crate::{
     harden::Reach,
 };
 
-/// `named` are the configuration and the files that it was read with; `ready_file` is yet to be
-/// written.
+/// Returns the folders that the daemon needs. `named` are the configuration and the files that it
+/// was read with; `ready_file` is not written yet.
 pub(super) fn reach(settings: &Settings, named: &[PathBuf], ready_file: Option<&Path>) -> Reach {
     let mut reach = Reach::default();
     SYSTEM.iter().for_each(|folder| reach.read(*folder));
@@ -37,9 +37,9 @@ fn of_vault(reach: &mut Reach, vault: &VaultSettings) {
     }
 }
 
-/// What the C library reads to resolve a name, with its modules; the CAs that the system trusts;
-/// and what the kernel tells of itself. Every user may read what is public there, and permissions
-/// of files hold beside Landlock.
+/// The files that the C library reads to resolve a name, with its modules; the CAs that the system
+/// trusts; and the files in which the kernel shows its state. All of that is public, and
+/// permissions of files hold beside Landlock.
 const SYSTEM: [&str; 9] = [
     "/etc",
     "/run/systemd/resolve",
@@ -52,5 +52,5 @@ const SYSTEM: [&str; 9] = [
     "/sys/devices/virtual/net",
 ];
 
-/// The kernel settings that the daemon asserts and repairs.
+/// The kernel settings that the daemon checks and repairs.
 const SWITCHES: [&str; 1] = ["/proc/sys/net"];

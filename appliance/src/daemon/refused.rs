@@ -1,8 +1,8 @@
-//! The thread that turns what the kernel refuses, and what is refused unlooked at, into audit
+//! The thread that turns the kernel's refusals, and connections that are refused unread, into audit
 //! records.
 //!
-//! It reads what the kernel tells, sums it up, and writes the sums every [`INTERVAL`] and once more
-//! at the end. It carries nothing, so a flood of refused packets costs it time and agents nothing.
+//! It reads the kernel's reports, sums them up, and writes the sums every [`INTERVAL`] and once
+//! more at the end. It carries nothing, so a flood of refused packets takes no time from agents.
 
 use std::{
     collections::HashMap,
@@ -41,7 +41,7 @@ impl Watcher {
         ipv6: bool,
     ) -> io::Result<Self> {
         let ending = Arc::new(AtomicBool::new(false));
-        // What was counted before this start is nobody's to record any more.
+        // Packets that were counted before this start cannot be recorded any more.
         let unlogged = packets::unlogged().unwrap_or_default();
         let round = Round { log, audit, policy_snapshot, capacity, ipv6, unlogged };
         let told_to_end = Arc::clone(&ending);
@@ -50,7 +50,7 @@ impl Watcher {
         Ok(Self { thread, ending })
     }
 
-    /// Writes what is left and ends. Takes up to a quarter of a second.
+    /// Writes the remaining sums and ends. Takes up to a quarter of a second.
     pub(super) fn end(self) {
         self.ending.store(true, Relaxed);
         if self.thread.join().is_err() {
@@ -111,7 +111,8 @@ impl Round {
         }
     }
 
-    /// A counter that went back was started again: somebody removed the table.
+    /// Counts the packets that the kernel did not report one by one. A counter that went back was
+    /// started again, because somebody removed the table.
     fn count_untold(&mut self, sums: &mut RefusedPackets) {
         let counters = match packets::unlogged() {
             Ok(counters) => counters,
@@ -125,9 +126,9 @@ impl Round {
     }
 }
 
-/// How often sums become records.
+/// Interval at which sums become records.
 const INTERVAL: Duration = Duration::from_secs(10);
-/// How long one read takes before it is asked whether this should end.
+/// Most time of one read, after which the thread checks whether to end.
 const STEP: Duration = Duration::from_millis(250);
 /// Pause after a read that failed.
 const PAUSE: Duration = Duration::from_secs(1);

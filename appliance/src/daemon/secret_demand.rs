@@ -1,8 +1,8 @@
-//! Which groups and which of their secrets count: those of the policy, less the quarantined ones.
+//! The secret demand: the groups and secrets of the policy, without the quarantined groups.
 //!
-//! A secret that is not asked for any more is dropped by the store, and what was leased for it is
-//! given back. A group that does not count any more has no token in Vault: it is revoked, and
-//! everything that was leased with it.
+//! The store drops a secret that is not demanded any more, and its lease is given back. A group
+//! that is not demanded any more has no token in Vault: its token is revoked, with everything
+//! leased under it.
 
 use std::{
     pin::pin,
@@ -18,7 +18,7 @@ use crate::{
     vault::Session,
 };
 
-/// A group and what it needs.
+/// A group and a secret that it needs.
 pub(super) type Need = (GroupName, SecretRef);
 
 /// The secrets that the store asks for, and the groups that Vault's session has tokens for.
@@ -27,8 +27,8 @@ pub(super) struct SecretDemand {
     vault: Option<Arc<Session>>,
     tickets: Arc<Tickets>,
     quarantined: Quarantined,
-    /// The groups and secrets that the policy in force names. Held while the others are told, so
-    /// that the last one to tell them has seen the last policy and the last quarantine.
+    /// The groups and secrets that the policy in force names. Held while the store and Vault are
+    /// told, so that the last call uses the last policy and the last quarantine.
     named: Mutex<NamedByPolicy>,
 }
 
@@ -39,7 +39,7 @@ struct NamedByPolicy {
 }
 
 impl SecretDemand {
-    /// Tells `secrets` and `vault` what the policy names.
+    /// Creates the demand of the secrets that the policy names, and tells `secrets` and `vault`.
     pub(super) fn new(
         (secrets, vault): (Arc<SecretStore>, Option<Arc<Session>>),
         tickets: Arc<Tickets>,
@@ -51,8 +51,8 @@ impl SecretDemand {
         demand
     }
 
-    /// Takes what the next policy names beside what the one in force does, so that both can be
-    /// served until the next one is taken.
+    /// Adds the secrets that the next policy names to those of the present one, so that both
+    /// policies can be served until [`take`](Self::take).
     pub(super) fn add(&self, next: &Policy) {
         let mut named = self.lock();
         let stays = |group: &&Arc<Group>| next.groups.iter().any(|it| it.name == group.name);
@@ -66,7 +66,7 @@ impl SecretDemand {
         self.tell(&named);
     }
 
-    /// Takes what a new policy names, and nothing else any more.
+    /// Takes the secrets that a new policy names, and drops all others.
     pub(super) fn take(&self, policy: &Policy) {
         let mut named = self.lock();
         *named = NamedByPolicy { groups: policy.groups.clone(), needs: needs(policy) };
@@ -74,7 +74,7 @@ impl SecretDemand {
         self.tell(&named);
     }
 
-    /// Takes what has changed about the quarantined groups.
+    /// Applies changes of the quarantined groups.
     pub(super) fn apply(&self) {
         self.tell(&self.lock());
     }
@@ -98,13 +98,13 @@ impl SecretDemand {
         held
     }
 
-    /// The secrets that the store asks for.
+    /// Returns the secrets that the store asks for.
     pub(super) fn asked(&self) -> Vec<Need> {
         self.allowed(&self.lock().needs)
     }
 
     fn tell(&self, named: &NamedByPolicy) {
-        // The groups first: what is new is asked for at once, and needs a token.
+        // The groups come first: a new secret is asked for at once, and needs a token.
         if let Some(vault) = &self.vault {
             let counts = |group: &&Arc<Group>| !self.quarantined.holds(&group.name);
             let groups: Vec<_> = named.groups.iter().filter(counts).cloned().collect();
@@ -124,13 +124,13 @@ impl SecretDemand {
     }
 }
 
-/// The groups that Vault signs something about, and so has to know apart.
+/// Returns the groups that Vault signs tokens about, and so has to know apart.
 fn with_entity(needs: &[Need]) -> Vec<GroupName> {
     let signed = needs.iter().filter(|(_, secret)| secret.is_identity_token());
     signed.map(|(group, _)| group.clone()).collect()
 }
 
-/// Every value that some group may need.
+/// Returns every secret that some group may need.
 fn needs(policy: &Policy) -> Vec<Need> {
     let mut needs: Vec<_> = Uses::of(policy).keys().cloned().collect();
     needs.sort_unstable();
@@ -173,7 +173,7 @@ mod tests {
 
         let red = policy.groups[0].name.clone();
         let holding = async {
-            // In force, and waiting for its turn, which a release has.
+            // The quarantine is in force; its mark waits for the turn, which a release has.
             quarantine.hold(&red).unwrap();
             while asked() > 0 {
                 tokio::task::yield_now().await;

@@ -1,4 +1,5 @@
-//! SIGHUP reloads; SIGTERM stops, and another daemon may follow; SIGINT stops, and none does.
+//! Signals: SIGHUP reloads; SIGTERM stops the daemon, and another may follow; SIGINT stops it, and
+//! none follows.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -18,7 +19,7 @@ impl DaemonSignals {
         })
     }
 
-    /// The next one.
+    /// Waits for the next signal.
     pub(super) async fn next(&mut self) -> SignalMeaning {
         tokio::select! {
             _ = self.reload.recv() => SignalMeaning::Reload,
@@ -27,7 +28,7 @@ impl DaemonSignals {
         }
     }
 
-    /// Ends when the daemon is told to stop, in either way.
+    /// Waits until the daemon is told to stop, in either way.
     pub(super) async fn stop(&mut self) {
         while self.next().await == SignalMeaning::Reload {}
     }
@@ -36,7 +37,7 @@ impl DaemonSignals {
 /// The order that a signal stands for.
 #[derive(PartialEq, Eq)]
 pub(super) enum SignalMeaning {
-    /// Take the configuration again.
+    /// Read the configuration again.
     Reload,
     /// Stop; another daemon may follow.
     Stop,

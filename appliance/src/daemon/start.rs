@@ -1,9 +1,9 @@
 //! The start: everything that could fail, then the secrets, then the listeners, then the packets
-//! that are sent to them. Any doubt is fatal, and what was made before it is closed with it: Vault
-//! gets back what it lent.
+//! that are sent to them. Any doubt is fatal, and everything made before it is closed again: Vault
+//! gets its leases back.
 //!
-//! `prepared → equipped → answering → leasing → serving`: each stage is made of the one before, and
-//! holds what is there by then.
+//! `prepared → equipped → answering → leasing → serving`: each stage is made from the one before,
+//! and holds the parts that exist by then.
 
 use std::{
     io,
@@ -51,7 +51,7 @@ use crate::{
 };
 
 impl Daemon {
-    /// Comes up with everything it owns, or not at all. Packets are captured once it is there.
+    /// Starts with all parts, or not at all. Packets are captured last.
     pub(super) async fn start(
         config: (Config, &Path),
         reach: Reach,
@@ -66,7 +66,8 @@ impl Daemon {
     }
 }
 
-/// The machine can do what the gateway needs. From here on threads are started.
+/// The stage in which the machine can do all that the gateway needs. From here on threads are
+/// started.
 struct Prepared {
     host: HostSetup,
     policy: Policy,
@@ -75,7 +76,7 @@ struct Prepared {
     sockets: Result<Vec<DnsSockets>, PacketsError>,
 }
 
-/// There is all that a connection is judged and carried with, and nobody is served.
+/// The stage that has everything to judge and carry a connection, and serves nobody yet.
 struct Equipped {
     host: HostSetup,
     core: Core,
@@ -83,7 +84,7 @@ struct Equipped {
     sockets: Result<Vec<DnsSockets>, PacketsError>,
 }
 
-/// Names are answered. No secret was asked for.
+/// The stage that answers DNS queries. No secret was asked for.
 struct Answering {
     host: HostSetup,
     core: Core,
@@ -94,7 +95,7 @@ struct Answering {
     watcher: Watcher,
 }
 
-/// There are tokens in Vault, which a start that fails has to give back.
+/// The stage with tokens in Vault, which a start that fails has to give back.
 struct Leasing {
     answering: Answering,
     refreshing: JoinHandle<()>,
@@ -132,8 +133,8 @@ impl Prepared {
             other(&format!("cannot make the folder of the audit {}", settings.audit), &error)
         })?;
         let capture = Capture::new(&policy, &settings);
-        // Whoever else answers at port 53 can be named now: Landlock hides what other processes
-        // hold.
+        // Another program that answers at port 53 can be named here. Later Landlock hides which
+        // sockets other processes hold.
         let sockets = inherited.dns(&capture);
         let confinement = confine(reach)?;
         packets::prepare(&capture).await?;
@@ -154,7 +155,7 @@ impl Prepared {
         let Self { host, policy, control, inherited, sockets } = self;
         let HostSetup { settings, capture, quarantine, .. } = &host;
         let system_roots = Arc::new(tls::system_roots());
-        // A listener holds a place while it waits for the connection that will take it.
+        // A listener holds a slot while it waits for the connection that will take it.
         let waiting = workers(settings) * capture.listeners();
         let capacity = Capacity::new(policy.limits.connections + waiting);
         let resolver = Resolver::open(settings, &policy.site, &system_roots);
@@ -205,12 +206,13 @@ impl Equipped {
         let Self { host, core, mut inherited, sockets } = self;
         let (capture, gateway) = (&host.capture, &core.gateway);
         let port = host.settings.proxy_port;
-        // One that drains has what was not handed over, and gives it up when it hears this.
+        // A daemon that drains has the sockets that were not passed on, and gives them up when it
+        // hears this.
         let serves = if inherited.is_empty() { say_serves(port).await } else { None };
         let claim = patiently(|| packets::claim(&inherited, capture), is_in_the_way).await;
         let claim = Arc::new(claim?);
         let log = PacketLog::open(capture.nflog_group)?;
-        // Whoever was in the way may have been a daemon that is gone by now.
+        // The program in the way may have been a daemon that has gone by now.
         let sockets = sockets.or_else(|named| inherited.dns(capture).map_err(|_| named))?;
         let (in_force, capacity) = (gateway.policy_snapshot.clone(), Arc::clone(&gateway.capacity));
         let watcher =
@@ -233,7 +235,7 @@ impl Answering {
 }
 
 impl Leasing {
-    /// Captures packets and takes orders, or gives back what was leased.
+    /// Captures packets and takes orders; on failure, gives back the leases.
     async fn serve(self, supervisor: &Supervisor) -> Result<Daemon, DaemonError> {
         let Self { answering, refreshing } = self;
         let Answering { host, core, inherited, serves, claim, dns, watcher } = answering;
@@ -274,7 +276,7 @@ impl Leasing {
     }
 }
 
-/// Agents' packets come here.
+/// The parts that receive agents' packets.
 struct Captured {
     workers: Vec<Worker>,
     host_checks: HostChecks,
@@ -333,7 +335,8 @@ impl Obeying {
     }
 }
 
-/// Gives up what the daemon has no use for. A kernel without Landlock is no reason not to run.
+/// Gives up the rights that the daemon does not use. A kernel without Landlock is no reason not to
+/// run.
 fn confine(reach: Reach) -> Result<Arc<Confinement>, DaemonError> {
     let confinement = Confinement::enter(reach)
         .map_err(|error| other("cannot be confined by Landlock", &error))?;
@@ -350,7 +353,8 @@ fn confine(reach: Reach) -> Result<Arc<Confinement>, DaemonError> {
     Ok(Arc::new(confinement))
 }
 
-/// Tries for a moment: a daemon that was killed with its launcher may still be on its way out.
+/// Repeats an attempt for a moment: a daemon that was killed with its launcher may not have ended
+/// yet.
 async fn patiently<T, E>(
     mut attempt: impl FnMut() -> Result<T, E>,
     may_pass: impl Fn(&E) -> bool,
@@ -366,7 +370,8 @@ async fn patiently<T, E>(
     }
 }
 
-/// Tells one that was before that this one accepts. Without it that one goes on for a while.
+/// Tells an earlier daemon that this one accepts. Without that, the earlier one goes on for a
+/// while.
 async fn say_serves(port: u16) -> Option<HeldName> {
     let held = patiently(|| DaemonState::Serves.hold(port), is_in_use).await;
     if let Err(error) = &held {
@@ -375,7 +380,8 @@ async fn say_serves(port: u16) -> Option<HeldName> {
     held.ok()
 }
 
-/// Waits until one that was before accepts nothing any more: the policy that holds is this one's.
+/// Waits until an earlier daemon accepts nothing any more, so that only this one's policy is in
+/// force.
 async fn is_left_alone(port: u16) {
     let gone = || if DaemonState::AcceptsStill.is_said(port) { Err(()) } else { Ok(()) };
     if patiently(gone, |()| true).await.is_err() {
@@ -391,8 +397,8 @@ fn is_in_use(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::AddrInUse
 }
 
-/// Names are answered as soon as they can be: whoever asks waits where this is a restart. Elsewhere
-/// nobody is sent here before there are rules.
+/// Starts to answer DNS as early as possible, because in a restart agents wait for it. In a first
+/// start no query arrives before there are rules.
 fn start_dns(
     sockets: Vec<DnsSockets>,
     settings: &Settings,
@@ -411,8 +417,8 @@ fn start_dns(
         .map_err(|error| other("cannot start the agents' resolver", &error))
 }
 
-/// Listeners first, then the rules that send packets to them: in between nothing is lost, only
-/// refused.
+/// Starts the listeners, then installs the rules that send packets to them: in between nothing is
+/// lost, only refused.
 fn capture_packets(
     capture: &Capture,
     settings: &Settings,
@@ -431,11 +437,11 @@ fn capture_packets(
         workers.push(worker);
         begins.push(begin);
     }
-    // What nobody took must not be sent a connection.
+    // A socket that nobody took must not receive a connection.
     drop(inherited);
     packets::apply(capture)?;
     for begin in begins {
-        // A worker that is gone has said so itself.
+        // A worker that is gone has reported that itself.
         let _ = begin.send(());
     }
     Ok(workers)
@@ -455,8 +461,8 @@ fn workers(settings: &Settings) -> usize {
     }
 }
 
-/// Opens the sources that the settings name. A file that cannot be read is an error here; a Vault
-/// that cannot be reached is not: what depends on it is refused until it can.
+/// Opens the sources that the settings name. A file that cannot be read is an error here. A Vault
+/// that cannot be reached is not: requests that depend on it are refused until it can.
 fn open_secrets(
     settings: &Settings,
     groups: &[Arc<Group>],
@@ -479,8 +485,8 @@ fn open_secrets(
     Ok((SecretStore::new(Arc::new(sources), &[], refresh, max_stale), session))
 }
 
-/// Says where a family leads nowhere, and what of it agents will see. It is looked at again with
-/// each answer, so that nothing has to be started again when there is a route.
+/// Logs where there is no route for an address family, and what agents will see of that. Each
+/// answer checks it again, so that no restart is needed once there is a route.
 fn report_routes(policy: &Policy, ipv6: bool) {
     let anywhere: [(&str, IpAddr); 2] = [("IPv4", ANYWHERE_4.into()), ("IPv6", ANYWHERE_6.into())];
     for (family, address) in anywhere.into_iter().filter(|(_, it)| ipv6 || it.is_ipv4()) {
@@ -511,10 +517,10 @@ const RETRY: Duration = Duration::from_millis(20);
 /// Time that the start waits for the first values. Without them the gateway comes up all the
 /// same and answers 503 where they are needed.
 const FIRST_ROUND: Duration = Duration::from_secs(5);
-/// How often the file of secrets is read where no Vault says otherwise.
+/// Interval at which the file of secrets is read where no Vault says otherwise.
 const FILE_REFRESH: Duration = Duration::from_secs(30);
-/// How long a value outlives a file that has become unreadable.
+/// Time for which a value outlives a file that has become unreadable.
 const FILE_MAX_STALE: Duration = Duration::from_secs(300);
-/// Addresses that nobody has, so that the way to them is that to everybody (RFC 5737, RFC 3849).
+/// Addresses that nobody has, so that their route is the default route (RFC 5737, RFC 3849).
 const ANYWHERE_4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 const ANYWHERE_6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);

@@ -1,4 +1,4 @@
-//! The report of `cloakroom status`: words for a person, and all of it as JSON.
+//! The report of `cloakroom status`: text for a person, and all of it as JSON.
 
 use std::{
     fmt::Write as _,
@@ -16,7 +16,7 @@ use crate::{
     policy_snapshot::PolicySnapshot,
 };
 
-/// How the gateway is at this moment.
+/// Returns the present state of the gateway.
 pub(super) fn status(vitals: &Vitals, demand: &SecretDemand) -> OrderReply {
     let gateway = &vitals.gateway;
     let policy_snapshot = Arc::clone(&gateway.policy_snapshot.borrow());
@@ -44,7 +44,7 @@ fn words(health: &Health, status: &Status<'_>) -> String {
         HealthState::Healthy => {}
     }
     for line in health.lines() {
-        // A text cannot fail to grow.
+        // Writing to a string cannot fail.
         let _ = write!(text, "\n  - {line}");
     }
     let groups: Vec<String> = status.groups.iter().map(GroupStatus::words).collect();
@@ -106,7 +106,7 @@ struct Status<'a> {
     version: &'static str,
     phase: &'static str,
     health: HealthStatus<'a>,
-    /// `fully`, `partly` or `not`: how far Landlock confines the daemon.
+    /// `fully`, `partly` or `not`: the extent to which Landlock confines the daemon.
     landlock: &'static str,
     connections: usize,
     groups: Vec<GroupStatus>,
@@ -159,7 +159,7 @@ struct GroupStatus {
     name: String,
     quarantined: bool,
     connections: usize,
-    /// Those that are good, for credentials that APIs have minted.
+    /// The number of good tickets, for credentials that APIs have minted.
     tickets: usize,
 }
 
@@ -185,7 +185,7 @@ struct SecretStatus {
     cause: Option<&'static str>,
 }
 
-/// The rules that end TLS here. The hosts of those that miss their CA are closed.
+/// The rules that end TLS here. The hosts of rules without a CA are closed.
 #[derive(Serialize)]
 struct CasStatus<'a> {
     available: Vec<&'a str>,

@@ -1,6 +1,6 @@
-//! The end: nothing new, then what is open may finish, then it is cut. Where another daemon may
-//! follow at once, what only one can have is given up first; this one accepts until that one does,
-//! and drains beside it.
+//! The end of the daemon: nothing new is accepted, then open connections may finish, then they are
+//! cut. Where another daemon may follow at once, this one first gives up everything that only one
+//! can have; it accepts until the next one does, and drains beside it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,10 +22,10 @@ use crate::{
     policy_snapshot::PolicySnapshot, tls,
 };
 
-/// What only one daemon at a time can have: the control socket, the address of the metrics, the
-/// keeping of the packet rules, the kernel's log of what it refused, and the right to listen, which
-/// is among the vitals. The listeners and the sockets of DNS are shared: each daemon answers what
-/// it took.
+/// Everything that only one daemon at a time can have: the control socket, the address of the
+/// metrics, the keeping of the packet rules, the kernel's log of its refusals, and the right to
+/// listen, which is among the vitals. The listeners and the sockets of DNS are shared: each daemon
+/// answers the connections and queries that it took.
 struct Holds {
     obeying: Obeying,
     host_checks: HostChecks,
@@ -68,7 +68,7 @@ impl Daemon {
             Some(launched) => {
                 holds.give_up().await;
                 drop(serves);
-                // Where a stranger holds the name, the next one does not wait for this.
+                // Where a stranger holds the name, the next daemon does not wait for this.
                 let still = DaemonState::AcceptsStill.hold(proxy_port);
                 let patience = match told {
                     SignalMeaning::End => Duration::ZERO,
@@ -81,7 +81,7 @@ impl Daemon {
                 }
                 phase.send_replace(Phase::Drain);
                 for worker in &mut workers {
-                    // One that is too busy to hear of it has its cut like the others.
+                    // A worker that is too busy to learn of it is cut like the others.
                     if timeout(GIVE_BACK_TIME, worker.has_stopped_listening()).await.is_err() {
                         tracing::error!("a worker did not stop listening in time");
                         break;
@@ -122,11 +122,11 @@ impl Daemon {
 }
 
 impl Holds {
-    /// Gives up all of it, and takes no further order. Names and connections are served still.
+    /// Gives up all of it, and takes no further order. DNS and connections are still served.
     async fn give_up(self) {
         for task in self.obeying.tasks() {
             task.abort();
-            // It was told to.
+            // The task was told to end.
             let _ = task.await;
         }
         end_watcher(self.watcher).await;
@@ -156,8 +156,8 @@ impl Obeying {
     }
 }
 
-/// The next daemon may come from here on. Until it accepts this one does, which takes the start of
-/// the next one from nobody's time; whether one comes at all is not known, so this has an end.
+/// Lets the next daemon come from here on. This daemon accepts until the next one does, so that its
+/// start interrupts nobody. Since it is not known whether one comes at all, the wait has a limit.
 async fn make_way(port: u16, patience: Duration, launched: Launched) {
     if let Err(error) = launched.let_go() {
         return tracing::error!(%error, "cannot tell the launcher; the next daemon waits");
@@ -176,7 +176,7 @@ async fn make_way(port: u16, patience: Duration, launched: Launched) {
     }
 }
 
-/// The next daemon, which takes the orders, as one that drains beside it sees it.
+/// The next daemon, which takes the orders, as seen from the one that drains beside it.
 struct Successor<'a> {
     host: &'a mut HostSetup,
     off_limits: &'a OffLimits,
@@ -185,8 +185,8 @@ struct Successor<'a> {
 }
 
 impl Successor<'_> {
-    /// A group that it quarantines is cut off here, too, and so is what its policy forbids. Returns
-    /// where that cannot be seen: then nobody may go on.
+    /// Cuts off a group that the next daemon quarantines, and flows that its policy forbids.
+    /// Returns where that cannot be seen, because then nobody may go on.
     async fn follow(&mut self) {
         loop {
             tokio::time::sleep(LOOK).await;
@@ -211,7 +211,8 @@ impl Successor<'_> {
         Ok(())
     }
 
-    /// Takes its policy for what is open here. It opens nothing, because nothing new begins here.
+    /// Takes the next daemon's policy for the connections that are open here. Opens no CA, because
+    /// nothing new begins here.
     fn take_policy(&self) -> Result<(), DaemonError> {
         let policy = self.host.load().map_err(DaemonError::Config)?.policy;
         let before = Arc::clone(&self.policy_snapshots.borrow());
@@ -240,15 +241,15 @@ async fn end_watcher(watcher: Watcher) {
     }
 }
 
-/// Time for the next daemon to come, the first round of its secrets among it.
+/// Time for the next daemon to come, including the first round of its secrets.
 const SUCCESSOR: Duration = Duration::from_secs(10);
-/// How often it is asked for.
+/// Interval at which its presence is checked.
 const LISTEN_EVERY: Duration = Duration::from_millis(10);
-/// How often the marks are looked at.
+/// Interval at which the marks are checked.
 const LOOK: Duration = Duration::from_millis(500);
 /// Time for flows to end once they are cut.
 const CUT_TIME: Duration = Duration::from_secs(5);
-/// Time for each of what has a task or a thread of its own to end.
+/// Time for each part with a task or a thread of its own to end.
 const GIVE_BACK_TIME: Duration = Duration::from_secs(5);
 /// Time for the last records to be written.
 const AUDIT_TIME: Duration = Duration::from_secs(5);

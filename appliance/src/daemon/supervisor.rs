@@ -1,8 +1,9 @@
-//! What the service manager is told (`sd_notify(3)`, `systemd.service(5)`): that the daemon is
-//! ready, reloads, stops, and still goes round; in a line, how it is; and what it keeps while the
-//! daemon restarts (`FDSTORE=1`). A service manager that asked for none of it is told nothing.
+//! The messages to the service manager (`sd_notify(3)`, `systemd.service(5)`): that the daemon is
+//! ready, reloads, stops, and that its loop still runs; its health in one line; and the sockets
+//! that the manager keeps while the daemon restarts (`FDSTORE=1`). A service manager that asked for
+//! none of it is told nothing.
 //!
-//! A file says to others that connections are carried, by being there.
+//! A file shows other programs, by its presence, that connections are carried.
 
 use std::{
     ffi::OsString,
@@ -28,36 +29,38 @@ use rustix::{
 
 use super::Launched;
 
-/// The environment's word about the daemon's starter; read by the command line.
+/// The properties of the process that the service manager and the launcher set; read by the command
+/// line.
 #[derive(Debug, Default)]
 pub struct Surroundings {
     /// The socket of a service manager (`NOTIFY_SOCKET`, `sd_notify(3)`).
     pub notify_socket: Option<OsString>,
-    /// The time within which it wants signs of life (`WATCHDOG_USEC`, `sd_watchdog_enabled(3)`).
+    /// The time within which the manager wants signs of life (`WATCHDOG_USEC`,
+    /// `sd_watchdog_enabled(3)`).
     pub watchdog: Option<Duration>,
-    /// The sockets that were handed over (`LISTEN_FDS`, `sd_listen_fds(3)`).
+    /// The sockets that were passed (`LISTEN_FDS`, `sd_listen_fds(3)`).
     pub handed: Vec<OwnedFd>,
-    /// Where it was launched: by a process that the service manager takes for the daemon.
+    /// The launcher, if there is one: the process that the service manager takes for the daemon.
     pub launched: Option<Launched>,
 }
 
-/// The starter of the daemon, which wants to know its state.
+/// The service manager that started the daemon and wants to know its state.
 #[derive(Debug)]
 pub(super) struct Supervisor {
     socket: Option<UnixDatagram>,
-    /// There while connections are carried.
+    /// The file that exists while connections are carried.
     ready_file: Option<PathBuf>,
-    /// How often it wants a sign of life.
+    /// Interval at which the manager wants a sign of life.
     pub(super) watchdog: Option<Duration>,
 }
 
 impl Supervisor {
-    /// The one that these surroundings name.
+    /// Connects to the service manager that these surroundings name.
     ///
     /// # Errors
     ///
-    /// Where there is one and it cannot be spoken to: it would wait in vain and start again what
-    /// runs well.
+    /// There is a manager, and it cannot be reached: it would wait in vain and restart a daemon
+    /// that runs well.
     pub(super) fn of(surroundings: &Surroundings, ready_file: Option<&Path>) -> io::Result<Self> {
         let ready_file = ready_file.map(Path::to_owned);
         let Some(path) = &surroundings.notify_socket else {
@@ -69,20 +72,21 @@ impl Supervisor {
         };
         let socket = UnixDatagram::unbound()?;
         socket.connect_addr(&address)?;
-        // A manager that does not read holds up nobody for long.
+        // A manager that does not read delays nobody for long.
         socket.set_write_timeout(Some(TIMEOUT))?;
-        // Half of it, so that one that is late is still in time.
+        // Half of the time, so that a sign that comes late is still in time.
         let watchdog = surroundings.watchdog.map(|limit| limit / 2).filter(|half| !half.is_zero());
         Ok(Self { socket: Some(socket), ready_file, watchdog })
     }
 
-    /// It carries connections, for the first time or after a reload. `state` as in
-    /// [`is`](Self::is).
+    /// Says that the daemon carries connections, for the first time or after a reload. `state` as
+    /// in [`is`](Self::is).
     pub(super) fn ready(&self, state: &str) {
         self.tell(&format!("READY=1\nSTATUS={state}"));
     }
 
-    /// How it is: one line for `systemctl status`, and whether connections are carried.
+    /// Sends the health in one line for `systemctl status`, and keeps the ready file as long as
+    /// connections are carried.
     pub(super) fn is(&self, state: &str, open: bool) {
         self.tell(&format!("STATUS={state}"));
         let said = if open { self.write_ready_file() } else { self.remove_ready_file() };
@@ -91,7 +95,7 @@ impl Supervisor {
         }
     }
 
-    /// Says that connections are carried to whoever looks at the file.
+    /// Writes the ready file, which shows that connections are carried.
     pub(super) fn write_ready_file(&self) -> io::Result<()> {
         match &self.ready_file {
             Some(path) if !path.exists() => fs::write(path, "ready\n").map_err(|error| {
@@ -101,7 +105,7 @@ impl Supervisor {
         }
     }
 
-    /// The file says nothing, as where a daemon that was killed has left it.
+    /// Removes the ready file, which a daemon that was killed may have left.
     pub(super) fn remove_ready_file(&self) -> io::Result<()> {
         match &self.ready_file {
             Some(path) if path.exists() => fs::remove_file(path),
@@ -109,14 +113,15 @@ impl Supervisor {
         }
     }
 
-    /// It takes a new configuration; [`ready`](Self::ready) follows, taken or not.
+    /// Says that the daemon reads a new configuration. [`ready`](Self::ready) follows, whether it
+    /// is taken or not.
     pub(super) fn reloading(&self) {
         let now = clock_gettime(ClockId::Monotonic);
         let microseconds = now.tv_sec.saturating_mul(1_000_000) + now.tv_nsec / 1_000;
         self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={microseconds}"));
     }
 
-    /// It takes nothing new any more. The file is the next daemon's to write.
+    /// Says that the daemon accepts nothing new any more. The ready file is then the next daemon's.
     pub(super) fn stopping(&self) {
         self.tell("STOPPING=1");
         if let Err(error) = self.remove_ready_file() {
@@ -124,12 +129,12 @@ impl Supervisor {
         }
     }
 
-    /// It goes round.
+    /// Sends a sign of life.
     pub(super) fn alive(&self) {
         self.tell("WATCHDOG=1");
     }
 
-    /// Gives it sockets to keep, under this name. One that it keeps already it does not keep twice.
+    /// Gives the manager sockets to keep, under this name. It does not keep a socket twice.
     pub(super) fn keep<'a>(&self, name: &str, sockets: impl Iterator<Item = BorrowedFd<'a>>) {
         let Some(manager) = &self.socket else { return };
         for some in sockets.collect::<Vec<_>>().chunks(MAX_SENT) {
@@ -153,7 +158,7 @@ fn send(manager: &UnixDatagram, name: &str, sockets: &[BorrowedFd<'_>]) -> io::R
     if !control.push(SendAncillaryMessage::ScmRights(sockets)) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    // Not polled: that something is wrong with a socket is for whoever reads it to find.
+    // The manager does not poll them: the reader of a socket finds its faults.
     let text = format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0");
     sendmsg(manager, &[IoSlice::new(text.as_bytes())], &mut control, SendFlags::NOSIGNAL)?;
     Ok(())

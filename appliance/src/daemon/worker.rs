@@ -1,4 +1,4 @@
-//! A thread that carries flows: one runtime, its own listeners, and every task it started.
+//! A thread that carries flows: one runtime, its own listeners, and every task that it started.
 
 use std::{
     convert::Infallible,
@@ -53,9 +53,10 @@ impl Worker {
         Ok(Self { thread, listening })
     }
 
-    /// Waits until it accepts nothing any more, and holds no listener: once the daemon drains.
+    /// Waits until the worker accepts nothing any more and holds no listener, which is so once the
+    /// daemon drains.
     pub(super) async fn has_stopped_listening(&mut self) {
-        // Nothing is ever sent.
+        // Nothing is ever sent; this waits for the end of the channel.
         let _ = self.listening.recv().await;
     }
 
@@ -134,7 +135,7 @@ async fn accept_on(
     }
 }
 
-/// A place first, then the connection for it.
+/// Takes a slot first, then the connection for it.
 async fn next(
     gateway: &Gateway,
     listener: &TcpListener,
@@ -143,7 +144,8 @@ async fn next(
     Some((connection_slot, accept::accept(listener).await))
 }
 
-/// A flow that panicked has written its record and closed its sockets. The others go on.
+/// Reports a flow that panicked. It has written its record and closed its sockets, and the others
+/// go on.
 fn report(ended: Result<(), tokio::task::JoinError>) {
     if ended.is_err_and(|error| error.is_panic()) {
         tracing::error!("a flow panicked; its record says internal_error");

@@ -198,7 +198,7 @@ fn plain_http_is_for_spliced_hosts_that_list_its_port() {
     }
 }
 
-/// What the rules say, read one after the other.
+/// The same decisions, made by reading the rules one after the other.
 mod by_scan {
     use super::*;
 
@@ -248,7 +248,7 @@ mod by_scan {
 
 const PORTS: [u16; 2] = [443, 80];
 
-/// So few names that rules often meet.
+/// Returns one of so few names that rules often meet.
 fn some_host() -> impl Strategy<Value = Host> {
     vec(select(vec!["a", "b", "ab"]), 1..4)
         .prop_map(|labels| Host::parse(&labels.join(".")).unwrap())
@@ -279,7 +279,7 @@ fn some_pass() -> impl Strategy<Value = Pass> {
         .prop_map(|(pass, groups, hosts, ports)| Pass { groups, hosts, ports, ..pass })
 }
 
-/// Rules that contradict each other, too, which the configuration refuses.
+/// Returns a policy whose rules may contradict each other, which the configuration refuses.
 fn some_policy() -> impl Strategy<Value = Policy> {
     (vec(some_api(), 0..4), vec(some_pass(), 0..12)).prop_map(|(apis, passes)| Policy {
         apis: apis.into_iter().map(Arc::new).collect(),
@@ -288,7 +288,7 @@ fn some_policy() -> impl Strategy<Value = Policy> {
     })
 }
 
-/// Which rule it is, and not only what it says.
+/// Returns the identity of the rule, and not only its content.
 fn place_of(route: &Route) -> *const () {
     match route {
         Route::Splice(pass) | Route::Inspect(pass) => Arc::as_ptr(pass).cast(),

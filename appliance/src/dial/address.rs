@@ -6,14 +6,15 @@ use rustix::io::Errno;
 
 use crate::policy::nat64;
 
-/// The IPv4 address inside a mapped, compatible, NAT64, 6to4 or Teredo address; any other as it is.
+/// Returns the IPv4 address inside a mapped, compatible, NAT64, 6to4 or Teredo address; returns any
+/// other address unchanged.
 pub fn unwrapped(address: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = address else { return address };
     embedded_v4(v6).map_or(address, IpAddr::V4)
 }
 
-/// Whether the kernel knows a way to the address. Nothing is sent: to connect a datagram socket
-/// only looks the way up. Errs to yes.
+/// Returns whether the kernel has a route to the address. Nothing is sent: to connect a datagram
+/// socket only looks up the route. Errs to yes.
 pub fn has_route(address: IpAddr) -> bool {
     let any: IpAddr = match address {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -23,8 +24,8 @@ pub fn has_route(address: IpAddr) -> bool {
         .and_then(|socket| socket.connect(SocketAddr::new(address, DISCARD)));
     match looked_up.map_err(|error| error.raw_os_error()) {
         Ok(()) => true,
-        // No route, or one that is unreachable, prohibited or a black hole; no address of that
-        // family to come from; no such family.
+        // The kernel has no route, or one that is unreachable, prohibited or a black hole; no
+        // source address of that family; or no such family.
         Err(Some(code)) => !NO_ROUTE.iter().any(|errno| errno.raw_os_error() == code),
         Err(None) => true,
     }

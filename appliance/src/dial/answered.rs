@@ -1,18 +1,19 @@
-//! The answers of the agents' resolver, for as long as an agent may still use it.
+//! The answers that agents were given by their resolver, for as long as an agent may still use
+//! them.
 //!
 //! A connection that is not judged by a certificate is judged by its address: did the gateway give
-//! it to this agent, and for which names? It errs towards no: what does not fit is not remembered,
-//! and an agent that is refused for it asks again and gets an address of today.
+//! it to this agent, and for which names? Errs towards no: an answer that does not fit is not
+//! remembered, and an agent that is refused for it asks again and gets a present address.
 //!
 //! An agent is known by its address, so that a host which asks over IPv4 and connects over IPv6
 //! looks like two. An address that was given over the other family is therefore held for all
-//! addresses of the card that asked, where the group binds its agents to theirs, and for all agents
-//! of the group where it does not: which of them will dial it cannot be told then. It counts only
+//! addresses of the card that asked, where the group binds its agents to their addresses, and
+//! otherwise for all agents of the group: nothing tells which of them will dial it. It counts only
 //! where the agent was not given that address itself.
 //!
-//! A sender over UDP can make up any number of sources. A connection proves its source, so
-//! where a group has no room left, whoever asked longest ago and never dialled what it was given is
-//! forgotten first, and those who did only where there is nobody else.
+//! A sender over UDP can make up any number of sources, but a connection proves its source. So
+//! where a group has no room left, the agents that asked longest ago and never dialled a given
+//! address are forgotten first, and agents that did dial only when there are no others.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -32,18 +33,19 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Answered(Mutex<HashMap<GroupName, GroupAnswers>>);
 
-/// `held` counts the pairs of an address and a name. Each agent is in one of the two queues.
+/// The answers of one group. `held` counts the pairs of an address and a name. Each agent is in one
+/// of the two queues.
 #[derive(Debug, Default)]
 struct GroupAnswers {
     agents: HashMap<AgentKey, Given>,
     held: usize,
-    /// In the order in which they first asked. Some have dialled since.
+    /// Agents in the order in which they first asked. Some have dialled since.
     asked: VecDeque<AgentKey>,
-    /// Those who were seen to have dialled.
+    /// Agents that were seen to have dialled.
     dialled: VecDeque<AgentKey>,
 }
 
-/// What one agent was given.
+/// The answers of one agent.
 #[derive(Debug, Default)]
 struct Given {
     names: HashMap<IpAddr, NameExpiries>,
@@ -52,12 +54,12 @@ struct Given {
     dialled: bool,
 }
 
-/// The names of one address and how long they are good, sorted by name.
+/// The names of one address and their expiry, sorted by name.
 type NameExpiries = Vec<(Host, Instant)>;
 
 impl Answered {
-    /// The agent was given these addresses for the name, good until `until`. They are held for
-    /// [`GRACE`] longer, since clients use an address beyond its time.
+    /// Remembers that the agent was given these addresses for the name, good until `until`. They
+    /// are held for [`GRACE`] longer, since clients use an address beyond its time.
     pub fn remember(&self, agent: &AgentKey, host: &Host, addresses: &[IpAddr], until: Instant) {
         let mut groups = self.lock();
         if !groups.contains_key(agent.group()) {
@@ -71,8 +73,8 @@ impl Answered {
         }
     }
 
-    /// Whether the agent, which has connected to this address, was given it for the name and may
-    /// still use it.
+    /// Returns whether the agent, which has connected to this address, was given it for the name
+    /// and may still use it.
     pub fn holds(&self, agent: &AgentKey, host: &Host, address: IpAddr) -> bool {
         let oldest = Instant::now().checked_sub(GRACE);
         let mut groups = self.lock();
@@ -85,8 +87,8 @@ impl Answered {
         })
     }
 
-    /// Every name for which the agent, which has connected to this address, was given it, for a
-    /// connection of which nothing else is known: so each counts for no more than
+    /// Returns every name for which the agent, which has connected to this address, was given it.
+    /// It is for a connection of which nothing else is known, so each name counts only
     /// [`NAMELESS_GRACE`] beyond its time.
     pub fn names(&self, agent: &AgentKey, address: IpAddr) -> Vec<Host> {
         let oldest = Instant::now().checked_sub(NAMELESS_GRACE);
@@ -101,7 +103,7 @@ impl Answered {
         if own.is_empty() { given_to(&anybody(agent, address)) } else { own }
     }
 
-    /// Forgets what nobody may use any more. To be called every few seconds.
+    /// Forgets expired answers. To be called every few seconds.
     pub fn sweep(&self) {
         let Some(oldest) = Instant::now().checked_sub(GRACE) else { return };
         for group in self.lock().values_mut() {
@@ -130,7 +132,7 @@ impl GroupAnswers {
         self.held = self.held - before + given.held;
     }
 
-    /// Says whether there was anybody to forget.
+    /// Forgets one agent; returns whether there was one.
     fn forget_one(&mut self) -> bool {
         let oldest = self.oldest();
         if let Some(given) = oldest.as_ref().and_then(|agent| self.agents.remove(agent)) {
@@ -139,7 +141,7 @@ impl GroupAnswers {
         oldest.is_some()
     }
 
-    /// Takes off its queue who is to be forgotten first.
+    /// Takes the agent that is to be forgotten first off its queue.
     fn oldest(&mut self) -> Option<AgentKey> {
         while let Some(agent) = self.asked.pop_front() {
             if !self.agents.get(&agent).is_some_and(|given| given.dialled) {
@@ -150,7 +152,8 @@ impl GroupAnswers {
         self.dialled.pop_front()
     }
 
-    /// The names for which the agent was given an address that it has dialled.
+    /// Returns the names for which the agent was given an address, and notes that it has dialled
+    /// it.
     fn dialled_names(&mut self, agent: &AgentKey, address: IpAddr) -> &[(Host, Instant)] {
         let Some(given) = self.agents.get_mut(agent) else { return &[] };
         let Some(names) = given.names.get(&address.to_canonical()) else { return &[] };
@@ -186,7 +189,7 @@ impl Given {
         }
     }
 
-    /// Half at a time, so that an agent at its bound does not cost a search for each answer.
+    /// Drops half at a time, so that an agent at its bound does not cost a search for each answer.
     fn drop_older_half(&mut self) {
         let mut times: Vec<Instant> =
             self.names.values().flatten().map(|(_, until)| *until).collect();
@@ -206,8 +209,9 @@ impl Given {
     }
 }
 
-/// Stands for all agents of the card or the group that may dial an address which was given over the
-/// other family. No group may have these addresses, so no agent is taken for it.
+/// Returns the key that stands for all agents of the card or the group that may dial an address
+/// which was given over the other family. No group may have such an address, so no agent is
+/// mistaken for it.
 fn anybody(agent: &AgentKey, address: IpAddr) -> AgentKey {
     let nobodys = match address.to_canonical() {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -218,16 +222,16 @@ fn anybody(agent: &AgentKey, address: IpAddr) -> AgentKey {
 
 const MULTICAST: Ipv6Addr = Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0);
 
-/// Time beyond its TTL for which an answer counts where a connection names its host besides:
+/// Time beyond its TTL for which an answer counts where the connection also names its host:
 /// runtimes and connection pools keep addresses.
 pub const GRACE: Duration = Duration::from_secs(600);
-/// The same where a connection names nothing, and the address is all there is. It is dialled
-/// itself, and may be somebody else's by then. Long enough for a client that tries one address
-/// after the other, or that keeps what it resolved for 30 s, as Java does.
+/// The same where the connection names no host and only its address is known. That address is
+/// dialled itself, and may belong to somebody else by then. The time is enough for a client that
+/// tries one address after the other, or that keeps its answers for 30 s, as Java does.
 pub const NAMELESS_GRACE: Duration = Duration::from_secs(60);
-/// Pairs of an address and a name that one agent holds; the older half goes first.
+/// Most pairs of an address and a name that are held for one agent; the older half goes first.
 const MAX_OF_AGENT: usize = 1_024;
-/// Pairs that all agents of one group hold: about 20 MiB.
+/// Most pairs that are held for all agents of one group: about 20 MiB.
 const MAX_OF_GROUP: usize = 131_072;
 
 #[cfg(test)]

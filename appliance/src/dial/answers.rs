@@ -1,10 +1,9 @@
-//! The answers of resolvers about names, for as long as they hold.
+//! The cache of the resolvers' answers about names.
 //!
-//! Each group has answers of its own: the time that an answer has left, and how soon it comes,
-//! would tell one group what another asks for. In a full table a new name takes the place of one of
-//! the group that has the most, the one that would be forgotten first: whatever a group asks for,
-//! another keeps its names while they are no more than an equal part. The table errs towards asking
-//! again.
+//! Each group has answers of its own, because the remaining time of an answer, and how soon it
+//! comes, would tell one group what another asks for. In a full table a new name replaces the name
+//! that would be forgotten first, in the group that has most names: whatever one group asks for,
+//! another keeps its names while they are no more than an equal part. Errs towards asking again.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -18,7 +17,7 @@ use crate::policy::{GroupName, Host};
 #[derive(Debug)]
 pub(super) struct Answers {
     groups: HashMap<GroupName, GroupAnswers>,
-    /// Names of all groups together.
+    /// The number of names of all groups together.
     names: usize,
     most: usize,
 }
@@ -38,12 +37,12 @@ struct CachedAnswer {
 }
 
 impl Answers {
-    /// Room for so many names.
+    /// Creates a table with room for so many names.
     pub(super) fn new(most: usize) -> Self {
         Self { groups: HashMap::new(), names: 0, most }
     }
 
-    /// What the group was told of the name, where that holds now.
+    /// Returns the group's answer about the name, if it is still valid.
     pub(super) fn get(
         &self,
         (host, group): (&Host, &GroupName),
@@ -53,7 +52,7 @@ impl Answers {
         (answer.until > now).then(|| answer.outcome.clone())
     }
 
-    /// Keeps what was said when the group had the name asked for, in place of what was said before.
+    /// Keeps the answer to the group's query about the name, in place of an earlier one.
     pub(super) fn put(
         &mut self,
         (host, group): (&Host, &GroupName),
@@ -88,7 +87,7 @@ impl Answers {
             self.names -= answers.forget(now);
         }
         self.groups.retain(|_, answers| !answers.names.is_empty());
-        // The one that is to come counts already.
+        // The new name counts already.
         let size = |(group, answers): &(&GroupName, &GroupAnswers)| {
             answers.names.len() + usize::from(*group == of)
         };
@@ -105,7 +104,7 @@ impl Answers {
 }
 
 impl GroupAnswers {
-    /// Forgets the answers that no longer hold, and says how many those were.
+    /// Forgets the answers that are no longer valid, and returns how many those were.
     fn forget(&mut self, now: Instant) -> usize {
         let before = self.names.len();
         while self.order.first().is_some_and(|(until, _)| *until <= now)
@@ -187,8 +186,8 @@ mod tests {
     }
 
     proptest! {
-        /// The table keeps its bound and its books, the newest name is always in it, and no group
-        /// loses a name that holds while it has no more than an equal part.
+        /// The table keeps its bound and its counts, the newest name is always in it, and no group
+        /// loses a valid name while it has no more than an equal part.
         #[test]
         fn every_group_has_its_part(
             steps in prop::collection::vec((0..4_u8, 0..20_u16, 0..9_u64, 0..2_u64), 0..100),

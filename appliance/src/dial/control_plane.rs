@@ -1,9 +1,10 @@
-//! The machines that the gateway itself depends on, its DNS servers and its Vault; and the agents.
+//! The control plane: the machines that the gateway itself depends on, which are its DNS servers
+//! and its Vault, and the agents.
 //!
-//! No name leads an agent to one of them, whatever policy lists: a name is its owner's to point
-//! anywhere, what decides about agents is not theirs to talk to through the gateway, and neither
-//! are the agents of another group. It errs towards no: a machine that is one of these and an
-//! upstream as well is refused as an upstream.
+//! No name leads an agent to one of them, whatever policy lists. The owner of a name can point it
+//! anywhere; agents may not reach the machines that decide about them through the gateway, nor the
+//! agents of another group. Errs towards no: a machine that is both one of these and an upstream is
+//! refused as an upstream.
 
 use std::{
     collections::VecDeque,
@@ -16,8 +17,8 @@ use ipnet::IpNet;
 use super::address::unwrapped;
 use crate::locks::{read, write};
 
-/// Addresses that are never dialled for an agent, nor given to one. Cheap to clone; all clones hold
-/// the same.
+/// Addresses that are never dialled for an agent, nor given to one. Cheap to clone; all clones
+/// share the addresses.
 #[derive(Debug, Clone, Default)]
 pub struct ControlPlane(Arc<Inner>);
 
@@ -29,14 +30,14 @@ struct Inner {
 }
 
 impl ControlPlane {
-    /// One that holds these addresses for as long as the gateway runs.
+    /// Creates one that holds these addresses for as long as the gateway runs.
     pub fn new(named: impl IntoIterator<Item = IpAddr>) -> Self {
         let named = named.into_iter().map(unwrapped).collect();
         Self(Arc::new(Inner { named, ..Inner::default() }))
     }
 
-    /// Takes in addresses that the name of such a machine was found to have. The oldest go once
-    /// there are [`MAX_LEARNED`].
+    /// Adds addresses to which the name of such a machine was resolved. The oldest go once there
+    /// are [`MAX_LEARNED`].
     pub fn learn(&self, addresses: impl IntoIterator<Item = IpAddr>) {
         let mut learned = write(&self.0.learned);
         for address in addresses.into_iter().map(unwrapped) {
@@ -47,12 +48,12 @@ impl ControlPlane {
         learned.drain(..surplus);
     }
 
-    /// Takes the prefixes of all agents, in place of those that it had.
+    /// Takes the prefixes of all agents, in place of the earlier ones.
     pub fn take_agents(&self, prefixes: Vec<IpNet>) {
         *write(&self.0.agents) = prefixes;
     }
 
-    /// Whether it holds the address, in whatever form that is written.
+    /// Returns whether it holds the address, in whatever form that is written.
     pub fn holds(&self, address: IpAddr) -> bool {
         let address = unwrapped(address);
         let learned = || read(&self.0.learned);
@@ -63,7 +64,7 @@ impl ControlPlane {
     }
 }
 
-/// Learned addresses that are kept. A name behind a load balancer has a handful at a time.
+/// Most learned addresses. A name behind a load balancer has a handful at a time.
 const MAX_LEARNED: usize = 64;
 
 #[cfg(test)]

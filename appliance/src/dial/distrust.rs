@@ -1,14 +1,14 @@
-//! Datagrams from the resolvers, each of which may be somebody else's (RFC 5452).
+//! Checks of the resolvers' datagrams, each of which may be forged (RFC 5452).
 //!
 //! A query has a port, a number and a mixture of capitals (draft-vixie-dnsext-dns0x20) that nobody
-//! can guess, and hickory makes all three. Here an answer is held against them. One that differs in
-//! any is not believed, and the question is asked again over TCP, where nobody can answer in
-//! another's place. hickory only waits on where the number or the question is wrong, so that
-//! whoever guesses could go on guessing.
+//! can guess, and hickory makes all three. Here an answer is compared with them. An answer that
+//! differs in any is not believed, and the query is repeated over TCP, where nobody can answer in
+//! the resolver's place. hickory itself only waits on after a wrong number or question, so that an
+//! attacker could go on guessing.
 //!
-//! Some resolvers write every name in small letters. One that has done so several times, with the
-//! right port and number and with nothing else in between, is believed without the capitals from
-//! then on, until it keeps them again.
+//! Some resolvers write every name in small letters. A resolver that has done so several times in a
+//! row, with the right port and number, is believed without the capitals from then on, until it
+//! keeps them again.
 
 use std::{
     collections::HashMap,
@@ -31,19 +31,19 @@ use tokio::{io::ReadBuf, net::UdpSocket};
 
 use crate::locks::lock;
 
-/// tokio, with sockets that distrust what they receive.
+/// The tokio runtime, with sockets that check what they receive.
 #[derive(Clone)]
 pub(super) struct Distrustful {
     tokio: TokioRuntimeProvider,
     servers: Arc<HashMap<SocketAddr, Arc<ResolverState>>>,
 }
 
-/// What is known of one resolver.
+/// The state of one resolver.
 #[derive(Default)]
 pub(super) struct ResolverState {
     /// Answers in a row that did not keep the capitals.
     folded: AtomicU32,
-    /// When it was last told that somebody answers in its place.
+    /// The time at which a forgery was last logged.
     told: Mutex<Option<Instant>>,
 }
 
@@ -55,19 +55,19 @@ pub(super) struct Socket {
     query: Mutex<Vec<u8>>,
 }
 
-/// What a datagram is to the query that was sent.
+/// The relation of a datagram to the query that was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum DatagramMatch {
-    /// To this very query.
+    /// It answers this very query.
     Exact,
-    /// To it, except for its capitals.
+    /// It answers the query, except for its capitals.
     Folded,
-    /// To no query of ours.
+    /// It answers no query of ours.
     Forged,
 }
 
 impl Distrustful {
-    /// Asks these servers.
+    /// Creates a runtime that asks these servers.
     pub(super) fn new(servers: impl Iterator<Item = SocketAddr>) -> Self {
         let servers = servers.map(|address| (address, Arc::default())).collect();
         Self { tokio: TokioRuntimeProvider::default(), servers: Arc::new(servers) }
@@ -118,7 +118,7 @@ impl DnsUdpSocket for Socket {
             let mut read = ReadBuf::new(buffer);
             let from = ready!(self.socket.poll_recv_from(cx, &mut read))?;
             let length = read.filled().len();
-            // A stranger who did not even take the trouble.
+            // The sender did not even forge the resolver's address.
             if (from.ip().to_canonical(), from.port()) != (self.address.ip(), self.address.port()) {
                 continue;
             }
@@ -142,8 +142,8 @@ impl DnsUdpSocket for Socket {
 }
 
 impl ResolverState {
-    /// Leaves in the buffer what is to be made of the datagram in it, and says how long that is:
-    /// the answer, or one that says to ask over TCP.
+    /// Replaces the datagram in the buffer by the answer to pass on, and returns its length: the
+    /// datagram itself, or an answer that says to ask over TCP.
     fn weigh(&self, query: &[u8], buffer: &mut [u8], length: usize, address: SocketAddr) -> usize {
         match DatagramMatch::is(query, buffer.get(..length).unwrap_or_default()) {
             DatagramMatch::Exact => {
@@ -162,7 +162,7 @@ impl ResolverState {
         }
     }
 
-    /// Counts an answer without them.
+    /// Counts an answer without the capitals, and returns whether that is the resolver's habit.
     fn keeps_no_capitals(&self, address: SocketAddr) -> bool {
         let before = self.folded.fetch_update(Relaxed, Relaxed, |count| count.checked_add(1));
         let before = before.unwrap_or(u32::MAX);
@@ -172,8 +172,8 @@ impl ResolverState {
         before >= FOLDS_BY_HABIT
     }
 
-    /// Somebody who can send in the resolver's name has found the port of a query. Said now and
-    /// then.
+    /// Logs, once in a while, that a sender who can use the resolver's address has found the port
+    /// of a query.
     fn tell_forgery(&self, address: SocketAddr) {
         let mut told = lock(&self.told);
         if told.is_none_or(|last| last.elapsed() >= TELL_EVERY) {
@@ -200,7 +200,7 @@ impl DatagramMatch {
     }
 }
 
-/// The name, type and class that a query of ours asks for (RFC 1035, section 4.1.2).
+/// Returns the name, type and class that a query of ours asks for (RFC 1035, section 4.1.2).
 fn question(query: &[u8]) -> &[u8] {
     let rest = query.get(HEADER_BYTES..).unwrap_or_default();
     let mut end = 0;
@@ -210,7 +210,7 @@ fn question(query: &[u8]) -> &[u8] {
     rest.get(..end + ROOT_TYPE_CLASS_BYTES).unwrap_or_default()
 }
 
-/// Writes an answer to the query that does not fit a datagram, and says how long it is.
+/// Writes an answer to the query that says it does not fit a datagram, and returns its length.
 fn ask_over_tcp(query: &[u8], buffer: &mut [u8]) -> usize {
     let asked = question(query);
     buffer.fill(0);
@@ -227,10 +227,11 @@ fn write(buffer: &mut [u8], at: usize, bytes: &[u8]) {
     }
 }
 
-/// Answers in small letters that are asked for over TCP before they are taken to be the resolver's
-/// habit: to fake one of them takes a lucky port and number, and all of them in a row.
+/// Answers in small letters that are repeated over TCP before they count as the resolver's habit.
+/// To forge one of them takes a lucky port and number, and to establish the habit takes all of them
+/// in a row.
 const FOLDS_BY_HABIT: u32 = 4;
-/// How often it is told that answers are forged.
+/// Interval at which forged answers are logged.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
 // RFC 1035, section 4.1.1.
@@ -238,10 +239,10 @@ const HEADER_BYTES: usize = 12;
 const NUMBER_BYTES: usize = 2;
 const IS_ANSWER: u8 = 0x80;
 const IS_TRUNCATED: u8 = 0x02;
-/// Where the number of questions is.
+/// The place of the number of questions.
 const QUESTIONS: std::ops::Range<usize> = 4..6;
 const ONE: [u8; 2] = [0, 1];
-/// What ends a name, and the two numbers after it.
+/// The byte that ends a name, and the two numbers after it.
 const ROOT_TYPE_CLASS_BYTES: usize = 1 + 2 + 2;
 
 #[cfg(test)]
@@ -270,7 +271,7 @@ mod tests {
         answer
     }
 
-    /// What is made of an answer.
+    /// Returns the answer that is passed on.
     fn weighed(server: &ResolverState, query: &[u8], answer: &[u8]) -> Message {
         let mut buffer = vec![0xff; 1_232];
         buffer[..answer.len()].copy_from_slice(answer);

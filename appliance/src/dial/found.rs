@@ -2,17 +2,17 @@
 
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
-/// What the resolvers said about a name.
+/// The resolvers' answer about a name.
 #[derive(Debug, Clone)]
 pub struct Resolved {
-    /// Every address, IPv4 and IPv6, never none. Not checked: that is done right before each is
+    /// Every address, IPv4 and IPv6, never none. Not checked: each is checked right before it is
     /// dialled or given away.
     pub addresses: Arc<[IpAddr]>,
-    /// How long they may be used.
+    /// The time until which they may be used.
     pub until: Instant,
 }
 
-/// Why there is no address.
+/// The reasons why there is no address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unresolved {
     /// There is no such name.
@@ -21,10 +21,10 @@ pub enum Unresolved {
     /// The name has no address.
     #[error("the name has no address")]
     NoAddress,
-    /// No resolver said either, or too many names are being asked for.
+    /// No resolver gave an answer, or too many names are being resolved.
     #[error("no resolver answers for the name")]
     Failed,
 }
 
-/// What is known of a name.
+/// The result of looking a name up.
 pub(super) type LookupOutcome = Result<Resolved, Unresolved>;

@@ -1,7 +1,7 @@
-//! The names that this machine's `/etc/hosts` gives addresses to.
+//! The addresses of names in this machine's `/etc/hosts`.
 //!
-//! For the gateway alone, where it looks for its Vault: no agent is told of them. A file that is
-//! not there gives none, and so does one that cannot be read.
+//! They are for the gateway alone, when it resolves its Vault: no agent is told of them. A file
+//! that is missing or cannot be read gives none.
 
 use std::{io, net::IpAddr};
 
@@ -13,7 +13,7 @@ use hickory_resolver::{
     },
 };
 
-/// Every address of the name in the file, IPv4 before IPv6.
+/// Returns every address of the name in the file, IPv4 before IPv6.
 pub(super) async fn addresses(name: &Name) -> Vec<IpAddr> {
     match tokio::fs::read(FILE).await {
         Ok(file) => addresses_in(&file, name),
@@ -28,7 +28,7 @@ pub(super) async fn addresses(name: &Name) -> Vec<IpAddr> {
 
 fn addresses_in(file: &[u8], name: &Name) -> Vec<IpAddr> {
     let mut hosts = Hosts::default();
-    // It goes as far as the first line that is not text.
+    // hickory reads as far as the first line that is not text.
     if let Err(error) = hosts.read_hosts_conf(file) {
         tracing::warn!(%error, "{FILE} is read in part");
     }

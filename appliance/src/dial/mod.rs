@@ -1,9 +1,9 @@
 //! From a permit to an upstream connection: resolve, check, connect.
 //!
-//! The only place that connects anywhere on an agent's behalf. It takes a [`Permit`], resolves
-//! the permit's name itself; the address that the agent dialled is only compared. Where a protocol
-//! names no host the permit holds an address instead, one that the gateway had given to the agent
-//! for that name. Each address is checked right before `connect`, as the exact address that is
+//! No other module connects anywhere on an agent's behalf. It takes a [`Permit`] and resolves the
+//! permit's name itself; the address that the agent dialled is only compared. Where a protocol
+//! names no host, the permit holds an address instead, one that the gateway had given to the agent
+//! for that name. Each address is checked right before `connect`, in exactly the form that is
 //! connected to.
 
 mod address;
@@ -42,13 +42,13 @@ pub struct UpstreamConnection {
     /// The connection. Whoever keeps it for long makes it
     /// [notice a peer that is gone](crate::net::notice_absence).
     pub stream: TcpStream,
-    /// The address it goes to.
+    /// The address that it goes to.
     pub address: IpAddr,
     /// Whether the agent dialled an address that the gateway does not give for the name.
     pub elsewhere: bool,
 }
 
-/// Dials what the permit names: each checked address in turn until one answers, all of it within
+/// Dials the permit's upstream: each checked address in turn until one answers, all of it within
 /// `time_limit`.
 pub async fn connect(
     permit: &Permit,
@@ -58,7 +58,7 @@ pub async fn connect(
 ) -> Result<UpstreamConnection, Reason> {
     let dialling = async {
         if let Some(given) = permit.given() {
-            // The decision rests on it, and here is the last place where it can be seen.
+            // The decision rests on this answer, and it is checked here for the last time.
             if !resolver.answered().holds(&flow.agent_key(), permit.host(), given) {
                 return Err(Reason::DialledElsewhere);
             }
@@ -76,26 +76,27 @@ pub async fn connect(
     };
     let dialled =
         timeout(time_limit, dialling).await.unwrap_or(Err(Reason::UpstreamUnreachable))?;
-    // A flow is carried to one place.
+    // A flow is carried to one address.
     let _ = flow.reached.set(dialled.address);
-    // Once more, now that whoever closes an address can see that this flow is there: it may have
-    // been closed while the connection was being made.
+    // Checked once more, now that a reload which closes an address can see this flow: the address
+    // may have been closed while the connection was being made.
     match resolver.off_limits().allows(dialled.address, permit.upstream()) {
         true => Ok(dialled),
         false => Err(Reason::PrivateAddress),
     }
 }
 
-/// Whether the dialled address is neither one of the name's today nor one that the agent was given
-/// for it and may still use.
+/// Returns whether the dialled address is neither one of the name's present addresses nor one that
+/// the agent was given for it and may still use.
 fn is_elsewhere(permit: &Permit, flow: &Flow, resolver: &Resolver, found: &Resolved) -> bool {
     let dialled = flow.dialled.0.ip();
-    // Always asked: who dials what it was given is remembered longest.
+    // Always asked: an agent that dials a given address is remembered longest.
     let given = resolver.answered().holds(&flow.agent_key(), permit.host(), dialled);
     !given && !found.addresses.iter().any(|address| address.to_canonical() == dialled)
 }
 
-/// A name that leads nowhere but inside is refused for that, wherever the agent dialled.
+/// Returns the reason for a dialled address that is elsewhere. A name that leads only to addresses
+/// inside is refused for that, whatever the agent dialled.
 fn refusal_of_elsewhere(permit: &Permit, resolver: &Resolver, found: &Resolved) -> Reason {
     let allowed = |&address: &IpAddr| resolver.off_limits().allows(address, permit.upstream());
     if found.addresses.iter().any(allowed) {

@@ -1,10 +1,10 @@
-//! A question to the configured resolvers, and the addresses that its answer gives.
+//! A query to the configured resolvers, and the addresses in its answer.
 //!
-//! Nothing that an answer says leads to another question, so the owner of a listed zone cannot have
-//! the gateway ask for a name of its choosing. Resolvers follow aliases themselves; an alias
-//! without the addresses that it leads to is no address. Of an answer only that counts to which the
-//! asked name leads, alias by alias, in whatever order the records stand. Over UDP names are asked
-//! for in a mixture of capitals, and [`distrust`](super::distrust) says which answers count.
+//! No answer leads to another query, so the owner of a listed zone cannot make the gateway ask for
+//! a name of its choice. Resolvers follow aliases themselves; an alias without the addresses that
+//! it leads to gives no address. Only those records of an answer count to which the asked name
+//! leads, alias by alias, in whatever order they stand. Over UDP names are asked for in a mixture
+//! of capitals, and [`distrust`](super::distrust) decides which answers count.
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -37,7 +37,7 @@ pub(super) struct NameServers {
     options: DnsRequestOptions,
 }
 
-/// What a name leads to: never no address, and for how long.
+/// The addresses of a name, at least one, and the time for which they are valid.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ResolvedAddresses {
     pub(super) addresses: Vec<IpAddr>,
@@ -45,11 +45,11 @@ pub(super) struct ResolvedAddresses {
 }
 
 impl NameServers {
-    /// Asks these servers, those over TLS by the settings in `tls`.
+    /// Creates a client of these servers. Those over TLS are asked with the settings in `tls`.
     ///
     /// # Errors
     ///
-    /// Where there is no default for TLS settings that are not given.
+    /// TLS settings are not given and there is no default.
     pub(super) fn new(
         servers: Vec<NameServerConfig>,
         options: ResolverOpts,
@@ -70,15 +70,14 @@ impl NameServers {
         Ok(Self { servers: RetryDnsHandle::new(pool, attempts), options: each })
     }
 
-    /// Every address of the name, which ends with a dot: IPv4 before IPv6. Where only one family
-    /// has an answer, that is it. Once one family has addresses the other has a moment left: a
-    /// server that never answers for it (RFC 8305, section 3; RFC 4074, section 4.1) costs no more
-    /// than that.
+    /// Returns every address of the name, which ends with a dot: IPv4 before IPv6. Where only one
+    /// family has an answer, returns that. Once one family has addresses, the other has a moment
+    /// left: a server that never answers for it (RFC 8305, section 3; RFC 4074, section 4.1) costs
+    /// no more than that.
     ///
     /// # Errors
     ///
-    /// Where no server answers; [`DnsError::NoRecordsFound`] where one says that there is no
-    /// address.
+    /// No server answers; [`DnsError::NoRecordsFound`] where one says that there is no address.
     pub(super) async fn addresses(&self, name: &str) -> Result<ResolvedAddresses, NetError> {
         let name = Name::from_ascii(name)?;
         let v4 = pin!(self.family(Query::query(name.clone(), RecordType::A)));
@@ -94,19 +93,21 @@ impl NameServers {
             (Ok(v4), Ok(v6)) => Ok(v4.and(v6)),
             (Ok(one), Err(NetError::Dns(DnsError::NoRecordsFound(_))))
             | (Err(NetError::Dns(DnsError::NoRecordsFound(_))), Ok(one)) => Ok(one),
-            // Nobody said that the other family has none.
+            // No server said that the other family has none.
             (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(one.for_now()),
-            // That nobody answered says more than that there is no address of the other family.
+            // Where no server answered for one family, that says more than the absence of addresses
+            // in the other.
             (Err(NetError::Dns(DnsError::NoRecordsFound(_))), Err(error))
             | (Err(error), Err(_)) => Err(error),
         }
     }
 
-    /// The IPv6 addresses that there are for a name which has none, and for how long that holds.
+    /// Returns the IPv6 addresses that a translator makes up for a name which has none, and the
+    /// time for which they are valid.
     ///
     /// # Errors
     ///
-    /// Where no server answers.
+    /// No server answers.
     pub(super) async fn made_up(&self, name: &str) -> Result<(Vec<Ipv6Addr>, Duration), NetError> {
         let query = Query::query(Name::from_ascii(name)?, RecordType::AAAA);
         match self.family(query).await {
@@ -127,7 +128,7 @@ impl NameServers {
     async fn family(&self, query: Query) -> Result<ResolvedAddresses, NetError> {
         let answer = self.servers.lookup(query.clone(), self.options).first_answer().await?;
         let answer = DnsError::from_response(answer)?;
-        // Of a stream hickory looks at the number alone.
+        // On a stream hickory compares only the number.
         if *answer.queries != [query.clone()] {
             return Err("an answer to another question".into());
         }
@@ -135,7 +136,7 @@ impl NameServers {
     }
 }
 
-/// The other family's answer, for which there is no more than a moment where one has addresses.
+/// Waits for the other family's answer: only a moment if the first one has addresses.
 async fn beside(
     one: &Result<ResolvedAddresses, NetError>,
     other: impl Future<Output = Result<ResolvedAddresses, NetError>>,
@@ -147,7 +148,8 @@ async fn beside(
 }
 
 impl ResolvedAddresses {
-    /// Without a family that may have some, too: it is asked for again soon.
+    /// Shortens the time of an answer without a family that may have addresses, too: it is asked
+    /// for again soon.
     fn for_now(self) -> Self {
         Self { ttl: self.ttl.min(SOON), ..self }
     }
@@ -164,7 +166,7 @@ impl std::fmt::Debug for NameServers {
     }
 }
 
-/// The addresses of the asked kind to which the asked name leads within these records.
+/// Returns the addresses of the asked kind to which the asked name leads within these records.
 fn led_to(query: &Query, records: &[Record]) -> Option<ResolvedAddresses> {
     let (mut name, mut ttl) = (query.name(), u32::MAX);
     for _ in 0..=MAX_ALIASES {
@@ -188,19 +190,21 @@ fn led_to(query: &Query, records: &[Record]) -> Option<ResolvedAddresses> {
     None
 }
 
-/// There is no address, for as long as the answer says (RFC 2308, section 5).
+/// Returns the error of a name without addresses, valid for as long as the answer says (RFC 2308,
+/// section 5).
 fn none(query: Query, answer: &DnsResponse) -> NetError {
     let mut none = NoRecords::new(query, answer.response_code);
     none.negative_ttl = answer.negative_ttl();
     none.into()
 }
 
-/// Time that one family has for its answer once the other has addresses. Longer than the 50 ms of
-/// RFC 8305, after which a client begins with what it has: what comes later here is not used.
+/// Time that one family has for its answer once the other has addresses. It is longer than the 50
+/// ms of RFC 8305, after which a client begins with the addresses that it has, because later
+/// answers are not used here.
 const MOMENT: Duration = Duration::from_millis(500);
-/// Longest that the addresses of one family are believed to be all.
+/// Longest time for which the addresses of one family count as all addresses.
 const SOON: Duration = Duration::from_secs(10);
-/// Aliases from the asked name to its address.
+/// Most aliases from the asked name to its address.
 const MAX_ALIASES: usize = 16;
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! What no name leads an agent to: the one place that says whether an address may be dialled, or
-//! told.
+//! The addresses to which no name may lead an agent. Only this module decides whether an address
+//! may be dialled, or told.
 //!
-//! Every reading of an address is judged, also where only this site's translators (NAT64) read it
-//! so. It errs towards no: an address with two readings has to pass in both.
+//! Every reading of an address is judged, even a reading that only this site's translators (NAT64)
+//! have. Errs towards no: an address with two readings has to pass in both.
 
 use std::{
     collections::HashMap,
@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use super::{address::unwrapped, control_plane::ControlPlane, own_addresses::OwnAddresses};
 use crate::policy::{Site, Upstream, nat64, special};
 
-/// The addresses that are refused. Cheap to clone; all clones say the same.
+/// The addresses that are refused. Cheap to clone; all clones decide the same.
 #[derive(Debug, Clone, Default)]
 pub struct OffLimits(Arc<Inner>);
 
@@ -28,36 +28,36 @@ struct Inner {
     known: watch::Sender<Arc<Known>>,
 }
 
-/// What is known about the site.
+/// The known properties of the site.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Known {
     site: Site,
-    /// The prefixes of translators that the resolvers' answers have shown, and when they last did.
-    /// `None` until one has answered.
+    /// The prefixes of translators that the resolvers' answers have shown, and when each was last
+    /// shown. `None` until a resolver has answered.
     discovered: Option<HashMap<Ipv6Net, Instant>>,
 }
 
 impl OffLimits {
-    /// What the control plane and the site say; what the resolvers show is still to come.
+    /// Creates one from the control plane and the site. Nothing is discovered yet.
     pub fn new(control_plane: ControlPlane, site: Site) -> Self {
         let known = watch::Sender::new(Arc::new(Known { site, discovered: None }));
         Self(Arc::new(Inner { control_plane, own: OwnAddresses::default(), known }))
     }
 
-    /// The machines that the gateway depends on, and the agents.
+    /// Returns the machines that the gateway depends on, and the agents.
     pub fn control_plane(&self) -> &ControlPlane {
         &self.0.control_plane
     }
 
-    /// Takes what a new policy says about the site.
+    /// Takes the site's properties in a new policy.
     pub fn take_site(&self, site: Site) {
         self.learn(|known| known.site = site);
     }
 
-    /// Takes the prefixes of translators that a resolver's answer shows, beside those that answers
-    /// have shown for a day: of two resolvers one may know of a translator and the other not. What
-    /// is discovered refuses more and opens nothing, because whoever can forge an answer could say
-    /// it.
+    /// Adds the prefixes of translators that a resolver's answer shows to those that answers have
+    /// shown within a day: of two resolvers one may know of a translator and the other not. A
+    /// discovered prefix refuses more and opens nothing, because an attacker who forges an answer
+    /// could name it.
     pub(super) fn discover(&self, prefixes: &[Ipv6Net], now: Instant) {
         self.learn(|known| {
             let discovered = known.discovered.get_or_insert_default();
@@ -66,16 +66,18 @@ impl OffLimits {
         });
     }
 
-    /// What is known now, and what changes in it.
+    /// Returns the present knowledge, and reports its changes.
     pub(super) fn watch(&self) -> watch::Receiver<Arc<Known>> {
         self.0.known.subscribe()
     }
 
-    /// Whether an address may be dialled for an agent, or given to one, as one of this upstream's.
+    /// Returns whether an address may be dialled for an agent, or given to one, as one of this
+    /// upstream's.
     ///
-    /// The gateway's own addresses and those of the machines it depends on are refused whatever
-    /// policy lists: that would be a loop, or a way to the control plane. So is what the site says
-    /// is never dialled. A special address is refused unless the upstream may live there.
+    /// The gateway's own addresses and those of the machines that it depends on are refused
+    /// whatever policy lists: they would be a loop, or a way to the control plane. So are the
+    /// site's addresses that are never dialled. A special address is refused unless policy lists it
+    /// for the upstream.
     pub(crate) fn allows(&self, address: IpAddr, upstream: &Upstream) -> bool {
         let (known, address) = (self.known(), address.to_canonical());
         let barred = |each: &IpAddr| {
@@ -101,24 +103,25 @@ impl OffLimits {
 }
 
 impl Known {
-    /// Whether the operator says which translators there are, so that nobody has to be asked.
+    /// Returns whether the operator states which translators there are, so that no resolver has to
+    /// be asked.
     pub(super) fn is_stated(&self) -> bool {
         self.site.nat64_prefixes.is_some()
     }
 
-    /// Whether it is known which IPv6 addresses stand for IPv4 addresses.
+    /// Returns whether it is known which IPv6 addresses stand for IPv4 addresses.
     pub(super) fn knows_translators(&self) -> bool {
         self.is_stated() || self.discovered.is_some()
     }
 
-    /// Whether an answer of the resolvers has shown this prefix.
+    /// Returns whether an answer of the resolvers has shown this prefix.
     pub(super) fn is_discovered(&self, prefix: &Ipv6Net) -> bool {
         self.discovered.as_ref().is_some_and(|known| known.contains_key(prefix))
     }
 
-    /// Whether an upstream may live there: it is public in every reading, or listed. An address
-    /// below the prefix of a translator is no more than what is inside of it. While it is not known
-    /// which translators there are, no IPv6 address is public.
+    /// Returns whether an upstream may have this address: it is public in every reading, or listed.
+    /// An address below the prefix of a translator is judged by the address inside it. While it is
+    /// not known which translators there are, no IPv6 address is public.
     fn is_home(&self, address: IpAddr, listed: &[IpNet]) -> bool {
         let open = |it| !special::is_special(it) || special::is_opened(it, listed);
         let IpAddr::V6(v6) = address else { return open(address) };
@@ -133,7 +136,7 @@ impl Known {
         outer && self.inner(address).iter().all(inner)
     }
 
-    /// The IPv4 addresses that somebody takes the address for.
+    /// Returns the IPv4 addresses for which the address may stand.
     fn inner(&self, address: IpAddr) -> Vec<IpAddr> {
         let IpAddr::V6(v6) = address else { return Vec::new() };
         let unwrapped = Some(unwrapped(address)).filter(|inner| *inner != address);
@@ -148,7 +151,7 @@ impl Known {
     }
 }
 
-/// How long a prefix counts after an answer has last shown it.
+/// Time for which a prefix counts after an answer has last shown it.
 const DISCOVERED: Duration = Duration::from_secs(86_400);
 
 #[cfg(test)]
@@ -170,8 +173,8 @@ mod tests {
         OffLimits::new(ControlPlane::new([address("198.51.100.53")]), site)
     }
 
-    /// Asks about one address of an upstream that may live in these prefixes, with no site and no
-    /// translator.
+    /// Asks about one address of an upstream for which these prefixes are listed, with no site and
+    /// no translator.
     fn allows(text: &str, prefixes: &[&str]) -> bool {
         off_limits(nat64(&[])).allows(address(text), &upstream(prefixes))
     }
@@ -340,7 +343,7 @@ mod tests {
     #[test]
     fn below_a_stated_translator_the_ipv4_address_decides() {
         let (public, inside) = (Ipv4Addr::new(198, 51, 100, 9), Ipv4Addr::new(10, 1, 2, 3));
-        // The first is in the public space, the others are where nothing else would pass.
+        // The first is in the public space, the others are where no other reading would pass.
         for base in ["2001:db8:64:6464::", "64:ff9b:1::", "fd64:6464:6464:6464::"] {
             for length in nat64::LENGTHS {
                 let prefix = Ipv6Net::new(base.parse().unwrap(), length).unwrap().trunc();

@@ -1,11 +1,12 @@
 //! The gateway's own resolution of names: it asks the configured resolvers and nobody else.
 //!
-//! Hosts files and search domains are never read. Only names that policy lists get here, from
-//! the agents' resolver and from flows alike, and no answer leads to a question for another name.
-//! Where a rule begins with `*.`, agents choose what stands in the star's place, and that leaves in
-//! a query. One cache serves both, with answers of its own for each group, and however many agents
-//! of a group ask for a name at once, one query is under way. Agents and groups share out by
-//! [`FairSemaphore`] how many names are asked for at once, so that names which nobody answers take
+//! Hosts files and search domains are never read. Only names that policy lists get here, from the
+//! agents' resolver and from flows alike, and no answer leads to a query for another name. Where a
+//! rule begins with `*.`, agents choose the labels in the star's place, and these leave in a query.
+//! One cache serves both, with answers of its own for each group, and however many agents of a
+//! group ask for a name at once, one query is under way. Agents and groups share by
+//! [`FairSemaphore`] how many names are resolved at once, so that names without an answer take no
+//! other group's turn.
 //! no other group's turn.
 
 use std::{
@@ -58,7 +59,7 @@ pub struct Resolver(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     upstream: Arc<NameServers>,
-    /// A name holds one while the servers are asked for it.
+    /// Slots for names; a name holds one while the servers are asked for it.
     places: FairSemaphore,
     /// The runtime whose tasks carry the queries, so that they outlive a single worker's flow.
     home: Handle,
@@ -66,7 +67,7 @@ struct Inner {
     under_way: Mutex<HashMap<Wanted, Flight>>,
     answered: Answered,
     off_limits: OffLimits,
-    /// When it was last told that names do not resolve.
+    /// The time at which a failure to resolve was last logged.
     told: Mutex<Option<Instant>>,
 }
 
@@ -77,11 +78,12 @@ type Wanted = (Host, GroupName);
 type Flight = Shared<BoxFuture<'static, LookupOutcome>>;
 
 impl Resolver {
-    /// A resolver that asks the servers of the settings. Those over TLS are verified by their
-    /// `resolver_ca`, or by `system_roots` where there is none. Its queries run on this runtime.
+    /// Opens a resolver that asks the servers of the settings. Servers over TLS are verified with
+    /// the settings' `resolver_ca`, or with `system_roots` where there is none. The queries run on
+    /// this runtime.
     ///
-    /// # Errors
-    /// There is no CA to verify a server over TLS with, or hickory does not take a server.
+    /// # Errors There is no CA to verify a server over TLS with, or hickory does not accept a
+    /// server.
     pub fn open(
         settings: &Settings,
         site: &Site,
@@ -93,11 +95,11 @@ impl Resolver {
         Self::new(&settings.resolvers, tls, site.clone(), Handle::current())
     }
 
-    /// A resolver that asks `servers`, those over TLS by the settings in `tls`. Its queries run on
-    /// `home`: one of its own now and then, where `site` does not say which translators there are.
+    /// Creates a resolver that asks `servers`, those over TLS by the settings in `tls`. Its queries
+    /// run on `home`. Where `site` does not state which translators there are, it sends a query of
+    /// its own now and then.
     ///
-    /// # Errors
-    /// A server over TLS without settings for it, or one that hickory does not take.
+    /// # Errors A server over TLS has no settings, or hickory does not accept a server.
     pub fn new(
         servers: &[NameServer],
         tls: Option<ClientConfig>,
@@ -126,8 +128,8 @@ impl Resolver {
         })))
     }
 
-    /// Every address of the name, as the resolvers answered. The agent is whom the query is for:
-    /// it waits for its turn for no longer than a query takes.
+    /// Returns every address of the name, as the resolvers answered. The query is for this agent,
+    /// which waits for its turn no longer than a query takes.
     pub async fn resolve(&self, host: &Host, agent: &AgentKey) -> Result<Resolved, Unresolved> {
         let group = agent.group();
         if let Some(known) = self.known(host, group) {
@@ -135,7 +137,7 @@ impl Resolver {
         }
         let place = timeout(LOOKUP_TIME, self.0.places.take(agent)).await;
         let place = place.ok().flatten().ok_or(Unresolved::Failed)?;
-        // Another agent's query may have answered, or be under way, by now.
+        // Another agent's query may have been answered, or be under way, by now.
         match self.known(host, group) {
             Some(known) => {
                 drop(place);
@@ -145,12 +147,11 @@ impl Resolver {
         }
     }
 
-    /// Every address of a machine that the gateway itself depends on: those that `/etc/hosts` has
-    /// for the name, or else what the resolvers say. They join the control plane. No agent's query
-    /// is waited for, and nothing is remembered.
+    /// Returns every address of a machine that the gateway itself depends on: those that
+    /// `/etc/hosts` has for the name, or else those that the resolvers give. They join the control
+    /// plane. No agent's query is waited for, and nothing is remembered.
     ///
-    /// # Errors
-    /// There is no such name or no address, or no resolver says either.
+    /// # Errors There is no such name, it has no address, or no resolver answers.
     pub async fn own(&self, name: &str) -> Result<Vec<IpAddr>, Unresolved> {
         let absolute = format!("{}.", name.trim_end_matches('.'));
         let parsed = Name::from_ascii(&absolute).map_err(|_| Unresolved::NoName)?;
@@ -164,15 +165,15 @@ impl Resolver {
         Ok(found)
     }
 
-    /// Asks for the addresses of such machines at once and then every minute, whether or not
-    /// anybody connects to them, until what it returns is dropped. Otherwise one that the gateway
-    /// has not needed yet could be dialled for an agent.
+    /// Resolves the names of such machines at once and then every minute, whether or not anybody
+    /// connects to them, until the returned set is dropped. Without that, a machine that the
+    /// gateway has not needed yet could be dialled for an agent.
     pub fn keep_learning(&self, names: Vec<String>) -> JoinSet<()> {
         let (resolver, mut learning) = (self.clone(), JoinSet::new());
         let learn = async move {
             loop {
                 for name in &names {
-                    // Whoever connects to it says what is wrong.
+                    // The part that connects to it reports the fault.
                     let _ = resolver.own(name).await;
                 }
                 sleep(LEARN_EVERY).await;
@@ -182,7 +183,7 @@ impl Resolver {
         learning
     }
 
-    /// What the group is told about the name without asking anybody.
+    /// Returns the group's remembered answer about the name, without a query.
     pub fn remembered(
         &self,
         host: &Host,
@@ -192,7 +193,7 @@ impl Resolver {
         answers.get((host, group), Instant::now())
     }
 
-    /// What nobody has to be asked for any more.
+    /// Returns an answer that needs no new query: a remembered one, or that of a query under way.
     fn known(&self, host: &Host, group: &GroupName) -> Option<Flight> {
         if let Some(outcome) = self.remembered(host, group) {
             return Some(ready(outcome).boxed().shared());
@@ -201,25 +202,26 @@ impl Resolver {
         under_way.get(&(host.clone(), group.clone())).cloned()
     }
 
-    /// What agents were given.
+    /// Returns the addresses that agents were given.
     pub fn answered(&self) -> &Answered {
         &self.0.answered
     }
 
-    /// What no name may lead an agent to.
+    /// Returns the addresses to which no name may lead an agent.
     pub fn off_limits(&self) -> &OffLimits {
         &self.0.off_limits
     }
 }
 
 impl Inner {
-    /// The query that is under way for the name, or a new one, which keeps the place.
+    /// Returns the query that is under way for the name, or a new one, which keeps the slot.
     fn flight(self: &Arc<Self>, wanted: Wanted, place: FairSlot) -> Flight {
         let mut under_way = lock(&self.under_way);
         if let Some(flight) = under_way.get(&wanted) {
             return flight.clone();
         }
-        // It takes itself off the list, for which it has to wait until it is on it.
+        // The query removes itself from the list. It waits for the list's lock, so it is on the
+        // list by then.
         let landing = Landing { inner: Arc::clone(self), wanted: wanted.clone() };
         let query = self.home.spawn(async move {
             let outcome = landing.inner.ask(&landing.wanted.0).await;
@@ -255,8 +257,8 @@ impl Inner {
         Ok((Resolved { addresses, until }, until))
     }
 
-    /// Without the IPv6 addresses, and not to be remembered, while nobody knows which of them stand
-    /// for IPv4 addresses.
+    /// Drops the IPv6 addresses, and makes the answer not be remembered, while it is not known
+    /// which of them stand for IPv4 addresses.
     async fn judgeable(
         &self,
         mut addresses: Vec<IpAddr>,
@@ -270,8 +272,8 @@ impl Inner {
         (addresses, Duration::ZERO)
     }
 
-    /// Logs a failure that the operator has to mend, such as a certificate or a server that is
-    /// gone. Said now and then, however many ask.
+    /// Logs a failure that the operator has to mend, such as a wrong certificate or a server that
+    /// is gone. Logged once in a while, however many queries fail.
     fn tell_failure(&self, error: &NetError) {
         let now = Instant::now();
         let mut told = lock(&self.told);
@@ -296,7 +298,7 @@ impl Inner {
     }
 }
 
-/// Takes a query off the list of those under way, however it ends.
+/// Removes a query from the list of those under way, however it ends.
 struct Landing {
     inner: Arc<Inner>,
     wanted: Wanted,
@@ -308,8 +310,8 @@ impl Drop for Landing {
     }
 }
 
-/// What an error says about the name, and for how long it holds (RFC 2308, section 5): not at all
-/// where no resolver said so.
+/// Returns what an error means for the name, and for how long that is valid (RFC 2308, section 5):
+/// for no time where no resolver said it.
 fn unresolved(error: &NetError) -> (Unresolved, Duration) {
     let NetError::Dns(DnsError::NoRecordsFound(NoRecords { negative_ttl, .. })) = error else {
         return (Unresolved::Failed, Duration::ZERO);
@@ -318,7 +320,7 @@ fn unresolved(error: &NetError) -> (Unresolved, Duration) {
     (why, Duration::from_secs(negative_ttl.unwrap_or_default().into()))
 }
 
-/// The one way to ask a server. Over TLS it is the only connection there is, so that nothing can
+/// Returns the one way to ask a server. Over TLS it is the only connection, so that hickory cannot
 /// fall back to another.
 fn name_server(server: &NameServer) -> NameServerConfig {
     let address = server.address;
@@ -336,33 +338,34 @@ fn options() -> ResolverOpts {
     let mut options = ResolverOpts::default();
     options.timeout = QUERY_TIME;
     options.attempts = ATTEMPTS;
-    // Each query has a port of its own, too, and not one of the system's choosing.
+    // Each query also has a port of its own, which the system does not choose.
     options.case_randomization = true;
-    // Queries on one connection over TCP or TLS; what is under way has a bound of its own, above.
+    // Most queries on one connection over TCP or TLS; the queries under way have a bound of their
+    // own, above.
     options.max_active_requests = 2 * MAX_UNDER_WAY;
     options
 }
 
-/// Longest that an answer is believed, whatever its TTL says.
+/// Longest time for which an answer is believed, whatever its TTL.
 pub(crate) const MAX_TTL: Duration = Duration::from_secs(300);
-/// Longest that the absence of a name is believed.
+/// Longest time for which the absence of a name is believed.
 const MAX_NEGATIVE_TTL: Duration = Duration::from_secs(30);
-/// Names that are remembered at once.
+/// Most names that are remembered at once.
 const MAX_NAMES: usize = 4_096;
-/// Names that are asked for at once.
+/// Most names that are resolved at once.
 const MAX_UNDER_WAY: usize = 1_024;
-/// Names that are asked for at once over TLS. Each may open two connections while there is none to
-/// share, and a server keeps those for a while.
+/// Most names that are resolved at once over TLS. Each may open two connections while there is none
+/// to share, and a server keeps those for a while.
 const MAX_OVER_TLS: usize = 128;
-/// Addresses of one name that are kept.
+/// Most addresses of one name that are kept.
 const MAX_ADDRESSES: usize = 16;
-/// How often it is told that names do not resolve.
+/// Interval at which failures to resolve are logged.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 /// Time for one resolver to answer once.
 const QUERY_TIME: Duration = Duration::from_secs(2);
 /// Time for all tries together, handshakes included.
 const LOOKUP_TIME: Duration = Duration::from_secs(6);
-/// How often the addresses of machines that the gateway depends on are asked for.
+/// Interval at which the names of machines that the gateway depends on are resolved.
 const LEARN_EVERY: Duration = Duration::from_secs(60);
 /// Tries beyond the first.
 const ATTEMPTS: usize = 2;
@@ -382,7 +385,7 @@ mod tests {
 
     use super::*;
 
-    /// A server that takes its time, knows one name and counts the questions.
+    /// Starts a server that answers slowly, knows one name and counts the queries.
     async fn server(ttl: u32) -> (SocketAddr, Arc<AtomicUsize>) {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
@@ -417,7 +420,7 @@ mod tests {
         AgentKey::new(&GroupName("red".into()), IpAddr::from([192, 0, 2, 1]))
     }
 
-    /// A site about whose translators nobody has to be asked.
+    /// Returns a site that states its translators, so that no query for them is needed.
     fn stated() -> Site {
         Site { nat64_prefixes: Some(Vec::new()), ..Site::default() }
     }

@@ -1,10 +1,9 @@
-//! Which prefixes the translators of this network have (NAT64), as the configured resolvers show it
-//! (RFC 7050): whoever makes up IPv6 addresses for names that have none does so for a name that is
-//! known to have none, too.
+//! Discovers the prefixes of this network's translators (NAT64) from the configured resolvers'
+//! answers (RFC 7050): a resolver that makes up IPv6 addresses for names that have none also does
+//! so for a name that is known to have none.
 //!
-//! Until a resolver has answered, which IPv6 addresses stand for somebody's IPv4 address is not
-//! known, and none is used. It errs towards no: an answer that can be read in two ways is read in
-//! both.
+//! Until a resolver has answered, it is not known which IPv6 addresses stand for an IPv4 address,
+//! and none is used. Errs towards no: an answer that can be read in two ways is read in both.
 
 use std::{
     sync::{Arc, Weak},
@@ -18,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use super::{name_servers::NameServers, off_limits::OffLimits};
 use crate::policy::{nat64, special};
 
-/// Asks from time to time for as long as there are servers to ask, unless the operator says which
+/// Asks from time to time for as long as there are servers to ask, unless the operator states which
 /// translators there are.
 pub(super) async fn follow(upstream: Weak<NameServers>, off_limits: OffLimits) {
     let (mut site, mut failed) = (off_limits.watch(), 0);
@@ -40,14 +39,14 @@ pub(super) async fn follow(upstream: Weak<NameServers>, off_limits: OffLimits) {
     }
 }
 
-/// Waits a moment for what is not known yet. Says whether it is known by then.
+/// Waits a moment until the translators are known, and returns whether they are.
 pub(super) async fn are_known(off_limits: &OffLimits) -> bool {
     let mut site = off_limits.watch();
     let known = site.wait_for(|site| site.knows_translators());
     timeout(TIMEOUT, known).await.is_ok_and(|known| known.is_ok())
 }
 
-/// Asks once, and says after what time to ask again.
+/// Asks once, and returns the time after which to ask again.
 async fn ask(servers: &Arc<NameServers>, off_limits: &OffLimits, failed: &mut u32) -> Duration {
     let answer = timeout(ROUND, servers.made_up(nat64::ASKED_FOR)).await;
     match answer.unwrap_or(Err(NetError::Timeout)) {
@@ -58,7 +57,7 @@ async fn ask(servers: &Arc<NameServers>, off_limits: &OffLimits, failed: &mut u3
         }
         Err(error) => {
             *failed += 1;
-            // At first, and then now and then.
+            // Logged at first, and then once in a while.
             if !off_limits.watch().borrow().knows_translators() && (*failed == 1 || *failed > 6) {
                 tracing::warn!(
                     %error,
@@ -88,12 +87,12 @@ fn take(off_limits: &OffLimits, found: &[Ipv6Net]) {
     }
 }
 
-/// Time that a name waits for this to be known, once the name itself is resolved.
+/// Time that a name, once resolved, waits for the translators to be known.
 const TIMEOUT: Duration = Duration::from_millis(500);
 /// Time for all tries of one round.
 const ROUND: Duration = Duration::from_secs(6);
-/// Time after which a failed round is followed by another; twice as long after each.
+/// Time after which a failed round is repeated; it doubles after each.
 const RETRY: Duration = Duration::from_secs(1);
-/// Shortest and longest time for which an answer holds, whatever its TTL says.
+/// Shortest and longest time for which an answer is valid, whatever its TTL.
 const LEAST: Duration = Duration::from_secs(60);
 const MOST: Duration = Duration::from_secs(3_600);

@@ -1,9 +1,9 @@
-//! What each agent has asked lately, and what it may still ask.
+//! The recent DNS queries of each agent, and its remaining shares.
 //!
-//! Every agent has its own share of queries, lookups, connections and audit records, so that one
-//! at its limits leaves the others theirs. A group, whose hosts may use many addresses, has a share
+//! Every agent has its own share of queries, lookups, connections and audit records, so that one at
+//! its limits leaves the others theirs. A group, whose hosts may use many addresses, has a share
 //! too. Where it has too many agents to keep apart, one that is at rest makes room for a new one,
-//! and what it asked stays in the group's sum.
+//! and its counts stay in the group's sum.
 
 use std::{
     collections::HashMap,
@@ -28,30 +28,30 @@ struct GroupQueries {
     common: Common,
 }
 
-/// What all agents of a group have in common.
+/// The state that all agents of a group share.
 #[derive(Debug)]
 struct Common {
     held: SharesInUse,
     records: RateLimiter,
-    /// Of agents that made room for others or found none, and of those that were too many to be
-    /// told apart.
+    /// The counts of agents that made room for others or found none, and of those that were too
+    /// many to be told apart.
     rest: QueryCounts,
 }
 
-/// What an agent's queries came to in a while.
+/// The numbers of an agent's queries since the last sum.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct QueryCounts {
-    /// Got an answer, a negative one included.
+    /// Queries that got an answer, a negative one included.
     pub(super) answered: u64,
-    /// Were refused, whether a record of their own says so or not.
+    /// Queries that were refused, with or without a record of their own.
     pub(super) refused: u64,
-    /// Came too fast, or when the agent or its group had no share left.
+    /// Queries that came too fast, or when the agent or its group had no share left.
     pub(super) limited: u64,
-    /// Got an answer that the kernel did not take.
+    /// Queries whose answer the kernel did not take.
     pub(super) unsent: u64,
 }
 
-/// What an agent holds: a lookup or a connection. Given back when dropped.
+/// A share that an agent holds: a lookup or a connection. Given back when dropped.
 #[derive(Debug)]
 pub(super) struct DnsShare {
     agents: Arc<Agents>,
@@ -59,7 +59,7 @@ pub(super) struct DnsShare {
     of: Of,
 }
 
-/// What there is a share of.
+/// The things that are shared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Of {
     /// Names that are being resolved.
@@ -83,7 +83,7 @@ struct SharesInUse {
 }
 
 impl Agents {
-    /// Whether the agent may ask now: `rate` queries a second, twice as many at once.
+    /// Returns whether the agent may ask now: `rate` queries a second, twice as many at once.
     pub(super) fn may_ask(&self, key: &AgentKey, rate: u32, now: Instant) -> bool {
         let allowed = self.with(key, now, |agent, _| {
             let may = agent.queries.take(rate, rate.saturating_mul(2), now);
@@ -114,7 +114,7 @@ impl Agents {
         self.with(key, now, |agent, _| agent.counts.unsent += 1);
     }
 
-    /// Counts a query that was refused. Says whether it is to have a record of its own.
+    /// Counts a query that was refused. Returns whether it gets a record of its own.
     pub(super) fn refused(&self, key: &AgentKey, now: Instant) -> bool {
         let recorded = self.with(key, now, |agent, group| {
             agent.counts.refused += 1;
@@ -124,8 +124,8 @@ impl Agents {
         recorded.unwrap_or(false)
     }
 
-    /// A share of something, while the agent and its group have one left; the group is one of so
-    /// many that share it.
+    /// Returns a share, if the agent and its group have one left. `groups` groups divide all
+    /// shares.
     pub(super) fn share(
         self: &Arc<Self>,
         key: &AgentKey,
@@ -143,9 +143,9 @@ impl Agents {
         may.unwrap_or(false).then(|| DnsShare { agents: Arc::clone(self), key: key.clone(), of })
     }
 
-    /// Tells what every agent's queries came to since the last time, where there were any, and
-    /// under no agent what those of a group came to that are not told apart. What `tell` says was
-    /// not told is told the next time. Agents that are at rest are forgotten.
+    /// Reports the counts of every agent since the last sweep that has any, and, without an agent,
+    /// those of a group's agents that are not told apart. Counts for which `tell` returns false are
+    /// reported the next time. Agents that are at rest are forgotten.
     pub(super) fn sweep(
         &self,
         now: Instant,
@@ -243,7 +243,7 @@ impl SharesInUse {
 }
 
 impl Of {
-    /// The most of it that one agent, and one group among this many, may hold.
+    /// Returns the most that one agent, and one group among so many, may hold.
     fn most(self, groups: usize) -> (usize, usize) {
         match self {
             Self::Lookups => (MAX_LOOKUPS, MAX_GROUP_LOOKUPS),
@@ -271,7 +271,8 @@ impl AgentQueries {
         self.counts == QueryCounts::default() && self.is_idle(now)
     }
 
-    /// Whether nothing but its counts is known of it. They go to `rest` then.
+    /// Returns whether nothing is known of the agent except its counts. They are moved to `rest`
+    /// then.
     fn leaves_only_counts(&mut self, now: Instant, rest: &mut QueryCounts) -> bool {
         let idle = self.is_idle(now);
         if idle {
@@ -299,26 +300,26 @@ impl Drop for DnsShare {
 }
 
 /// Names that one agent may have resolved at once. While a daemon starts, queries wait, and no name
-/// is remembered: 200 names a second, each asked for in both families, for half a second have to
-/// fit.
+/// is remembered: 200 names a second, each asked for in both families, have to fit for half a
+/// second.
 const MAX_LOOKUPS: usize = 256;
-/// Names that one group may have resolved at once, those that wait for their turn included. A
+/// Names that one group may have resolved at once, including those that wait for their turn. A
 /// query that waits holds about 2 KiB.
 const MAX_GROUP_LOOKUPS: usize = 4_096;
 /// TCP connections of one interface and family.
 pub(super) const INTERFACE_CONNECTIONS: usize = 256;
 /// TCP connections of one agent.
 const MAX_CONNECTIONS: usize = 16;
-/// TCP connections that every group has, however many groups there are. Up to 32 of them can have
+/// TCP connections that every group has, however many groups there are. Up to 32 groups can have
 /// all of theirs on one listener.
 const MIN_GROUP_CONNECTIONS: usize = 8;
 /// Refused queries of one agent with a record of their own; the others are only counted.
 const RECORDS_A_SECOND: u32 = 5;
 const RECORDS_AT_ONCE: u32 = 50;
-/// The same, of one group.
+/// The same for one group.
 const GROUP_RECORDS_A_SECOND: u32 = 50;
 const GROUP_RECORDS_AT_ONCE: u32 = 500;
-/// Agents of one group with a sum of their own each time; the others are in one sum.
+/// Agents of one group with a sum of their own in each sweep; the others are in one sum.
 const MAX_SUMS: usize = 1_024;
 
 #[cfg(test)]
@@ -360,7 +361,7 @@ mod tests {
         assert!(agents.share(&agent, Of::Connections, 1).is_some());
     }
 
-    /// What a sweep tells, where all of it can be.
+    /// Returns the reports of a sweep that can report everything.
     fn swept(agents: &Agents, now: Instant) -> Vec<(Option<AgentKey>, QueryCounts)> {
         let mut told = Vec::new();
         agents.sweep(now, |_, agent, counts| {
@@ -426,7 +427,7 @@ mod tests {
         assert_eq!(told.iter().filter(|(agent, _)| agent.is_none()).count(), 1);
     }
 
-    /// One of the addresses that somebody makes up.
+    /// Returns one of the addresses that an attacker makes up.
     fn made_up(number: u32) -> AgentKey {
         key(&IpAddr::from((0x0a00_0000 + number).to_be_bytes()).to_string())
     }

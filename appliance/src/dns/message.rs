@@ -1,7 +1,7 @@
-//! One query in; an answer, a refusal, or a name to resolve out. Pure.
+//! Takes one query and returns an answer, a refusal, or a name to resolve. Pure.
 //!
-//! hickory-proto reads and writes the messages; the header is looked at first, so that what is
-//! not a query is never answered and what cannot be read still gets its number back. A name is
+//! hickory-proto reads and writes the messages. The header is read first, so that a message that is
+//! not a query is never answered, and one that cannot be read still gets its number back. A name is
 //! echoed in the case in which it was asked (draft-vixie-dnsext-dns0x20).
 
 use std::{
@@ -21,7 +21,7 @@ use crate::{
     reason::Reason,
 };
 
-/// Who asks, and under which policy.
+/// The group that asks, and the policy that decides.
 #[derive(Debug, Clone, Copy)]
 pub struct Asker<'a> {
     /// The policy in force.
@@ -34,14 +34,15 @@ pub struct Asker<'a> {
     pub datagram: bool,
 }
 
-/// What becomes of a query.
+/// The result of looking at a query.
 #[derive(Debug)]
 pub enum QueryVerdict {
-    /// Not a query: nothing is sent back, or two servers could answer each other for ever.
+    /// It is no query: nothing is sent back, because two servers could answer each other for ever.
     Silence,
-    /// Answered at once.
+    /// It is answered at once.
     Answered(DnsReply),
-    /// A listed name: it is to be resolved, and [`Question::reply`] told what came of it.
+    /// It asks for a listed name, which is to be resolved; [`Question::reply`] then makes the
+    /// answer.
     Resolve(Box<Question>),
 }
 
@@ -50,16 +51,16 @@ pub enum QueryVerdict {
 pub struct DnsReply {
     /// The message, without the length that precedes it in a stream.
     pub bytes: Vec<u8>,
-    /// Why the agent did not get what it asked for.
+    /// The reason why the agent did not get an answer.
     pub refused: Option<RefusedQuery>,
     /// The addresses in it.
     pub given: Vec<IpAddr>,
 }
 
-/// What was refused and why.
+/// A refused query, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefusedQuery {
-    /// Why.
+    /// The reason.
     pub reason: Reason,
     /// The name and type that were asked for, where they could be read. The agent chose both.
     pub asked: Option<(String, String)>,
@@ -73,12 +74,12 @@ pub struct Question {
     most_bytes: usize,
 }
 
-/// Answers a query, or says which name has to be resolved for it.
+/// Answers a query, or returns the name that has to be resolved for it.
 pub fn answer(asker: Asker<'_>, query: &[u8]) -> QueryVerdict {
     consider(query, |message| judge(asker, message))
 }
 
-/// Refuses a query of somebody who gets no answers, whatever it asks for.
+/// Refuses a query of a sender who gets no answers, whatever it asks for.
 pub(super) fn refuse(query: &[u8], datagram: bool, reason: Reason) -> QueryVerdict {
     consider(query, |message| {
         let most_bytes = most_bytes(datagram, &message);
@@ -102,13 +103,13 @@ fn consider(query: &[u8], judge: impl FnOnce(Message) -> QueryVerdict) -> QueryV
 }
 
 impl Question {
-    /// The name to resolve.
+    /// Returns the name to resolve.
     pub fn host(&self) -> &Host {
         &self.host
     }
 
-    /// The answer, once the name was resolved. Only addresses that are `usable` are told, each for
-    /// 1 to 300 seconds.
+    /// Returns the answer, once the name was resolved. Only addresses that are `usable` are told,
+    /// each for 1 to 300 seconds.
     pub fn reply(
         &self,
         outcome: &Result<Resolved, Unresolved>,
@@ -138,7 +139,7 @@ impl Question {
         self.addresses(given, ttl)
     }
 
-    /// The refusal of a query that was fit to be answered when it came.
+    /// Returns the refusal of a query that could have been answered when it came.
     pub fn refused(&self, reason: Reason) -> DnsReply {
         self.empty(ResponseCode::Refused, Some((PROHIBITED, reason)))
     }
@@ -159,12 +160,12 @@ impl Question {
     }
 }
 
-/// What stands in the twelve bytes before anything else (RFC 1035, section 4.1.1).
+/// The twelve bytes before anything else (RFC 1035, section 4.1.1).
 struct RawHeader {
     id: [u8; 2],
     is_response: bool,
     opcode: u8,
-    /// Opcode and "recursion desired", where they stand in the third byte.
+    /// Opcode and "recursion desired", at their places in the third byte.
     echoed: u8,
     counts: [u16; 4],
 }
@@ -182,7 +183,7 @@ impl RawHeader {
         })
     }
 
-    /// An answer to a query of which no more than the header is understood.
+    /// Returns an answer to a query of which only the header is understood.
     fn error(&self, code: ResponseCode) -> DnsReply {
         let [i, d] = self.id;
         let mut bytes = vec![i, d, 0x80 | self.echoed, RECURSION_AVAILABLE | code.low()];
@@ -192,14 +193,15 @@ impl RawHeader {
     }
 }
 
-/// One question, no records but those beside it, and not a byte after them.
+/// Reads a message that has one question, no records except those beside it, and not a byte after
+/// them.
 fn read(header: &RawHeader, query: &[u8]) -> Option<Message> {
     let [1, 0, 0, additional] = header.counts else { return None };
     if additional > MAX_ADDITIONAL {
         return None;
     }
     let mut decoder = BinDecoder::new(query);
-    // It warns about what agents send, who could fill the log with it.
+    // hickory warns about malformed messages, and agents could fill the log with such warnings.
     let quiet = tracing::Dispatch::none();
     let message = tracing::dispatcher::with_default(&quiet, || Message::read(&mut decoder)).ok()?;
     decoder.is_empty().then_some(message)
@@ -235,7 +237,7 @@ fn is_answered(kind: RecordType) -> bool {
     matches!(kind, R::A | R::AAAA | R::HTTPS | R::SVCB)
 }
 
-/// The name as policy knows it. Labels may hold any byte, a dot too, so each is looked at.
+/// Returns the name in policy's form. Labels may hold any byte, even a dot, so each is checked.
 fn host(name: &Name) -> Option<Host> {
     let mut text = String::with_capacity(name.len());
     for label in name.iter() {
@@ -251,8 +253,8 @@ fn host(name: &Name) -> Option<Host> {
     Host::parse(&text).ok()
 }
 
-/// What fits into a datagram that no path between the two has to fragment, and that the agent says
-/// it takes (RFC 6891, section 6.2.5).
+/// Returns the bytes that fit into a datagram which no path between the two has to fragment, and
+/// which the agent says it accepts (RFC 6891, section 6.2.5).
 fn most_bytes(datagram: bool, message: &Message) -> usize {
     if datagram {
         usize::from(message.max_payload().clamp(PLAIN_BYTES, DATAGRAM_BYTES))
@@ -261,9 +263,10 @@ fn most_bytes(datagram: bool, message: &Message) -> usize {
     }
 }
 
-/// An answer without a record. It carries no SOA, so that nobody keeps it (RFC 2308, section 5):
-/// where `openai.example` is kept as a name that is not there, some stubs deny `api.openai.example`
-/// as well (RFC 8020), and a rule that lists a name would have to wait for them.
+/// Returns an answer without a record. It carries no SOA, so that nobody caches it (RFC 2308,
+/// section 5): some stubs that have cached the absence of `openai.example` deny
+/// `api.openai.example` as well (RFC 8020), and a new rule that lists a name would have to wait for
+/// them.
 fn refusal(
     query: &Message,
     code: ResponseCode,
@@ -307,7 +310,8 @@ fn record(name: Name, ttl: u32, address: IpAddr) -> Record {
     Record::from_rdata(name, ttl, data)
 }
 
-/// An answer that is too long is cut, so that the agent asks again over TCP (RFC 2181, section 9).
+/// Encodes an answer. One that is too long is cut, so that the agent asks again over TCP (RFC 2181,
+/// section 9).
 fn encode(message: &Message, most_bytes: usize) -> Vec<u8> {
     let whole = message.to_vec().ok().filter(|bytes| bytes.len() <= most_bytes);
     whole.or_else(|| message.truncate().to_vec().ok()).unwrap_or_default()
@@ -322,13 +326,14 @@ const NO_REACHABLE_AUTHORITY: u16 = 22;
 
 const HEADER_BYTES: usize = 12;
 const RECURSION_AVAILABLE: u8 = 0x80;
-/// A datagram to somebody who says nothing about its size (RFC 1035, section 2.3.4).
+/// Longest datagram to a client that says nothing about its size (RFC 1035, section 2.3.4).
 const PLAIN_BYTES: u16 = 512;
 /// Longest datagram that is sent (the value of DNS flag day 2020).
 const DATAGRAM_BYTES: u16 = 1_232;
-/// Records beside a question: one for EDNS, and a few that are read past.
+/// Most records beside a question: one for EDNS, and a few that are skipped.
 const MAX_ADDITIONAL: u16 = 4;
-/// An answer that lives for no time at all makes some clients ask for every connection.
+/// Shortest lifetime of an answer. An answer without any makes some clients ask for every
+/// connection.
 const MIN_TTL: Duration = Duration::from_secs(1);
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Where queries of both transports are dealt with: identity, rate, audit, answer.
+//! Handles the queries of both transports: identity, rate, audit, answer.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -26,7 +26,7 @@ use crate::{
     reason::Reason,
 };
 
-/// What answering takes. One for the daemon.
+/// The parts that answering needs. One for the daemon.
 pub struct QueryHandler {
     policy_snapshot: watch::Receiver<Arc<PolicySnapshot>>,
     resolver: Resolver,
@@ -37,17 +37,17 @@ pub struct QueryHandler {
     agents: Arc<Agents>,
 }
 
-/// Where a query came from and went to.
+/// The source and destination of a query.
 #[derive(Debug, Clone)]
 pub(super) struct Origin {
     pub(super) interface: InterfaceName,
     pub(super) from: SocketAddr,
-    /// The address that was asked, whoever's that is.
+    /// The address that was asked, which need not be the gateway's.
     pub(super) to: IpAddr,
     pub(super) datagram: bool,
 }
 
-/// What becomes of a query.
+/// The result of handling a query.
 pub(super) enum QueryOutcome {
     /// Nothing is sent back.
     Silence,
@@ -79,7 +79,8 @@ impl Pending {
 }
 
 impl QueryHandler {
-    /// Answers by the policy in force, from the cache and through the servers of `resolver`.
+    /// Creates a handler that answers by the policy in force, from the cache and through the
+    /// servers of `resolver`.
     pub fn new(
         policy_snapshot: watch::Receiver<Arc<PolicySnapshot>>,
         (resolver, audit): (Resolver, Sink),
@@ -102,8 +103,8 @@ impl QueryHandler {
         self.phases.clone()
     }
 
-    /// A share of the connections, for an agent that has one left. One that is refused counts as a
-    /// query that came too fast: it would have had one at least.
+    /// Returns a share of the connections, if the agent has one left. A refused connection counts
+    /// as a query that came too fast, because it would have had at least one.
     pub(super) fn connection(&self, interface: &InterfaceName, from: IpAddr) -> Option<DnsShare> {
         let policy_snapshot = Arc::clone(&self.policy_snapshot.borrow());
         let group = policy_snapshot.policy.identify(interface, from)?;
@@ -118,7 +119,7 @@ impl QueryHandler {
         share
     }
 
-    /// What is to be done about a query. Waits for nothing.
+    /// Handles a query without waiting for anything.
     pub(super) fn consider(&self, origin: &Origin, query: &[u8]) -> QueryOutcome {
         let policy_snapshot = Arc::clone(&self.policy_snapshot.borrow());
         let Some(group) = policy_snapshot.policy.identify(&origin.interface, origin.from.ip())
@@ -162,7 +163,8 @@ impl QueryHandler {
         }
     }
 
-    /// Waits for the name. The answer is there in time for a client that waits five seconds.
+    /// Waits until the name is resolved. The answer is in time for a client that waits five
+    /// seconds.
     pub(super) async fn resolve(&self, pending: Pending) -> QueryOutcome {
         let Pending { asked, share: _share } = pending;
         let lookup = self.resolver.resolve(asked.question.host(), &asked.key);
@@ -216,7 +218,7 @@ impl QueryHandler {
     }
 
     fn record(&self, group: &GroupName, origin: &Origin, refused: &RefusedQuery) {
-        // Reserved a moment ago; the summary counts what is lost in between.
+        // A slot was free a moment ago; the summary counts a query that finds none now.
         let Ok(slot) = self.audit.reserve() else { return };
         let (name, kind) = refused.asked.as_ref().map(|(name, kind)| (&**name, &**kind)).unzip();
         DnsRecord {
@@ -232,7 +234,7 @@ impl QueryHandler {
         .write(slot);
     }
 
-    /// Records every while what each agent's queries came to, until the daemon ends.
+    /// Records the sums of each agent's queries at intervals, until the daemon ends.
     pub(super) async fn summarise(&self) {
         let mut phases = self.phases();
         let mut closing = std::pin::pin!(phases.reached(crate::phase::Phase::Drain));
@@ -252,7 +254,7 @@ impl QueryHandler {
         }
     }
 
-    /// Records what each agent's queries came to since the last time.
+    /// Records the sum of each agent's queries since the last time.
     pub(super) fn write_summaries(&self) {
         self.agents.sweep(Instant::now(), |group, agent, counts| {
             let Ok(slot) = self.audit.reserve() else { return false };
@@ -272,10 +274,11 @@ impl QueryHandler {
     }
 }
 
-/// What there is a way to. Where a protocol names no host the gateway takes a connection before it
-/// has made its own, to the very address that was dialled, so an agent that is told one without a
-/// way gets a reset after its connect and does not try the next. One is told all the same where the
-/// agents of the group could use none in its place.
+/// Keeps the addresses to which there is a route. Where a protocol names no host, the gateway
+/// accepts a connection before it has made its own, which goes to the very address that was
+/// dialled. An agent that dials an address without a route gets a reset after its connect and does
+/// not try the next. Such an address is told all the same where the group's agents could use no
+/// other instead.
 fn routed(group: &Group, found: Resolved, usable: impl Fn(IpAddr) -> bool) -> Resolved {
     let (with, without): (Vec<IpAddr>, Vec<IpAddr>) =
         found.addresses.iter().partition(|address| dial::has_route(**address));
@@ -293,5 +296,5 @@ fn names_no_host(policy_snapshot: &PolicySnapshot, group: &Group, question: &Que
 
 /// Time for a name to be resolved. glibc and musl wait five seconds.
 const TIMEOUT: Duration = Duration::from_millis(4_500);
-/// How often an agent's queries are summed up in the audit.
+/// Interval at which an agent's queries are summed up in the audit.
 const SUMMARY_EVERY: Duration = Duration::from_secs(10);

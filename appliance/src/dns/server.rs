@@ -1,4 +1,4 @@
-//! The thread that answers: a loop for each socket, started again should it ever fail.
+//! The thread that answers: a loop for each socket, started again if it ever fails.
 
 use std::{
     io,
@@ -12,8 +12,8 @@ use tokio::{runtime::Builder, task::JoinSet, time::timeout};
 use super::{QueryHandler, tcp, udp};
 use crate::{packets::DnsSockets, phase::Phase};
 
-/// The thread that answers agents' queries until the daemon drains, and then those that it has
-/// read.
+/// The thread that answers agents' queries until the daemon drains, and after that the queries that
+/// it has already read.
 #[derive(Debug)]
 pub struct DnsServer {
     thread: JoinHandle<()>,
@@ -61,8 +61,8 @@ impl DnsServer {
     }
 }
 
-/// Runs a loop, which ends on its own soon after the daemon drains. One that panics is begun again:
-/// the agents' names must not hang on one message.
+/// Runs a loop, which ends on its own soon after the daemon drains. A loop that panics is started
+/// again: no single message may end the resolver of all agents.
 async fn keep<F>(handler: Arc<QueryHandler>, begin: impl Fn() -> F)
 where
     F: Future<Output = ()> + Send + 'static,
@@ -74,7 +74,7 @@ where
         task.spawn(begin());
         tokio::select! {
             () = &mut closing => {
-                // Whoever is not answered by then asks again.
+                // An agent without an answer by then asks again.
                 let _ = timeout(LAST_ANSWERS, task.join_next()).await;
                 return;
             }
@@ -88,5 +88,5 @@ where
     }
 }
 
-/// Time for the queries that were read before the daemon drains. The next daemon has none of them.
+/// Time for the queries that were read before the daemon drains. The next daemon does not get them.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);

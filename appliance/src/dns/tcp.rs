@@ -1,7 +1,7 @@
 //! Queries in streams: each message behind its length (RFC 1035, section 4.2.2; RFC 7766).
 //!
 //! Pipelined queries are answered one after the other, in their order, so that an agent that does
-//! not read its answers holds up nobody but itself.
+//! not read its answers delays only itself.
 
 use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -20,7 +20,8 @@ use super::{
 };
 use crate::{accept, net, phase::Phase, policy::InterfaceName};
 
-/// Answers the connections of one listener until the daemon drains, and then what they have asked.
+/// Answers the connections of one listener until the daemon drains, and then the queries that they
+/// have sent.
 pub(super) async fn serve(
     handler: Arc<QueryHandler>,
     interface: InterfaceName,
@@ -31,7 +32,7 @@ pub(super) async fn serve(
     let mut phases = handler.phases();
     let mut closing = pin!(phases.reached(Phase::Drain));
     loop {
-        // A place first: without one, connections wait in the kernel's queue.
+        // A slot first: without one, connections wait in the kernel's queue.
         let next = async {
             let place = Arc::clone(&places).acquire_owned().await;
             (place, accept::accept(&listener).await)
@@ -46,7 +47,7 @@ pub(super) async fn serve(
         let Some(share) = handler.connection(&interface, from.ip()) else { continue };
         let (handler, interface) = (Arc::clone(&handler), interface.clone());
         open.spawn(async move {
-            // An agent that goes away in the middle has nobody left to tell.
+            // An agent that goes away in the middle needs no answer.
             let _ = converse(&handler, interface, from.0, stream).await;
             drop((share, place));
         });
@@ -92,7 +93,7 @@ async fn read(stream: &mut TcpStream, query: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// Queries on one connection.
+/// Most queries on one connection.
 const MAX_QUERIES: usize = 1_024;
 /// Longest query, as in a datagram.
 const MAX_QUERY_BYTES: usize = 4_096;

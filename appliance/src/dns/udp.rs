@@ -18,14 +18,15 @@ use crate::{
     policy::InterfaceName,
 };
 
-/// Answers what comes in on one socket until the daemon drains, and then what has come in.
+/// Answers the datagrams of one socket until the daemon drains, and then those that have already
+/// arrived.
 pub(super) async fn serve(
     handler: Arc<QueryHandler>,
     interface: InterfaceName,
     socket: Arc<UdpSocket>,
 ) {
     let mut buffer = vec![0; MAX_QUERY_BYTES];
-    // Bounded by what agents may have resolved at once.
+    // Bounded by the number of names that agents may have resolved at once.
     let mut later = JoinSet::new();
     let mut phases = handler.phases();
     let mut closing = pin!(phases.reached(Phase::Drain));
@@ -59,13 +60,13 @@ pub(super) async fn serve(
             }
         }
         while later.try_join_next().is_some() {}
-        // The other sockets of this thread have their turn, however much waits here.
+        // The other sockets of this thread get their turn, however much waits here.
         yield_now().await;
     }
     while later.join_next().await.is_some() {}
 }
 
-/// Answers at once where that can be done; else what it has to wait for.
+/// Answers at once where possible; otherwise returns the query that waits for its name.
 fn begin(
     handler: &QueryHandler,
     interface: &InterfaceName,
@@ -95,8 +96,8 @@ fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<Datagram>
     socket.try_io(Interest::READABLE, || net::receive(socket, buffer))
 }
 
-/// An answer that cannot be sent is lost, as any datagram may be, and counted; the agent asks
-/// again.
+/// Sends an answer. One that cannot be sent is lost, as any datagram may be, and counted; the agent
+/// asks again.
 fn send(
     handler: &QueryHandler,
     origin: &Origin,
@@ -116,7 +117,7 @@ async fn pause(why: &str) {
 
 /// Longest query. A longer one holds no question that would be answered.
 const MAX_QUERY_BYTES: usize = 4_096;
-/// Datagrams that are taken before the others on the thread have their turn.
+/// Datagrams that are read before the others on the thread get their turn.
 const AT_A_TIME: usize = 64;
 /// Pause after the kernel failed.
 const PAUSE: Duration = Duration::from_millis(50);

@@ -1,4 +1,4 @@
-//! What is asked about: a connection, and a request on it where there is one.
+//! The question: a connection, and the request on it if there is one.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -17,36 +17,36 @@ use crate::{
     reason::Reason,
 };
 
-/// Something that an agent does, as far as policy looks at it.
+/// An act of an agent, as far as policy looks at it.
 #[derive(Debug)]
 pub struct Question {
-    /// Who does it.
+    /// The agent.
     pub who: Who,
-    /// What is dialled.
+    /// The address and port that it dials.
     pub to: SocketAddr,
-    /// What the first bytes say; `None` where that is not known.
+    /// The first bytes; `None` where they are not known.
     pub opening: Option<Peeked>,
-    /// The request, where there is one.
+    /// The request, if there is one.
     pub request: Option<Parts>,
-    /// Whether the request is to have the placeholder that its API wants, whichever that is.
+    /// Whether the request gets the placeholder that its API wants, whichever that is.
     pub fills: bool,
     /// Whether the name is looked up first.
     pub looks_up: bool,
-    /// Why it was refused by what comes after policy, such as what a name resolves to.
+    /// The reason of a refusal that comes after policy, such as one for the addresses of a name.
     pub later: Option<Reason>,
 }
 
-/// Whose it is.
+/// The agent that acts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Who {
     /// An agent of this group.
     Group(GroupName),
-    /// Whoever has this address behind this interface.
+    /// The owner of this address behind this interface.
     At(InterfaceName, IpAddr),
 }
 
 impl Question {
-    /// The names that are meant.
+    /// Returns the names that the agent means.
     pub fn hosts(&self) -> &[Host] {
         match &self.opening {
             Some(Peeked::Tls(Hello { sni: Some(host), .. })) => std::slice::from_ref(host),
@@ -56,18 +56,18 @@ impl Question {
         }
     }
 
-    /// The port that is dialled.
+    /// Returns the port that the agent dials.
     pub fn port(&self) -> u16 {
         self.to.port()
     }
 }
 
-/// The question of a request to a URL: `https`, `http`, or `tcp://HOST:PORT` for a protocol that
-/// names no host. Without `fields` that hold a credential it has none.
+/// Returns the question of a request to a URL: `https`, `http`, or `tcp://HOST:PORT` for a protocol
+/// that names no host. The request has a credential only if `fields` hold one.
 ///
 /// # Errors
 ///
-/// What is wrong with the URL or a field, for who wrote it.
+/// The URL or a field is wrong. The text tells its author how.
 pub fn request(
     policy: &Policy,
     group: GroupName,
@@ -120,12 +120,12 @@ fn not_a_url(url: &str) -> String {
     format!("{url:?} is not a URL; write it whole, as in https://api.example.com/v1/models")
 }
 
-/// A ClientHello of a client that speaks HTTP.
+/// Returns the ClientHello of a client that speaks HTTP.
 pub(super) fn tls(host: Host) -> Peeked {
     Peeked::Tls(Hello { sni: Some(host), alpn: vec![b"http/1.1"[..].into()], ech: false })
 }
 
-/// A plain request for this host.
+/// Returns a plain request for this host.
 pub(super) fn plain(host: Host, port: u16, fields: &[(HeaderName, HeaderValue)]) -> Peeked {
     let named = (port != 80).then_some(port);
     let fields = fields.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
@@ -133,7 +133,7 @@ pub(super) fn plain(host: Host, port: u16, fields: &[(HeaderName, HeaderValue)])
     Peeked::Http(PlainHead { host: Some(host), port: named, credentials })
 }
 
-/// The head of a request.
+/// Returns the head of a request.
 pub(super) fn head(
     method: &Method,
     (host, port): (&Host, u16),
@@ -150,7 +150,7 @@ pub(super) fn head(
     Ok(head)
 }
 
-/// The head with the placeholder that the API at this place wants of the group.
+/// Returns the head with the placeholder that the API at this place wants of the group.
 pub(super) fn filled(
     policy: &Policy,
     group: &GroupName,
@@ -165,15 +165,16 @@ pub(super) fn filled(
     }
 }
 
-/// The head with the placeholder in the first place of its binding that can be filled here; as it
-/// was where there is none.
+/// Returns the head with the placeholder in the first place of its binding that can be filled here;
+/// unchanged where there is none.
 pub(super) fn with_placeholder(head: Parts, binding: &Binding) -> Parts {
     let text = binding.placeholder.as_str();
     let filled = binding.places.iter().find_map(|place| put(&head, place, text));
     filled.unwrap_or(head)
 }
 
-/// The head with the text in a place; `None` where that takes a path or a body of its own.
+/// Returns the head with the text in a place; `None` where that place needs a path or a body of its
+/// own.
 pub(super) fn put(head: &Parts, place: &Place, text: &str) -> Option<Parts> {
     let mut head = head.clone();
     let mut field = |name: &HeaderName, value: String| {
@@ -200,7 +201,7 @@ fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
 }
 
-/// The request as a WebSocket's handshake (RFC 6455, section 4.1).
+/// Returns the request as a WebSocket's handshake (RFC 6455, section 4.1).
 pub(super) fn handshake(mut head: Parts) -> Parts {
     for (name, value) in [
         (CONNECTION, "Upgrade"),
@@ -213,5 +214,5 @@ pub(super) fn handshake(mut head: Parts) -> Parts {
     head
 }
 
-/// Sixteen bytes in base64, as any.
+/// Any sixteen bytes in base64.
 const SOME_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAA==";

@@ -1,4 +1,4 @@
-//! Changes of a configuration's text, tried on a copy, until what was refused passes.
+//! Changes of a configuration's text, tried on a copy until the refused question passes.
 
 use std::path::Path;
 
@@ -12,48 +12,48 @@ use crate::{
     reason::Reason,
 };
 
-/// A configuration, its text, and how the files that it names are read.
+/// A configuration, its text, and the reader of the files that it names.
 #[derive(Clone, Copy)]
 pub struct Source<'a> {
     /// The file.
     pub path: &'a Path,
-    /// What it says.
+    /// Its text.
     pub text: &'a str,
     /// Reads the certificates that it names.
     pub read: &'a dyn Fn(&Path) -> std::io::Result<String>,
 }
 
-/// A text that is a configuration.
+/// A changed text that is a valid configuration.
 #[derive(Clone)]
 pub(super) struct ChangedConfig {
     text: String,
     pub(super) config: Config,
 }
 
-/// What was asked, what was found, and what would change it.
+/// The present verdict on a question, and the changes that would make it pass.
 pub struct Explanation {
-    /// How it is decided now.
+    /// The present verdict.
     pub verdict: Verdict,
-    /// The changes with which it passes, in their order; as far as there are any.
+    /// The changes with which the question passes, in their order; as many as are known.
     pub remedies: Vec<Remedy>,
-    /// How it ends with them.
+    /// The verdict with the changes.
     pub ending: Ending,
 }
 
-/// How a question ends once every remedy was tried.
+/// The outcome of a question once every remedy was tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     /// It passes.
     Passes,
-    /// It does not, and this is what there is to say.
+    /// It is refused, with this note for the operator.
     Refused(&'static str),
 }
 
-/// Puts the question, and looks for what would let it pass.
+/// Judges the question, and looks for changes that would let it pass.
 ///
 /// # Errors
 ///
-/// Where the text is no configuration.
+/// The text is no valid configuration.
 pub fn explain(source: Source<'_>, question: &Question) -> Result<Explanation, config::Errors> {
     let mut draft = ChangedConfig::read(source)?;
     let verdict = judge(&draft.config.policy, question);
@@ -68,7 +68,7 @@ impl ChangedConfig {
         Ok(Self { text: text.to_owned(), config })
     }
 
-    /// Changes the text until the question passes, or nothing more is known to change.
+    /// Changes the text until the question passes, or no further change is known.
     pub(super) fn mend(
         &mut self,
         source: Source<'_>,
@@ -102,8 +102,8 @@ impl ChangedConfig {
         (remedies, Ending::Refused(NO_SUCH_CHANGE))
     }
 
-    /// The text with the remedy in it, and what the remedy came to: a port that no rule had so far
-    /// has to be captured, too, where the configuration lists those that are.
+    /// Returns the text with the remedy in it, and the complete remedy: where the configuration
+    /// lists the captured ports, a port that no rule had so far is added to them.
     fn with(&self, source: Source<'_>, remedy: Remedy) -> Option<(Self, Remedy)> {
         let captured = remedy.captured(&self.config.policy);
         [remedy.edits.clone(), [remedy.edits.clone(), captured].concat()].into_iter().find_map(
@@ -118,17 +118,17 @@ impl ChangedConfig {
     }
 }
 
-/// Whether a placeholder was moved and then missed: without any, what else the request holds would
-/// reach the API.
+/// Returns whether a placeholder was moved and then missed: without any placeholder, the request's
+/// own credential would reach the API.
 fn is_own_credential_alone(remedies: &[Remedy], refused: &Refused) -> bool {
     let moved = |it: &Remedy| it.reason == Reason::PlaceholderWrongPlace;
     refused.reason == Reason::PlaceholderMissing && remedies.iter().any(moved)
 }
 
-/// One refusal after the other: the name, the connection, the method, the path, and some to spare.
+/// Most remedies of a question: the name, the connection, the method, the path, and some to spare.
 const MOST_REMEDIES: usize = 8;
 
-/// The file has no table of the rule's name.
+/// The note where the file has no table of the rule's name.
 const OF_CLIENT: &str = "The rule is of a client that the group runs: write out what `cloakroom \
     clients NAME` prints in place of that client, and change that.";
 

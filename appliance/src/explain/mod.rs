@@ -1,8 +1,9 @@
-//! Why something is refused, and what to write so that it is not.
+//! Explains why something is refused, and which change of the configuration would allow it.
 //!
-//! Pure. A question is put to the very code that decides on connections and requests; there is no
-//! second opinion. A remedy is a change of the configuration's text, and it is tried before it is
-//! told: the changed text is read as any configuration is, and the same question is put again.
+//! Pure. The question is put to the very code that decides on connections and requests; there is no
+//! second implementation. A remedy is a change of the configuration's text, and it is tried before
+//! it is shown: the changed text is read as any configuration is, and the same question is put
+//! again.
 
 mod ask;
 mod mend;

@@ -1,7 +1,8 @@
-//! A record of the audit as the question that it answered.
+//! Turns a record of the audit back into the question that it answered.
 //!
-//! A record holds no query, no fields and no value. What policy looks at is put back from what it
-//! does hold: the placeholder and the place that it names, or the placeholder that the rule wants.
+//! A record holds no query, no fields and no value. The parts that policy looks at are restored
+//! from what the record does hold: the placeholder and the place that it names, or the placeholder
+//! that the rule wants.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -19,17 +20,17 @@ use crate::{
 /// A refusal of the audit.
 #[derive(Debug)]
 pub struct Recorded {
-    /// Why it was refused.
+    /// The reason.
     pub reason: Reason,
-    /// What was asked, in a line.
+    /// The request or connection, in a line.
     pub asked: String,
     /// The question that it answers.
     pub question: Question,
-    /// Whether the record does not say all that the question holds.
+    /// Whether the question holds more than the record says.
     pub guessed: bool,
 }
 
-/// Reads a record; `None` where it refuses nothing, or sums several refusals up.
+/// Reads a record; returns `None` where it refuses nothing, or sums up several refusals.
 pub fn recorded(record: &Value, policy: &Policy) -> Option<Recorded> {
     let reason = reason_of(record)?;
     let refused = word(record, "decision") == Some("refuse");
@@ -87,14 +88,14 @@ fn opening(record: &Value, port: u16, reason: Reason) -> Option<Peeked> {
         return Some(Peeked::Tls(Hello { sni: Some(sni), alpn: alpn.collect(), ech }));
     }
     match (host("host"), reason) {
-        // The record does not say what else stood in the head.
+        // The record does not say what else the head held.
         (Some(_), Reason::HostMismatch | Reason::PlaintextPlaceholder) | (None, _) => None,
         (Some(host), _) => Some(plain(host, port, &[])),
     }
 }
 
-/// A query for a name that policy does not list. What is wanted of it is not known, and most often
-/// HTTPS.
+/// Returns the question of a query for a name that policy does not list. The record does not say
+/// what the agent would do with the name; most often it is HTTPS.
 fn query(record: &Value, reason: Reason) -> Option<Recorded> {
     let (group, name) = (group(record)?, word(record, "name")?);
     let host = Host::parse(name).ok()?;
@@ -126,7 +127,7 @@ fn request(record: &Value, reason: Reason, policy: &Policy) -> Option<Recorded> 
     let bare = head(&method, (&host, port), path.unwrap_or("/"), &[]).ok()?;
     let asked = format!("{method} https://{host}{}", path.unwrap_or("/"));
     let carried = carried(record, reason, (&group, api.map(AsRef::as_ref)), bare.clone());
-    // A path as long as the audit holds may have gone on.
+    // A path of the longest length in the audit may have been cut.
     let is_cut = path.is_some_and(|path| path.len() + 3 >= audit::MAX_PATH_BYTES);
     let request = match reason {
         _ if is_cut => None,
@@ -146,7 +147,7 @@ fn request(record: &Value, reason: Reason, policy: &Policy) -> Option<Recorded> 
     Some(Recorded { reason, asked, question, guessed: true })
 }
 
-/// The request with the credential that it had; `None` where it cannot be put back.
+/// Returns the request with the credential that it had; `None` where it cannot be restored.
 fn carried(
     record: &Value,
     reason: Reason,
@@ -171,7 +172,7 @@ fn carried(
     put(&head, &place, text)
 }
 
-/// The place that a record names, as it is most often filled, and as the binding does not have it.
+/// Returns the place that a record names, in its most usual form that the binding does not have.
 fn place(credential: &str, binding: Option<&Binding>) -> Option<Place> {
     let listed = |place: &Place| binding.is_some_and(|binding| binding.places.contains(place));
     match credential.split_once(' ') {
@@ -192,7 +193,7 @@ fn place(credential: &str, binding: Option<&Binding>) -> Option<Place> {
     }
 }
 
-/// Whether the word is one that policy alone may have said.
+/// Returns whether policy alone may have caused the reason.
 const fn is_of_policy(reason: Reason) -> bool {
     use Reason as R;
     matches!(
@@ -228,5 +229,5 @@ fn word<'a>(record: &'a Value, key: &str) -> Option<&'a str> {
     record.get(key)?.as_str()
 }
 
-/// Stands for whatever an agent had of its own.
+/// Stands for any credential of an agent's own.
 const FOREIGN: &str = "a-credential-of-the-agents-own";

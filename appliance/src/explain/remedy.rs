@@ -1,6 +1,7 @@
-//! The change of a configuration that a refusal asks for, where policy has a say in it.
+//! The change of a configuration that would undo a refusal, where policy decides it.
 //!
-//! It is the smallest that is known: this name, this method, this path, and never a pattern.
+//! The change is the smallest that is known: this name, this method, this path, and never a
+//! pattern.
 
 use std::fmt::Display;
 
@@ -28,36 +29,36 @@ use crate::{
     reason::Reason,
 };
 
-/// A change of the configuration, and what it opens.
+/// A change of the configuration, and the right that it gives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remedy {
-    /// What it is an answer to.
+    /// The reason that it answers.
     pub reason: Reason,
     /// The changes of the text.
     pub edits: Vec<Edit>,
-    /// What becomes possible, for whom.
+    /// The new right, and the groups that get it.
     pub opens: String,
-    /// How much that is.
+    /// The extent of that right.
     pub reach: Reach,
-    /// The port, where a rule is new.
+    /// The port, if the rule is new.
     pub(super) port: Option<u16>,
 }
 
-/// How much a change opens, the least first.
+/// The extent of a change, the least first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reach {
     /// One more request at a host that is open.
     Request,
-    /// A way to speak to a host that is open.
+    /// Another way to speak to a host that is open.
     Manner,
-    /// A host more.
+    /// Another host.
     Host,
-    /// A secret more, or a secret for more.
+    /// Another secret, or a secret for more hosts or groups.
     Secret,
 }
 
 impl Remedy {
-    /// What has the port captured where the configuration lists those that are.
+    /// Returns the edit that captures the port, where the configuration lists the captured ports.
     pub(super) fn captured(&self, policy: &Policy) -> Vec<Edit> {
         let new = self.port.filter(|port| !policy.ports.contains(port));
         let ports = |port| list(policy.ports.iter().copied().chain([port]).map(i64::from));
@@ -66,7 +67,7 @@ impl Remedy {
     }
 }
 
-/// What a rule's own methods have to hand.
+/// The context of a remedy, which its methods share.
 struct At<'a> {
     config: &'a Config,
     question: &'a Question,
@@ -74,11 +75,11 @@ struct At<'a> {
     refused: &'a Refused,
 }
 
-/// What to change for one refusal.
+/// Returns the change for one refusal.
 ///
 /// # Errors
 ///
-/// What there is to say where policy does not decide it, or where the change cannot be told.
+/// Policy does not decide it, or the change cannot be shown. The text is a note for the operator.
 pub(super) fn remedy(
     config: &Config,
     question: &Question,
@@ -163,7 +164,7 @@ pub(super) fn remedy(
     found.ok_or(if is_cut { CUT_PATH } else { no_remedy(refused.reason) })
 }
 
-/// What there is to say of a refusal for which no change of a rule is told.
+/// Returns the note on a refusal for which no change of a rule is shown.
 pub(super) const fn no_remedy(reason: Reason) -> &'static str {
     use Reason as R;
     match reason {
@@ -222,7 +223,7 @@ pub(super) const fn no_remedy(reason: Reason) -> &'static str {
     }
 }
 
-/// The group of the interface, where there is one that takes the address.
+/// Adds the address to the group of the interface, if there is one that can take it.
 fn join(config: &Config, question: &Question) -> Option<Remedy> {
     let Who::At(interface, address) = &question.who else { return None };
     let mut groups = config.policy.groups.iter().filter(|group| group.interface == *interface);
@@ -246,7 +247,7 @@ impl At<'_> {
         Some(Remedy { reason: self.refused.reason, edits, opens, reach, port: None })
     }
 
-    /// A change of the rule that carries the connection, which is for all groups of the rule.
+    /// Returns a change of the rule that carries the connection, for all groups of the rule.
     fn of_rule(&self, reach: Reach, edit: Edit, opens: &str) -> Option<Remedy> {
         let groups = match self.route()? {
             Route::Splice(pass) | Route::Inspect(pass) => pass.groups.iter().collect(),
@@ -259,7 +260,7 @@ impl At<'_> {
         self.remedy(reach, vec![edit], opens)
     }
 
-    /// What there is to say of a connection to a host of an API that no edit is right for.
+    /// Returns the note on a connection to an API's host for which no edit is right.
     fn left_to_api(&self) -> Option<&'static str> {
         use Reason as R;
         let reason = self.refused.reason;
@@ -285,8 +286,8 @@ impl At<'_> {
         }
     }
 
-    /// The binding of an API that the group is to share: the one whose placeholder the request
-    /// holds, or the only one.
+    /// Returns the binding of an API that the group is to share: the one whose placeholder the
+    /// request holds, or the only one.
     fn shared<'b>(&self, api: &'b Api) -> Option<&'b Binding> {
         let held = |binding: &&std::sync::Arc<Binding>| {
             self.head().is_some_and(|head| stands_anywhere(head, binding.placeholder.as_str()))
@@ -295,7 +296,7 @@ impl At<'_> {
         api.bindings.iter().find(held).or_else(only).map(AsRef::as_ref)
     }
 
-    /// A host that no rule of the group names on this port.
+    /// Opens a host that no rule of the group names on this port.
     fn open_host(&self) -> Option<Remedy> {
         let (host, port) = (self.question.hosts().first()?, self.question.port());
         let mut apis = self.config.policy.apis.iter();
@@ -310,7 +311,7 @@ impl At<'_> {
         remedy.map(|remedy| Remedy { port: Some(port), ..remedy })
     }
 
-    /// An API that other groups use.
+    /// Shares an API that other groups use.
     fn share(&self, api: &Api) -> Option<Remedy> {
         let (group, binding) = (&self.group.name, self.shared(api)?);
         let table = binding_at(api, binding);
@@ -319,7 +320,7 @@ impl At<'_> {
         self.remedy(Reach::Secret, vec![Edit::Set { table, key: "groups", value: groups }], opens)
     }
 
-    /// An API that is known by name, and of no use without its key.
+    /// Adds an API that the catalogue knows and that is of no use without its key.
     fn provider(&self, host: &Host, port: u16) -> Option<Remedy> {
         let provider = catalogue::providers().iter().find(|it| it.is_keyed_at(host.as_str()))?;
         let secret = self.secret(provider.name).filter(|_| port == 443)?;
@@ -338,7 +339,7 @@ impl At<'_> {
         self.remedy(Reach::Secret, vec![Edit::Append(text)], opens)
     }
 
-    /// Where a value of this name would be.
+    /// Returns a reference where a value of this name could be.
     fn secret(&self, name: &str) -> Option<String> {
         let settings = &self.config.settings;
         let file = settings.secret_file.as_ref().map(|_| format!("file:{name}"));
@@ -365,7 +366,7 @@ impl At<'_> {
         self.remedy(Reach::Host, vec![Edit::Append(text)], opens)
     }
 
-    /// A host that is open over TLS alone.
+    /// Opens a host to plain HTTP that is open over TLS only.
     fn open_plain(&self) -> Option<Remedy> {
         let (host, port) = (self.question.hosts().first()?, self.question.port());
         let remedy = self.splice(host, port)?;
@@ -374,7 +375,7 @@ impl At<'_> {
     }
 
     fn set_splice(&self, key: &'static str, value: String, opens: &str) -> Option<Remedy> {
-        // Which rule it is decides the same code, of a connection that lacks what is refused.
+        // The same code decides which rule it is, for a connection without the refused part.
         let name = self.route().map(|route| route.rule().clone());
         let name = name.or_else(|| self.splice_rule())?;
         let table = TableAt::Named { kind: "splice", name: name.to_string() };
@@ -446,7 +447,7 @@ impl At<'_> {
         self.of_rule(Reach::Request, edit, &opens)
     }
 
-    /// The path as a rule, where it means one path to every reader.
+    /// Returns the path as a rule, if it means one path to every reader.
     fn exact_path(&self) -> Option<PathRule> {
         let path = PathRule::parse(self.head()?.uri.path()).ok()?;
         path.is_exact().then_some(path)
@@ -470,7 +471,7 @@ impl At<'_> {
         Edit::Set { table, key, value }
     }
 
-    /// A placeholder of this API in a place that its binding does not list.
+    /// Adds a place, where a placeholder of this API stands in one that its binding does not list.
     fn place(&self) -> Option<Remedy> {
         let (api, placeholder) = (self.api()?, self.refused.placeholder.as_ref()?);
         let own = |binding: &&std::sync::Arc<Binding>| {
@@ -487,7 +488,7 @@ impl At<'_> {
         self.remedy(Reach::Manner, edits, opens)
     }
 
-    /// A placeholder of another API: here it means nothing until a binding says what.
+    /// Adds a binding, where a placeholder of another API means nothing here so far.
     fn binding(&self) -> Option<Remedy> {
         let (api, placeholder) = (self.api()?, self.refused.placeholder.as_ref()?);
         let bindings = self.config.policy.apis.iter().flat_map(|api| &api.bindings);
@@ -514,7 +515,7 @@ impl At<'_> {
         self.of_rule(Reach::Manner, set(route, "websocket", "true".into()), &opens)
     }
 
-    /// Where in the request the placeholder stands, as a binding has it.
+    /// Returns the place in the request where the placeholder stands, as a binding has it.
     fn stands(&self, placeholder: &str) -> Option<Stands> {
         let (head, credential) = (self.head()?, self.refused.credential.as_deref()?);
         match credential.split_once(' ') {
@@ -545,7 +546,7 @@ fn stands_anywhere(head: &Parts, placeholder: &str) -> bool {
         })
 }
 
-/// A place, and the fixed half beside it where it is one of Basic.
+/// A place, and the fixed half beside it if the place is in Basic.
 struct Stands {
     place: String,
     beside: Option<(&'static str, String)>,
@@ -600,7 +601,7 @@ fn named(groups: std::collections::BTreeSet<&GroupName>) -> String {
     groups.into_iter().map(GroupName::as_str).collect::<Vec<_>>().join(", ")
 }
 
-/// A name for a rule on this host that no other has.
+/// Returns a name for a rule on this host that no other rule has.
 fn free_name(policy: &Policy, host: &str) -> String {
     let plain: String = host
         .bytes()
@@ -619,10 +620,10 @@ fn free_name(policy: &Policy, host: &str) -> String {
     names.find(|name| !taken.contains(&name.as_str())).unwrap_or(plain)
 }
 
-/// Room for a number behind it.
+/// Leaves room for a number after the name.
 const MAX_NAME: usize = 56;
 
-/// A text as TOML has it: JSON's escapes are among those of TOML.
+/// Formats a text for TOML: JSON's escapes are among those of TOML.
 fn text(value: &str) -> String {
     Value::from(value).to_string()
 }

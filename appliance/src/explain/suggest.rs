@@ -1,4 +1,4 @@
-//! What would have let through what was refused: many records, one list of changes.
+//! Suggests the rules that would have allowed what was refused: many records, one list of changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,35 +15,35 @@ use crate::{
     policy::Policy,
 };
 
-/// Refusals that are alike, and how often they were.
+/// Refusals that are alike, and their number.
 pub struct Refusals {
     /// One of them.
     pub recorded: Recorded,
-    /// How many there are.
+    /// Their number.
     pub count: u64,
 }
 
 /// Changes for one host.
 pub struct Suggestion {
-    /// The host, as far as it has a name.
+    /// The host, if it has a name.
     pub host: String,
-    /// How many refusals they would have let through.
+    /// The number of refusals that the changes would have allowed.
     pub count: u64,
     /// The changes.
     pub remedies: Vec<Remedy>,
-    /// The hosts whose parts ask for some of the same values.
+    /// The hosts whose suggestions need some of the same values.
     pub shared: BTreeSet<String>,
-    /// How many refusals ask for paths beyond those that are listed.
+    /// The number of refusals for paths beyond those that are listed.
     pub more_paths: u64,
-    /// Further refusals at the host for which no change is known, each with what to know of it.
+    /// Further refusals at the host for which no change is known, each with a note.
     pub others: Vec<(String, &'static str)>,
 }
 
-/// What to change, host by host, and the host first that takes the least.
+/// Returns the changes, host by host; the host that needs the least comes first.
 ///
 /// # Errors
 ///
-/// Where the text is no configuration.
+/// The text is no valid configuration.
 pub fn suggest(
     source: Source<'_>,
     refusals: &[Refusals],
@@ -103,7 +103,8 @@ pub fn suggest(
     Ok(suggestions)
 }
 
-/// What lets the question pass, in the draft from now on; a part that is not enough is none.
+/// Adds the changes that let the question pass to the draft. A change that is not enough is
+/// dropped.
 fn whole(
     draft: &mut ChangedConfig,
     paths: &BTreeMap<TableAt, usize>,
@@ -129,10 +130,10 @@ fn whole(
     }
 }
 
-/// The program of the group that asks for such a name and does without.
+/// Returns the note on a name that a program of the group asks for but does not need.
 fn quiet(policy: &Policy, question: &Question) -> Option<&'static str> {
     let (group, host) = (group_of(policy, &question.who)?, question.hosts().first()?);
-    // Where a rule is there, it is wanted.
+    // A name for which there is a rule is wanted.
     if question.request.is_some() || policy.names(group, host) {
         return None;
     }
@@ -143,20 +144,20 @@ fn quiet(policy: &Policy, question: &Question) -> Option<&'static str> {
     group.clients.iter().find(asks).copied()
 }
 
-/// What there is to say of it.
+/// The note on such a name.
 const QUIET: &str =
     "A client of the group asks for it and does without; `cloakroom clients` says which.";
 
-/// What there is to say where the record's reason is gone, and another has come.
+/// The note where the record's reason no longer applies, but another does.
 const OTHER_REASON: &str = "By the configuration as it is now it is refused for another reason; \
     `cloakroom explain` says which.";
 
-/// Paths that a rule is suggested. A person reads them.
+/// Most paths that are suggested for a rule. A person reads them.
 const MOST_PATHS: usize = 50;
 
 const MANY_PATHS: &str = "The rule is suggested as many paths as one reads.";
 
-/// Of several values for one key, the last holds all that went before.
+/// Of several values for one key, keeps the last, which includes all earlier ones.
 fn settle(suggestions: &mut [Suggestion], last: &BTreeMap<(TableAt, &'static str), String>) {
     let mut told = BTreeSet::new();
     for remedy in suggestions.iter_mut().flat_map(|it| &mut it.remedies) {
@@ -172,7 +173,7 @@ fn settle(suggestions: &mut [Suggestion], last: &BTreeMap<(TableAt, &'static str
 }
 
 impl Suggestion {
-    /// Notes whose parts ask for the values that stand in this one, too.
+    /// Notes the hosts whose suggestions also need values of this one.
     fn share(&mut self, askers: &BTreeMap<(TableAt, &'static str), BTreeSet<String>>) {
         for edit in self.remedies.iter().flat_map(|remedy| &remedy.edits) {
             let Edit::Set { table, key, .. } = edit else { continue };

@@ -93,7 +93,7 @@ fn ask(text: &str, method: &str, url: &str, fields: &[(&'static str, &str)]) -> 
 const ONE: (&str, &str) = ("authorization", "Bearer ONE_API_KEY");
 const TWO: (&str, &str) = ("authorization", "Bearer TWO_API_KEY");
 
-/// Requests that policy could allow: the word at first, and what is asked.
+/// Returns requests that policy could allow, each with its first reason.
 fn refused() -> Vec<(Reason, Question)> {
     use Reason as R;
     let ask =
@@ -163,7 +163,7 @@ fn refused() -> Vec<(Reason, Question)> {
     ]
 }
 
-/// The text with all changes in it.
+/// Returns the text with all changes in it.
 fn applied(text: &str, explanation: &Explanation) -> String {
     let edits = explanation.remedies.iter().flat_map(|remedy| &remedy.edits);
     edits.fold(text.to_owned(), |text, edit| config::edited(&text, edit).expect("it is there"))
@@ -188,7 +188,7 @@ fn no_remedy_opens_more_than_one_host_method_or_path() {
         for remedy in explain(source(CONFIG), &question).unwrap().remedies {
             for edit in remedy.edits {
                 let text = edit.to_string();
-                // Those that were there stay.
+                // The rules that were there stay.
                 let text = text.replace("/v1/*", "").replace("/open/*", "");
                 assert!(!text.contains('*'), "{text}");
             }
@@ -205,14 +205,14 @@ fn what_policy_cannot_allow_has_a_sentence_and_no_change() {
         ask(CONFIG, "GET", "https://api.one.example/v1/a", &[ONE, ("x-api-key", "sk-own")]),
         ask(CONFIG, "GET", "https://api.one.example/v1/a", &[ONE, ("host", "evil.example")]),
         ask(CONFIG, "GET", "https://api.one.example/v1/a?_method=DELETE", &[ONE]),
-        // An agent's own credential, and no placeholder beside it.
+        // An agent's own credential, without a placeholder beside it.
         ask(CONFIG, "GET", "https://api.two.example/", &[("x-sort-key", "name")]),
         ask(CONFIG, "GET", "https://api.two.example/", &[TWO, ("x-sort-key", "name")]),
         ask(CONFIG, "GET", "https://api.two.example/", &[("cookie", "a=b")]),
-        // A host of an API in the clear, and on a port that is not the API's.
+        // A host of an API over plain HTTP, and on a port that is not the API's.
         ask(CONFIG, "GET", "http://api.one.example/", &[]),
         ask(CONFIG, "GET", "https://api.one.example:8443/", &[]),
-        // What a name resolves to is not what was dialled.
+        // The name does not resolve to the dialled address.
         Question {
             to: "169.254.169.254:443".parse().unwrap(),
             later: Some(Reason::PrivateAddress),
@@ -282,7 +282,7 @@ fn a_group_gets_no_placeholder_it_did_not_ask_for() {
     assert!(asked(&[("x-admin-key", "ADMIN_API_KEY")])[0].opens.contains("file:admin"));
 }
 
-/// The API is in the draft alone, and its placeholder with it.
+/// Only the draft has the API and its placeholder.
 #[test]
 fn a_new_provider_is_asked_with_its_placeholder() {
     let question = filled("POST", "https://api.openai.com/v1/responses");
@@ -290,7 +290,7 @@ fn a_new_provider_is_asked_with_its_placeholder() {
     assert_eq!((explanation.ending, explanation.remedies.len()), (Ending::Passes, 1));
 }
 
-/// Where the configuration lists what is captured, a port more is captured too.
+/// Where the configuration lists the captured ports, a new port is added to them.
 #[test]
 fn a_new_port_is_added_to_those_that_are_captured() {
     let text = CONFIG.replacen("[gateway]", "[gateway]\nports = [22, 80, 443]", 1);
@@ -325,7 +325,7 @@ fn asked(rule: &str, host: &str, path: &str, reason: &str, more: Value) -> Value
     record
 }
 
-/// Each refusal of the design's table that policy may allow, as the audit has it.
+/// Each refusal that policy may allow, in the audit's form.
 #[test]
 fn what_the_audit_holds_is_enough_to_find_the_remedy() {
     let none = json!({});

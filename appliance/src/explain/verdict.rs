@@ -1,4 +1,4 @@
-//! What the gateway says to a question, step by step.
+//! The gateway's decision on a question, step by step.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -15,10 +15,10 @@ use crate::{
     substitute::Denial,
 };
 
-/// Where on its way something is decided.
+/// The step at which something is decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Whose packets they are.
+    /// The agent that sends the packets.
     Agent,
     /// The look-up of the name.
     Name,
@@ -26,12 +26,12 @@ pub enum Step {
     Connection,
     /// The request.
     Request,
-    /// What comes after policy: the upstream, a secret, a limit.
+    /// The part after policy: the upstream, a secret, a limit.
     Later,
 }
 
 impl Step {
-    /// In a word.
+    /// Returns its word.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Agent => "agent",
@@ -43,39 +43,39 @@ impl Step {
     }
 }
 
-/// How far something gets.
+/// The decision on a question.
 #[derive(Debug)]
 pub struct Verdict {
-    /// How its connection is carried, where it is.
+    /// The way in which its connection is carried, if it is.
     pub route: Option<Route>,
-    /// Where and why it is refused, where it is.
+    /// The refusal, if there is one.
     pub refused: Option<Refused>,
 }
 
 /// A refusal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
-    /// Where.
+    /// The step.
     pub step: Step,
-    /// Why.
+    /// The reason.
     pub reason: Reason,
-    /// The placeholder that is not where it belongs.
+    /// The placeholder that is in a wrong place.
     pub placeholder: Option<Placeholder>,
-    /// Where the credential stands that is not good.
+    /// The place of the credential that is not good.
     pub credential: Option<String>,
-    /// How the connection is carried, where it is.
+    /// The way in which the connection is carried, if it is.
     pub route: Option<Route>,
 }
 
 impl Refused {
-    /// Whether it is the same refusal, by whatever rule.
+    /// Returns whether it is the same refusal, by whatever rule.
     pub(super) fn is_again(&self, other: &Self) -> bool {
         let told = |it: &Self| (it.step, it.reason, it.placeholder.clone(), it.credential.clone());
         told(self) == told(other)
     }
 }
 
-/// The group of whoever asks, as the gateway tells it.
+/// Returns the group of the agent, as the gateway identifies it.
 pub(super) fn group_of<'p>(policy: &'p Policy, who: &Who) -> Option<&'p Arc<Group>> {
     match who {
         Who::Group(name) => policy.groups.iter().find(|group| group.name == *name),
@@ -83,7 +83,7 @@ pub(super) fn group_of<'p>(policy: &'p Policy, who: &Who) -> Option<&'p Arc<Grou
     }
 }
 
-/// Decides, as the gateway would with this policy.
+/// Decides as the gateway would with this policy.
 pub fn judge(policy: &Policy, question: &Question) -> Verdict {
     let refused = |step, reason: Reason| Verdict {
         route: None,
@@ -141,7 +141,7 @@ fn request_denied(
     }
 }
 
-/// What was found out beyond policy, unless the permit says by now that it does not matter.
+/// Returns the recorded reason from after policy, unless the present permit makes it irrelevant.
 fn later(question: &Question, permit: &Permit) -> Option<Reason> {
     let listed = || {
         let prefixes = &permit.upstream().private_prefixes;

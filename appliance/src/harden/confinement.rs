@@ -1,9 +1,9 @@
-//! What the daemon may touch of the file system, and whom it may signal, once it is up: Landlock
-//! (`landlock(7)`). An attacker who takes the daemon over reads and writes in these folders and
-//! nowhere else, and starts no program.
+//! Limits the daemon, once it is up, to the files that it may touch and the processes that it may
+//! signal: Landlock (`landlock(7)`). An attacker who takes the daemon over reads and writes in
+//! these folders and nowhere else, and starts no program.
 //!
-//! The kernel holds each rule against a folder and everything below it. Folders, and not files: a
-//! file that is replaced by another one of its name is another file to the kernel.
+//! The kernel applies each rule to a folder and everything below it. Rules are for folders and not
+//! for files: a file that replaces another of its name is another file to the kernel.
 
 use std::{
     collections::BTreeSet,
@@ -17,55 +17,55 @@ use landlock::{
     RulesetStatus, Scope,
 };
 
-/// The folders that a process needs. Those that are not there are left out.
+/// The folders that a process needs. Folders that do not exist are left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reach {
     read: BTreeSet<PathBuf>,
     write: BTreeSet<PathBuf>,
 }
 
-/// The confinement of this process, which nothing takes away.
+/// The confinement of this process, which nothing can undo.
 #[derive(Debug)]
 pub struct Confinement {
     enforced: Enforced,
     reach: Reach,
-    /// The kernel knows a folder by its inode. In `/proc` that is another one when nobody has the
-    /// folder open and memory gets short.
+    /// The folders, kept open. The kernel knows a folder by its inode. In `/proc` a folder gets
+    /// another inode when nobody has it open and memory gets short.
     _held: Vec<PathFd>,
 }
 
-/// How much of it this kernel knows.
+/// The part of the confinement that this kernel enforces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Enforced {
     /// All.
     Fully,
-    /// All that is known to the kernel, which is older than this program.
+    /// All that the kernel knows, which is older than this program.
     Partly,
     /// Nothing: the kernel has no Landlock, or it is off.
     Not,
 }
 
 impl Reach {
-    /// Lets it read what is in a folder.
+    /// Lets the process read the files in a folder.
     pub fn read(&mut self, folder: impl Into<PathBuf>) {
         add(&mut self.read, folder.into());
     }
 
-    /// Lets it read the folder of a file.
+    /// Lets the process read the folder of a file.
     pub fn read_beside(&mut self, file: &Path) {
         self.read(folder_of(file));
-        // What a link leads to is held against the folder where it is.
+        // The kernel applies the rule to the folder that a link leads to.
         if let Ok(real) = fs::canonicalize(file) {
             self.read(folder_of(&real));
         }
     }
 
-    /// Lets it read, write, make and remove in a folder.
+    /// Lets the process read, write, make and remove in a folder.
     pub fn write(&mut self, folder: impl Into<PathBuf>) {
         add(&mut self.write, folder.into());
     }
 
-    /// The same in the folder of a file.
+    /// Lets the process do the same in the folder of a file.
     pub fn write_beside(&mut self, file: &Path) {
         self.write(folder_of(file));
         if let Ok(real) = fs::canonicalize(file) {
@@ -79,8 +79,8 @@ impl Reach {
 }
 
 impl Confinement {
-    /// Confines this process for as long as it lives. To be called before it starts any thread: the
-    /// kernel confines the thread that asks, and those that it starts.
+    /// Confines this process for as long as it lives. Must be called before any thread starts: the
+    /// kernel confines the calling thread and those that it starts.
     ///
     /// # Errors
     ///
@@ -96,12 +96,12 @@ impl Confinement {
         Ok(Self { enforced: Enforced::of(&status), reach, _held: held })
     }
 
-    /// How much of it this kernel enforces.
+    /// Returns how much of the confinement this kernel enforces.
     pub fn enforced(&self) -> Enforced {
         self.enforced
     }
 
-    /// Says what to do about an error at `path`, where it comes from the confinement.
+    /// Adds a remedy to an error at `path`, if the error comes from the confinement.
     pub fn explain(&self, path: &Path, error: io::Error) -> io::Error {
         let refused = error.kind() == io::ErrorKind::PermissionDenied;
         let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
@@ -126,7 +126,7 @@ impl Enforced {
         }
     }
 
-    /// The word for it.
+    /// Returns the word for it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Fully => "fully",
@@ -151,7 +151,7 @@ fn ruleset(reach: &Reach, held: &mut Vec<PathFd>) -> Result<RulesetCreated, Rule
     let read = reach.read.iter().map(|folder| (folder, read_access()));
     let write = reach.write.iter().map(|folder| (folder, read_access() | write_access()));
     for (folder, access) in read.chain(write) {
-        // What is not there now cannot be reached later.
+        // A folder that does not exist now cannot be reached later.
         let Ok(opened) = PathFd::new(folder) else { continue };
         ruleset = ruleset.add_rule(PathBeneath::new(&opened, access))?;
         held.push(opened);
@@ -163,7 +163,7 @@ fn read_access() -> BitFlags<AccessFs> {
     AccessFs::ReadFile | AccessFs::ReadDir
 }
 
-/// Files and sockets; no devices and no links out of a folder.
+/// The rights over files and sockets; none over devices, and none to link out of a folder.
 fn write_access() -> BitFlags<AccessFs> {
     AccessFs::WriteFile
         | AccessFs::Truncate
@@ -183,7 +183,8 @@ fn folder_of(file: &Path) -> PathBuf {
     }
 }
 
-/// What was known of Landlock when this was written; an older kernel enforces what it knows.
+/// The version of Landlock that this program knows; an older kernel enforces the part that it
+/// knows.
 const KNOWN: ABI = ABI::V7;
 
 #[cfg(test)]
@@ -192,7 +193,7 @@ mod tests {
 
     use super::*;
 
-    /// Landlock cannot be left, so it is entered by a process of its own: this test, run again.
+    /// Landlock cannot be left, so the test runs itself again as a process that enters it.
     #[test]
     fn a_refusal_by_landlock_says_what_to_do() {
         let folder = std::env::temp_dir().join(format!("cloakroom-reach-{}", std::process::id()));
@@ -214,7 +215,8 @@ mod tests {
             assert!(ran.status.success(), "{said}{}", String::from_utf8_lossy(&ran.stderr));
             return;
         };
-        // The harness has threads; what a fresh process does is shown on the built program.
+        // The harness has threads; a test of the built program shows the behaviour of a fresh
+        // process.
         let folder = PathBuf::from(given);
         let mut reach = Reach::default();
         reach.read_beside(&folder.join("in/file"));

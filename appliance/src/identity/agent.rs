@@ -1,21 +1,21 @@
-//! The identity of an agent, wherever agents share something.
+//! The identity of an agent, used wherever agents share something.
 
 use std::net::{IpAddr, Ipv6Addr};
 
 use crate::policy::{Group, GroupName, Mac};
 
 /// An agent: an IPv4 address or an IPv6 /64 of its group. Within a /64 it can take any address,
-/// unless it is bound to its network card: then each address is by itself.
+/// unless it is bound to its network card: then each address is an agent.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct AgentKey {
     group: GroupName,
     prefix: IpAddr,
-    /// The card, where the group binds its agents to theirs.
+    /// The card, if the group binds its agents to their cards.
     card: Option<Mac>,
 }
 
 impl AgentKey {
-    /// The agent of this group that has this address.
+    /// Returns the agent of this group that has this address.
     pub fn of(group: &Group, address: IpAddr) -> Self {
         if group.agents.is_empty() {
             return Self::new(&group.name, address);
@@ -24,7 +24,7 @@ impl AgentKey {
         Self { group: group.name.clone(), prefix: address, card: bound.map(|agent| agent.mac) }
     }
 
-    /// The agent that has this address, of a group that binds nobody.
+    /// Returns the agent that has this address, in a group that binds no agent to a card.
     pub fn new(group: &GroupName, address: IpAddr) -> Self {
         let prefix = match address {
             IpAddr::V4(_) => address,
@@ -33,22 +33,22 @@ impl AgentKey {
         Self { group: group.clone(), prefix, card: None }
     }
 
-    /// This address in place of the agent's, on its card where that is known.
+    /// Returns the key with this address instead, and the same card if that is known.
     pub fn at(&self, address: IpAddr) -> Self {
         Self { prefix: address, ..self.clone() }
     }
 
-    /// Its group.
+    /// Returns its group.
     pub fn group(&self) -> &GroupName {
         &self.group
     }
 
-    /// The first address of those that it may have.
+    /// Returns the first address that it may have.
     pub fn prefix(&self) -> IpAddr {
         self.prefix
     }
 
-    /// As the audit names the agent.
+    /// Returns its name in the audit.
     pub fn text(&self) -> String {
         match self.prefix {
             IpAddr::V6(v6) if v6.to_bits() << 64 == 0 => format!("{v6}/64"),

@@ -1,9 +1,9 @@
-//! Names of flows that tell nothing of one another.
+//! Ids of flows that reveal nothing of one another.
 //!
-//! A flow's name is told to its agent, in answers. A count would tell one group how many
+//! An agent learns the id of its flow from answers. A plain count would tell one group how many
 //! connections the others open, and let two groups that may not speak to each other signal by
-//! opening them. So a name is the count under a permutation whose key nobody is told: no two flows
-//! of a run share a name, and whoever knows some names can say nothing of the rest.
+//! opening them. So an id is the count under a permutation with a secret key: no two flows of a run
+//! share an id, and nobody can derive the others from known ids.
 
 use std::{
     fmt,
@@ -12,7 +12,7 @@ use std::{
 
 use aws_lc_rs::{error::Unspecified, hmac, rand::SystemRandom};
 
-/// Names one flow in the audit, in answers and in the log.
+/// The id of one flow in the audit, in answers and in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FlowId(pub u64);
 
@@ -22,7 +22,7 @@ impl fmt::Display for FlowId {
     }
 }
 
-/// Names the flows of one run.
+/// The source of the ids of one run.
 #[derive(Debug)]
 pub struct FlowIds {
     permutation: Permutation,
@@ -30,25 +30,25 @@ pub struct FlowIds {
 }
 
 impl FlowIds {
-    /// Under a key of its own.
+    /// Creates a source with a key of its own.
     ///
     /// # Errors
     ///
-    /// The system has no random bytes to give.
+    /// The system returned no random bytes.
     pub fn new() -> Result<Self, Unspecified> {
         Ok(Self { permutation: Permutation::new()?, count: AtomicU64::new(0) })
     }
 
-    /// A name that no other flow of this run has.
+    /// Returns an id that no other flow of this run has.
     pub fn next(&self) -> FlowId {
         FlowId(self.permutation.of(self.count.fetch_add(1, Relaxed)))
     }
 }
 
 /// A keyed permutation of all 64-bit numbers: a balanced Feistel network whose round function is
-/// HMAC-SHA-256. From six rounds on nobody without the key tells it from any other permutation
-/// before some 2^32 names are known (Patarin, "Security of random Feistel schemes with 5 or more
-/// rounds", 2004).
+/// HMAC-SHA-256. With six rounds or more, nobody without the key can tell it from any other
+/// permutation before some 2^32 ids are known (Patarin, "Security of random Feistel schemes with 5
+/// or more rounds", 2004).
 #[derive(Debug)]
 struct Permutation(hmac::Key);
 
@@ -85,7 +85,7 @@ mod tests {
 
     use super::*;
 
-    /// The number that has this name, which only the holder of the key can say.
+    /// Returns the number that has this id, which takes the key.
     fn undone(permutation: &Permutation, name: u64) -> u64 {
         let (left, right) = (0..ROUNDS).rev().fold(halves(name), |(left, right), round| {
             (right ^ permutation.round(round, left), left)
@@ -114,8 +114,8 @@ mod tests {
         assert!((0..100).all(|_| one.next() != other.next()));
     }
 
-    /// A group that sees its own names learns nothing of how many lie between two of them: bits of
-    /// neighbours, and of names far apart, differ like those of unrelated numbers.
+    /// A group that sees its own ids learns nothing of how many lie between two of them: the bits
+    /// of neighbours, and of ids far apart, differ like those of unrelated numbers.
     #[test]
     fn the_distance_of_two_flow_names_tells_nothing_of_others() {
         let permutation = Permutation::new().unwrap();

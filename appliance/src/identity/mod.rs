@@ -1,4 +1,4 @@
-//! The opener of a connection: its agent and group, where it came from and where it wanted to go.
+//! The identity of a connection: its agent and group, its source and the address that it dialled.
 
 mod agent;
 mod flow_id;
@@ -14,39 +14,40 @@ pub use self::{
 };
 use crate::policy::Group;
 
-/// The address and port that a connection came from, IPv4-mapped forms undone.
+/// The address and port that a connection came from; IPv4-mapped forms are undone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct AgentAddr(pub SocketAddr);
 
 impl AgentAddr {
-    /// The agent, whatever port it used.
+    /// Returns the agent's address, whatever port it used.
     pub fn ip(self) -> IpAddr {
         self.0.ip()
     }
 }
 
-/// The address and port that the agent dialled, IPv4-mapped forms undone. It is recorded and
-/// compared; nothing is connected to it unless a permit says that the gateway gave it to the agent.
+/// The address and port that the agent dialled; IPv4-mapped forms are undone. It is recorded and
+/// compared; the gateway connects to it only if a permit says that the gateway gave it to the
+/// agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Dialled(pub SocketAddr);
 
 /// One accepted connection whose group is known.
 #[derive(Debug, Clone)]
 pub struct Flow {
-    /// Its name.
+    /// Its id.
     pub id: FlowId,
-    /// Whose it is.
+    /// The group of its agent.
     pub group: Arc<Group>,
-    /// Where it came from.
+    /// Its source.
     pub agent: AgentAddr,
-    /// Where it wanted to go.
+    /// The address and port that the agent dialled.
     pub dialled: Dialled,
-    /// Where it got to, once it is there. All clones share it.
+    /// The upstream's address, once it is connected. All clones share it.
     pub reached: Arc<OnceLock<IpAddr>>,
 }
 
 impl Flow {
-    /// The agent, for what is counted or remembered by agent.
+    /// Returns the agent, for what is counted or remembered by agent.
     pub fn agent_key(&self) -> AgentKey {
         AgentKey::of(&self.group, self.agent.ip())
     }

@@ -1,5 +1,5 @@
-//! Bodies on their way through an exchange: counted, checked and masked. The gateway gathers only a
-//! body in which a place is.
+//! Bodies on their way through an exchange: counted, checked and masked. The gateway gathers a body
+//! only where a place is in it.
 
 use std::{
     pin::Pin,
@@ -28,15 +28,15 @@ use crate::{
 #[error("{0}")]
 pub(super) struct BodyError(&'static str);
 
-/// What the agent sends, on its way upstream.
+/// The agent's body, on its way upstream.
 pub(super) enum RequestBody {
     /// As it comes.
     Passing(Passing),
-    /// What has been read whole, counted and looked at.
+    /// A body that has been read whole, counted and examined.
     Whole(Full<Bytes>),
 }
 
-/// A body that goes on as it comes.
+/// A body that is sent on as it comes.
 pub(super) struct Passing {
     inner: Incoming,
     room: BodyRoom,
@@ -44,15 +44,15 @@ pub(super) struct Passing {
     trace: Arc<Trace>,
 }
 
-/// Room for data among what the agent's bodies may hold. Data that has none waits here, and the
-/// body is read no further.
+/// Room for data among the bytes that the agent's bodies may hold. Data without room waits here,
+/// and meanwhile the body is not read.
 struct BodyRoom {
     way: Way,
     taken: Arc<Taken>,
     waiting: Option<BoxFuture<'static, Bytes>>,
 }
 
-/// What the agent receives.
+/// The body that the agent receives.
 pub(super) enum ResponseBody {
     /// The gateway's own answer.
     Own(Full<Bytes>),
@@ -60,7 +60,7 @@ pub(super) enum ResponseBody {
     Upstream(Box<Scrubbed>),
 }
 
-/// The upstream's answer with every known secret masked, also those that came to be known since it
+/// The upstream's answer with every known secret masked, also those that became known after it
 /// began. The bytes that it keeps back, and for how long, do not depend on them.
 pub(super) struct Scrubbed {
     inner: Source,
@@ -77,7 +77,7 @@ pub(super) struct Scrubbed {
 }
 
 impl RequestBody {
-    /// The body of a request that is forwarded.
+    /// Makes the body of a request that is forwarded.
     pub(super) fn new(
         inner: Incoming,
         trailers: Arc<dyn TrailerRule + Send + Sync>,
@@ -87,7 +87,7 @@ impl RequestBody {
         Self::Passing(Passing { inner, room, trailers, trace })
     }
 
-    /// One that has been read.
+    /// Makes a body of bytes that have been read.
     pub(super) fn whole(bytes: Bytes) -> Self {
         Self::Whole(Full::new(bytes))
     }
@@ -162,7 +162,7 @@ impl BodyRoom {
         Self { way, taken: trace.taken(), waiting: None }
     }
 
-    /// Data that has waited, once there is room for it; `None` where none waits.
+    /// Returns waiting data once there is room for it; `None` where none waits.
     fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
         let Some(waiting) = &mut self.waiting else { return Poll::Ready(None) };
         let data = ready!(waiting.as_mut().poll(cx));
@@ -170,7 +170,7 @@ impl BodyRoom {
         Poll::Ready(Some(Frame::data(data)))
     }
 
-    /// Nothing may be waiting.
+    /// Takes a frame. No data may be waiting.
     fn poll_take(&mut self, frame: Frame<Bytes>, cx: &mut Context<'_>) -> Poll<Frame<Bytes>> {
         let data = match frame.into_data() {
             Ok(data) => data,
@@ -193,7 +193,7 @@ impl BodyRoom {
 }
 
 impl Scrubbed {
-    /// The body of a response whose head has been masked.
+    /// Makes the body of a response whose head has been masked.
     pub(super) fn new(
         inner: Source,
         masking: Masking,
@@ -221,7 +221,7 @@ impl Scrubbed {
         }
     }
 
-    /// Passes on what is in the window, and nothing behind it.
+    /// Limits the body to the bytes in the window.
     pub(super) fn within(self, window: Option<Window>) -> Self {
         Self { window, ..self }
     }
@@ -233,7 +233,8 @@ impl Scrubbed {
         }
     }
 
-    /// Lets the stream give bytes, and counts what it gave and what it saw.
+    /// Lets the stream give bytes, and counts those that it gave, the masked ones and the near
+    /// misses.
     fn give(&mut self, give: impl FnOnce(&mut MaskStream) -> Bytes) -> Result<Bytes, BodyError> {
         let before = (self.stream.masked(), self.stream.near_misses());
         let out = give(&mut self.stream);
@@ -274,7 +275,7 @@ impl Scrubbed {
         }
     }
 
-    /// What of a frame is in the window. Behind it nobody reads on.
+    /// Returns the part of a frame that is in the window. The body is not read beyond the window.
     fn in_window(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
         let Some(window) = &mut self.window else { return Some(frame) };
         let data = window.cut(frame.into_data().ok()?);
@@ -308,8 +309,8 @@ impl Scrubbed {
         Poll::Ready(self.end().transpose())
     }
 
-    /// What may be the end of a message must not wait for the next one: both sides could be waiting
-    /// for each other. After a pause it is given out.
+    /// Gives out kept-back bytes after a pause: they may be the end of a message, and both sides
+    /// could be waiting for each other.
     fn poll_release(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame<Bytes>, BodyError>> {
         let has_some = self.stream.can_release() || self.inner.has_rest();
         if !has_some || !self.inner.rests() {
@@ -325,7 +326,8 @@ impl Scrubbed {
         Poll::Ready(Ok(Frame::data(joined(pushed, released))))
     }
 
-    /// Once the upstream has no more: what was kept back, then the trailers, then nothing.
+    /// Ends the body once the upstream has no more: returns the bytes that were kept back, then the
+    /// trailers, then nothing.
     fn end(&mut self) -> Result<Option<Frame<Bytes>>, BodyError> {
         if self.ended {
             return Ok(None);
@@ -370,8 +372,8 @@ impl Scrubbed {
         })
     }
 
-    /// The last data of a body of known length. hyper asks for no more once it has written that
-    /// many bytes, so nothing may be left behind.
+    /// Returns the last data of a body of known length. hyper asks for no more once it has written
+    /// that many bytes, so nothing may be left behind.
     fn end_with(&mut self, out: Bytes) -> Result<Bytes, BodyError> {
         let rest = self.give(MaskStream::finish)?;
         self.drained = true;
@@ -414,7 +416,7 @@ impl Body for ResponseBody {
     }
 }
 
-/// How long the end of what came is kept back while nothing follows it: longer than an upstream
-/// that sends an answer in several flights takes from one to the next, and hardly noticed by a
-/// person. A chunk that ends a line or a message of gRPC never waits.
+/// The time for which the end of the received bytes is kept back while nothing follows it: longer
+/// than the pause between two flights of one answer, and hardly noticed by a person. A chunk that
+/// ends a line or a message of gRPC never waits.
 const RELEASE_AFTER: Duration = Duration::from_millis(250);

@@ -18,45 +18,45 @@ use crate::{
     tickets::Tickets,
 };
 
-/// What every exchange of one connection shares.
+/// The state that all exchanges of one connection share.
 pub(super) struct Connection {
     /// Its flow.
     pub flow: FlowId,
-    /// Whose it is.
+    /// The agent's group.
     pub group: Arc<Group>,
-    /// Where it came from.
+    /// The address of the agent.
     pub agent: AgentAddr,
     /// The one name and port that requests may be for.
     pub pinned: PinnedAuthority,
-    /// How it was permitted.
+    /// The rule that permitted it.
     pub route: Route,
-    /// What a request must look like.
+    /// The checks of each request.
     pub rules: RequestRules,
-    /// Where requests are counted.
+    /// The account against which requests are counted.
     pub taken: Arc<Taken>,
-    /// Where records go.
+    /// The sink of its records.
     pub audit: Sink,
-    /// Where values come from.
+    /// The store of the values.
     pub secrets: Arc<SecretStore>,
-    /// What agents hold for what APIs have minted.
+    /// The tickets that agents hold in the place of minted credentials.
     pub tickets: Arc<Tickets>,
     /// Compiled masks, shared between connections.
     pub masks: Arc<MaskCache>,
-    /// Compressed answers to its group.
+    /// The compressed answers to its group.
     pub(super) coded: Arc<Coded>,
-    /// Fields that a head may have, and the bytes of a list of them; HTTP/2 has no reader of ours
-    /// that counts them.
+    /// The most fields that a head may have, and the most bytes in a list of them: no reader of
+    /// ours counts them in HTTP/2.
     pub(super) head_fields: usize,
     pub(super) head_bytes: usize,
-    /// How long a body may take that is read whole.
+    /// The longest time for a body that is read whole.
     pub(super) head_time: Duration,
-    /// How long an upstream may say nothing to a request of which nothing moves.
+    /// The longest time for which an upstream may be silent about a request of which nothing moves.
     pub(super) idle_time: Duration,
     /// Exchanges under way.
     pub(super) exchanges: Arc<Exchanges>,
 }
 
-/// What is asked of a request, by how the connection was permitted.
+/// The checks of a request, by how the connection was permitted.
 pub(super) enum RequestRules {
     /// Placeholders become secrets.
     Substitute(Arc<SubstitutionRules>),
@@ -70,7 +70,7 @@ impl Connection {
         allows_websocket(&self.route)
     }
 
-    /// The path of a request as its record shows it.
+    /// Returns the path of a request as its record shows it.
     pub(super) fn shown_path<'a>(&self, uri: &'a Uri) -> Cow<'a, str> {
         match &self.rules {
             RequestRules::Substitute(rules) => rules.shown_path(uri.path()),
@@ -78,7 +78,7 @@ impl Connection {
         }
     }
 
-    /// Which fields an answer keeps, and which parts.
+    /// Returns the rules on the fields and the parts that an answer keeps.
     pub(super) fn response_rules(&self) -> ResponseRules {
         match &self.route {
             Route::Intercept(api) => api.response,
@@ -89,7 +89,7 @@ impl Connection {
     }
 }
 
-/// Whether a request that is permitted so may become a WebSocket.
+/// Whether a request on this route may become a WebSocket.
 pub(super) fn allows_websocket(route: &Route) -> bool {
     match route {
         Route::Intercept(api) => api.websocket,
@@ -99,7 +99,8 @@ pub(super) fn allows_websocket(route: &Route) -> bool {
 }
 
 impl RequestRules {
-    /// Whether the API's rules are in here; for a route that carries none there is nothing.
+    /// Takes the rules of the route's API; for a route without one, only method and path are
+    /// checked.
     pub(super) fn of(
         route: &Route,
         rules: impl FnOnce(&Arc<Api>) -> Arc<SubstitutionRules>,
@@ -110,7 +111,7 @@ impl RequestRules {
         }
     }
 
-    /// Whether the body of such a request is read whole.
+    /// Whether the body of this request is read whole.
     pub(super) fn reads_body(&self, head: &request::Parts) -> bool {
         match self {
             Self::Substitute(rules) => rules.reads_body(head),

@@ -1,4 +1,4 @@
-//! The body that comes from an upstream, decoded where it is compressed.
+//! The body of an upstream's answer, decoded where it is compressed.
 
 use std::{
     pin::Pin,
@@ -17,31 +17,31 @@ use crate::{
     scrub::{Accepted, Coding, Decoder, DecoderProgress, asked_codings},
 };
 
-/// How the answer to a request is read.
+/// The way in which the answer to a request is read.
 pub(super) enum Reading {
-    /// Nothing is masked at such a host, and it is passed on as it is.
+    /// The answer is passed on as it is: nothing is masked at such a host.
     Unread,
-    /// It is decoded, where it is compressed.
+    /// The answer is decoded, where it is compressed.
     Decoded(Places),
 }
 
-/// The places that a compressed answer may take.
+/// The slots that a compressed answer may take.
 #[derive(Default)]
 pub(super) struct Places {
     coded: Option<CodedPlace>,
     large: Option<LargeDecoder>,
 }
 
-/// Where places come from.
+/// The group's compressed answers and the agent's account, which the slots come from.
 type Limits<'a> = (&'a Arc<limits::Coded>, &'a Arc<Taken>);
 
-/// What an upstream sends.
+/// The body that an upstream sends.
 pub(super) enum Source {
-    /// As it is.
+    /// A body without compression.
     Plain(Incoming),
-    /// Compressed.
+    /// A compressed body.
     Coded(Box<CompressedBody>),
-    /// What was read whole, and looked at; with the place of what was compressed.
+    /// A body that was read whole and examined; with its slot where it was compressed.
     Whole(Option<Bytes>, Option<CodedPlace>),
 }
 
@@ -52,14 +52,14 @@ pub(super) struct CompressedBody {
     trailers: Option<HeaderMap>,
     drained: bool,
     ended: bool,
-    /// Pieces that were given since others had their turn.
+    /// The pieces that were given since other tasks had their turn.
     given: u32,
     place: CodedPlace,
     _large: Option<LargeDecoder>,
 }
 
 impl Reading {
-    /// What the API may be asked for.
+    /// Returns the codings that the API may be asked for.
     pub(super) fn accepted(&self) -> Accepted {
         match self {
             Self::Unread => Accepted::Identity,
@@ -67,7 +67,7 @@ impl Reading {
         }
     }
 
-    /// Whether the answer may be on its way, compressed.
+    /// Notes whether a compressed answer may be on its way.
     pub(super) fn on_its_way(&mut self, is: bool) {
         if let Self::Decoded(Places { coded: Some(place), .. }) = self {
             place.unseen(is);
@@ -76,7 +76,7 @@ impl Reading {
 }
 
 impl Places {
-    /// Takes those for what a request asks for, as far as there are any.
+    /// Takes the slots for the codings that a request asks for, as far as there are any.
     pub(super) fn of((all, taken): Limits<'_>, headers: &HeaderMap) -> Self {
         let asked = asked_codings(headers.get_all(ACCEPT_ENCODING).iter());
         let coded = (asked != Accepted::Identity).then(|| all.place()).flatten();
@@ -85,7 +85,7 @@ impl Places {
         Self { coded, large }
     }
 
-    /// What the API may be asked for.
+    /// Returns the codings that the API may be asked for.
     pub(super) fn accepted(&self) -> Accepted {
         match (&self.coded, &self.large) {
             (None, _) => Accepted::Identity,
@@ -94,7 +94,8 @@ impl Places {
         }
     }
 
-    /// The source of a body that is compressed. One that nobody asked for takes its places now.
+    /// Makes the source of a compressed body. A body that nobody asked to be compressed takes its
+    /// slots now.
     pub(super) fn decode(
         self,
         (all, taken): Limits<'_>,
@@ -138,8 +139,8 @@ impl Source {
         }
     }
 
-    /// Whether it is known that no frame follows. Of a compressed body it never is, so that what
-    /// belongs to its end comes by itself, whatever the upstream's last bytes came with.
+    /// Whether it is known that no frame follows. This is never known of a compressed body, so that
+    /// its end arrives as a frame of its own, whatever the upstream's last bytes came with.
     pub(super) fn is_end_stream(&self) -> bool {
         match self {
             Self::Plain(body) => body.is_end_stream(),
@@ -158,7 +159,7 @@ impl Source {
         }
     }
 
-    /// Whether the upstream may be waiting for an answer to all that came.
+    /// Whether the upstream may be waiting for an answer to all that has arrived.
     pub(super) fn rests(&self) -> bool {
         match self {
             Self::Plain(_) | Self::Whole(..) => true,
@@ -171,7 +172,8 @@ impl Source {
         matches!(self, Self::Coded(body) if body.decoder.has_rest())
     }
 
-    /// What came and was in no frame yet, where it [rests](Self::rests).
+    /// Returns the bytes that have arrived but were in no frame yet, where the body
+    /// [rests](Self::rests).
     pub(super) fn rest(&mut self) -> Bytes {
         match self {
             Self::Plain(_) | Self::Whole(..) => Bytes::new(),
@@ -179,14 +181,14 @@ impl Source {
         }
     }
 
-    /// All of it was seen.
+    /// Notes that the whole body was seen.
     pub(super) fn was_seen(&mut self) {
         if let Self::Coded(body) = self {
             body.place.unseen(false);
         }
     }
 
-    /// A secret was seen in it.
+    /// Notes that a secret was seen in the body.
     pub(super) fn holds_secret(&self) {
         match self {
             Self::Plain(_) | Self::Whole(_, None) => {}
@@ -195,7 +197,7 @@ impl Source {
         }
     }
 
-    /// All of it was read, and this is what it has become.
+    /// Replaces a body that was read whole by what it has become.
     pub(super) fn read_as(self, body: Bytes) -> Self {
         let place = match self {
             Self::Plain(_) => None,
@@ -220,7 +222,7 @@ impl CompressedBody {
                     return Poll::Ready(Some(Ok(Frame::data(piece))));
                 }
                 Ok(DecoderProgress::Busy) => {
-                    // Others have their turn.
+                    // Other tasks have their turn.
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
@@ -269,5 +271,5 @@ impl CompressedBody {
     }
 }
 
-/// Pieces that are given before others have their turn.
+/// Pieces that are given before other tasks have their turn.
 const PIECES_A_TURN: u32 = 32;

@@ -31,8 +31,8 @@ use crate::{
     refuse::{self, Dialect, Refusal},
 };
 
-/// Serves one request, whose exchange began when its head was read. Every failure is an answer, but
-/// for a request that the agent may send again.
+/// Serves one request, whose exchange began when its head was read. Every failure becomes an
+/// answer, except that of a request which the agent may send again.
 pub(super) async fn serve(
     connection: Arc<Connection>,
     sender: Arc<Sender>,
@@ -56,7 +56,8 @@ pub(super) async fn serve(
     Ok(sender.last(answer(reason, flow, dialect)))
 }
 
-/// Serves a connection on which nothing may be sent: every request gets the same answer.
+/// Serves a request on a connection where nothing may be sent upstream: every request gets the same
+/// answer.
 pub(super) fn serve_refusal(
     connection: &Arc<Connection>,
     request: &Request<Incoming>,
@@ -77,7 +78,7 @@ pub(super) fn serve_refusal(
     }
 }
 
-/// An answer of the gateway's own.
+/// Makes an answer of the gateway's own.
 fn answer(refusal: impl Into<Refusal>, flow: FlowId, dialect: Dialect) -> Response<ResponseBody> {
     refuse::answer(refusal, flow, dialect).map(|body| ResponseBody::Own(Full::new(body)))
 }
@@ -126,7 +127,7 @@ async fn forward(
         _ => return Err(Reason::InternalError.into()),
     };
     trace.with(|record| record.forwarded(&connection.route));
-    // Whoever gives up waiting here could have measured what was on its way.
+    // An agent that gives up waiting here could have measured the answer on its way.
     answering.reading.on_its_way(true);
     let response = send(sender, Request::from_parts(head, body), trace).await;
     answering.reading.on_its_way(false);

@@ -1,5 +1,5 @@
-//! What the strict reader and the exchanges of one connection tell each other: how many are under
-//! way, and whether the agent's bytes broke a rule.
+//! The shared state of a connection's strict reader and its exchanges: how many are under way, and
+//! whether the agent's bytes broke a rule.
 //!
 //! A broken rule belongs to exactly one request. Inside a body it ends that request; at a head it
 //! waits until the answers before it are out, so that a bad request cannot cost a good one its
@@ -30,12 +30,12 @@ pub(super) struct Exchanges {
     violation: OnceLock<Violation>,
 }
 
-/// The rule that the agent's bytes broke.
+/// A rule that the agent's bytes broke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Violation {
-    /// Which one.
+    /// The reason.
     pub(super) reason: Reason,
-    /// Whether a head was being read, so that no exchange stands for it.
+    /// Whether a head was being read, so that there is no exchange for it.
     pub(super) at_head: bool,
 }
 
@@ -50,7 +50,7 @@ impl Drop for ActiveExchange {
 }
 
 impl Exchanges {
-    /// One more is under way, until its turn is dropped.
+    /// Counts one more exchange as under way, until the returned value is dropped.
     pub(super) fn begin(self: &Arc<Self>) -> ActiveExchange {
         self.under_way.fetch_add(1, SeqCst);
         self.begun.fetch_add(1, Relaxed);
@@ -58,39 +58,40 @@ impl Exchanges {
         ActiveExchange(Arc::clone(self))
     }
 
-    /// How many have begun, those that have ended included.
+    /// Returns how many exchanges have begun, including those that have ended.
     pub(super) fn begun(&self) -> u64 {
         self.begun.load(Relaxed)
     }
 
-    /// A part of a message went by, of this many bytes.
+    /// Notes that a part of a message went by, of this many bytes.
     pub(super) fn moved(&self, bytes: u64) {
         self.moved.fetch_add(bytes, Relaxed);
     }
 
-    /// Grows with every head and every part of a body, and with nothing else that an agent sends.
+    /// Returns a number that grows with every head and every part of a body, and with nothing else
+    /// that an agent sends.
     pub(super) fn progress(&self) -> u64 {
         self.moved.load(Relaxed)
     }
 
-    /// Ready while none is under way.
+    /// Is ready while no exchange is under way.
     pub(super) fn poll_none(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.ended.register(cx.waker());
         if self.under_way.load(SeqCst) == 0 { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// Whether none is under way.
+    /// Whether no exchange is under way.
     pub(super) fn is_empty(&self) -> bool {
         self.under_way.load(SeqCst) == 0
     }
 
     /// Notes the first broken rule; later ones are its consequences.
     pub(super) fn break_rule(&self, violation: Violation) {
-        // An error only says that there is one already.
+        // An error means only that a rule was broken before.
         let _ = self.violation.set(violation);
     }
 
-    /// The broken rule, if any.
+    /// Returns the broken rule, if any.
     pub(super) fn violation(&self) -> Option<Violation> {
         self.violation.get().copied()
     }

@@ -59,7 +59,7 @@ pub(super) async fn serve(
     let service = service_fn({
         let connection = Arc::clone(&connection);
         move |request: Request<Incoming>| -> BoxFuture<'static, _> {
-            // Not in the future: it runs later, and the reader must know of it at once.
+            // This is outside the future, which runs later: the reader must know of it at once.
             let active = connection.exchanges.begin();
             Box::pin(exchange::serve(Arc::clone(&connection), Arc::clone(&sender), request, active))
         }
@@ -76,7 +76,7 @@ pub(super) async fn serve(
             Pin::new(&mut agent).graceful_shutdown();
         }
         if poll_left(&mut upstream, &mut left, &switch, cx) {
-            // Nothing can be sent any more. hyper finishes the answer under way, then closes.
+            // No more requests can be sent. hyper finishes the answer under way, then closes.
             Pin::new(&mut agent).graceful_shutdown();
         }
         match agent.poll_without_shutdown(cx) {
@@ -96,21 +96,21 @@ pub(super) async fn serve(
     let left = left.or_else(|| upstream.map(left_of));
     if let (Ended::Closed, Some(begun), Some(upstream)) = (ended, switch.take(), left) {
         let (agent, held) = guard.into_parts();
-        // Frames that came before the answer, if they are any.
+        // Frames that the agent sent before the answer, if there are any.
         let early = [parts.read_buf, held.freeze()].concat().into();
         let ends = WebSocketEnds { agent: (agent, early), upstream, reset };
         let (ended, cut) = Box::pin(websocket::carry(ends, begun, idle_timer)).await;
         record.ended(ended.as_str());
         return cut.into_iter().for_each(|reason| record.cut(reason));
     }
-    // What stands behind a handshake is no request, so that nothing answers it.
+    // Bytes behind a handshake are no request, so nothing answers them.
     let violation = connection.exchanges.violation().filter(|_| !switch.is_asked());
     let heard = Box::pin(finish(&connection, guard, (ended, violation), limits, record)).await;
     reset.store(matches!(ended, Ended::Idle) && !heard, Relaxed);
 }
 
-/// Says why a stream was ended where nobody is in the middle of an answer, and closes it. Whether
-/// the agent heard it.
+/// Tells the agent why the stream was ended, unless an answer is under way, and closes the stream.
+/// Returns whether the agent heard it.
 async fn finish(
     connection: &Arc<Connection>,
     guard: Guard<AgentTls>,
@@ -137,8 +137,8 @@ async fn finish(
     matches!(timeout(limits.head_time.min(LAST_WORD_TIME), last_word).await, Ok(Ok(())))
 }
 
-/// Reads on for a while: a socket that is closed with bytes unread is reset, and an agent that is
-/// in the middle of a large body would lose the answer that it was just given.
+/// Reads on for a while: closing a socket with unread bytes resets it, and an agent in the middle
+/// of a large body would lose the answer that it was just given.
 async fn linger(agent: &mut AgentTls) -> std::io::Result<()> {
     let mut sink = [0; 4096];
     let mut left = LINGER_BYTES;
@@ -151,8 +151,8 @@ async fn linger(agent: &mut AgentTls) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Closing a socket with unread bytes resets it, and an answer that is still on its way would be
-/// lost with it: what the agent goes on sending is read for a while and thrown away.
+/// Reads on for a while and throws the bytes away: closing a socket with unread bytes resets it,
+/// and an answer on its way would be lost.
 async fn drain(agent: &mut AgentTls) -> std::io::Result<()> {
     let mut sink = [0; 1024];
     let until = Instant::now() + DRAIN_TIME;
@@ -193,15 +193,15 @@ pub(super) async fn serve_refusal(
     finish(&connection, guard, (ended, violation), limits, record).await;
 }
 
-/// An HTTP/1.1 connection.
+/// The upstream's side of an HTTP/1.1 connection.
 type Upstream = client::http1::Connection<TokioIo<UpstreamTls>, RequestBody>;
 
-/// What is left of an HTTP/1.1 connection that became something else.
+/// The stream and the unparsed bytes of an HTTP/1.1 connection that became something else.
 type LeftStream = (UpstreamTls, Bytes);
 
-/// True once, when the upstream connection takes no more requests. Once a handshake went out the
-/// connection's end may be a beginning: the stream is kept for it, and the agent's side ends by its
-/// answer.
+/// Returns true once, when the upstream connection takes no more requests. Once a handshake went
+/// out, the end of the HTTP connection may be the beginning of a WebSocket: the stream is kept for
+/// it, and the answer ends the agent's side.
 fn poll_left(
     upstream: &mut Option<Upstream>,
     left: &mut Option<LeftStream>,
@@ -226,16 +226,16 @@ fn left_of(upstream: Upstream) -> LeftStream {
     (parts.io.into_inner(), parts.read_buf)
 }
 
-/// What hyper refuses of HTTP/1 although the guard has let it through. There is no such head that
-/// we know of; this one would have its record.
+/// The violation of a head that hyper refuses although the guard has let it through. No such head
+/// is known to us; if there is one, it has a record.
 const MALFORMED_HEAD: Violation = Violation { reason: Reason::HttpMalformed, at_head: true };
 /// Time for a refused agent to take its answer.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
-/// Reads of 1 KiB that it gets meanwhile.
+/// Reads of 1 KiB while it does.
 const DRAIN_READS: usize = 256;
-/// Bytes of an unwanted body that are read while it does.
+/// Bytes of an unwanted body that are read while it takes its answer.
 const LINGER_BYTES: usize = 16 * 1024 * 1024;
 /// Bytes that hyper may hold of an HTTP/1.1 connection's requests beyond one head.
 const REQUEST_BUFFER: usize = 16 * 1024;
-/// Bytes that it may hold of the responses: the longest head and a read.
+/// Bytes that hyper may hold of the responses: the longest head and a read.
 const RESPONSE_BUFFER: usize = 320 * 1024;

@@ -100,7 +100,7 @@ pub(super) async fn serve(
         }
         let polled = poll_by_heads(agent.as_mut(), (&connection, &heads), cx);
         tasks.poll(cx);
-        // Everything that may write has had its turn.
+        // Everything that may write has now had its turn.
         to_upstream.poll(cx);
         to_agent.poll(cx);
         match (polled, &mut last_word) {
@@ -122,8 +122,8 @@ pub(super) async fn serve(
     }
 }
 
-/// Gives the library its turn, one head after the other. A head that it refuses by itself has its
-/// record all the same; where it ends the connection over one, that broke a rule.
+/// Polls the library, one head after the other. A head that the library refuses by itself has its
+/// record all the same; where the library ends the connection over a head, that head broke a rule.
 fn poll_by_heads<F>(
     mut agent: Pin<&mut F>,
     (connection, heads): (&Arc<Connection>, &Heads),
@@ -157,8 +157,8 @@ where
     }
 }
 
-/// Why the library ended an HTTP/2 connection, over a head or not; nothing where it was the agent
-/// that left.
+/// Returns why the library ended an HTTP/2 connection, over a head or not; `None` where the agent
+/// left.
 fn refused_by_library(error: &hyper::Error, head: bool) -> Option<Reason> {
     let error = error.source()?.downcast_ref::<h2::Error>()?;
     let refused = error.is_go_away() && error.is_library();
@@ -169,8 +169,9 @@ fn refused_by_library(error: &hyper::Error, head: bool) -> Option<Reason> {
     })
 }
 
-/// True once, when the upstream connection takes no more requests. It is dropped then: done but
-/// alive it would keep the queue of requests open, and the next one would wait in it for ever.
+/// Returns true once, when the upstream connection takes no more requests. The connection is
+/// dropped then: kept, it would leave the queue of requests open, and the next request would wait
+/// in it for ever.
 fn poll_ended<F: Future>(mut upstream: Pin<&mut Option<F>>, cx: &mut Context<'_>) -> bool {
     let ended = upstream.as_mut().as_pin_mut().is_some_and(|open| open.poll(cx).is_ready());
     if ended {
@@ -179,8 +180,8 @@ fn poll_ended<F: Future>(mut upstream: Pin<&mut Option<F>>, cx: &mut Context<'_>
     ended
 }
 
-/// Records why a connection was ended, and says it to the agent: the library says less, or nothing.
-/// Whether the agent was told.
+/// Records why a connection was ended, and tells the agent, because the library says less, or
+/// nothing. Returns whether the agent was told.
 async fn finish(
     connection: &Arc<Connection>,
     Violation { reason, at_head }: Violation,
@@ -221,19 +222,19 @@ pub(super) async fn serve_refusal(
     .await;
 }
 
-/// What an HTTP/2 connection may hold on each of its sides.
+/// The bytes that an HTTP/2 connection may hold on each of its sides.
 struct Bounds {
     /// Bytes that one stream may send ahead of its reader.
     stream: u32,
     /// Bytes that all streams of a connection may send ahead.
     connection: u32,
-    /// Bytes of one stream that wait for a peer who opens its window and does not read.
+    /// Bytes of one stream that wait for a peer which opens its window and does not read.
     send_buffer: usize,
 }
 
 impl Bounds {
-    /// The small ones are what HTTP/2 begins with, and it knows no smaller ones for a connection
-    /// (RFC 9113, section 6.9.2).
+    /// Returns the bounds for the large or the small windows. The small ones are HTTP/2's initial
+    /// ones, and HTTP/2 knows no smaller window for a connection (RFC 9113, section 6.9.2).
     const fn of(windows: &H2Windows) -> Self {
         if windows.large {
             Self { stream: 256 * 1024, connection: 1024 * 1024, send_buffer: 128 * 1024 }
@@ -247,5 +248,5 @@ fn header_list_bytes(limits: &Limits) -> u32 {
     u32::try_from(limits.head_bytes).unwrap_or(u32::MAX)
 }
 
-/// Bytes of an HTTP/2 head beyond `head_bytes` that the library takes, so that the answer is ours.
+/// Bytes of an HTTP/2 head beyond `head_bytes` that the library takes, so that the refusal is ours.
 const BEYOND_THE_LIMIT: u32 = 16 * 1024;

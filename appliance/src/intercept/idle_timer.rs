@@ -1,7 +1,7 @@
-//! The two ends of an intercepted connection from outside: the drain, and idleness.
+//! Ends an intercepted connection from outside, for a drain or for idleness.
 //!
-//! What counts as a sign of life is the caller's: every byte where each belongs to a message, and
-//! only what belongs to one where an agent could send other things for ever.
+//! The caller says what counts as progress: every byte where each belongs to a message, and only
+//! the bytes of messages where an agent could send other things for ever.
 
 use std::{
     pin::Pin,
@@ -16,19 +16,19 @@ use crate::{
     policy::Limits,
 };
 
-/// How a connection ended.
+/// The way in which a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
     /// Both sides were done.
     Closed,
-    /// One of them left, or broke the protocol.
+    /// One side left, or broke the protocol.
     Broken,
     /// Nothing moved.
     Idle,
 }
 
 impl Ended {
-    /// The word that the audit uses.
+    /// Returns the word that the audit uses.
     pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Closed => "closed",
@@ -49,7 +49,8 @@ pub(super) struct IdleTimer {
 }
 
 impl IdleTimer {
-    /// `progress` grows with what keeps a connection alive.
+    /// Makes a timer. The number that `progress` returns grows with all that keeps a connection
+    /// alive.
     pub(super) fn new(
         limits: &Limits,
         mut phases: Phases,
@@ -66,7 +67,7 @@ impl IdleTimer {
         }
     }
 
-    /// True once, when the drain begins.
+    /// Returns true once, when the drain begins.
     pub(super) fn poll_drain(&mut self, cx: &mut Context<'_>) -> bool {
         if self.draining || self.drain.as_mut().poll(cx).is_pending() {
             return false;
@@ -75,8 +76,8 @@ impl IdleTimer {
         true
     }
 
-    /// Ready when nothing moved for the idle time. Looks once in each idle time, so a silent
-    /// connection lives at most twice as long.
+    /// Is ready when nothing moved for the idle time. The timer looks once in each idle time, so a
+    /// silent connection lives at most twice as long.
     pub(super) fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
         while self.timer.as_mut().poll(cx).is_ready() {
             let now = (self.progress)();

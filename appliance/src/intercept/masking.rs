@@ -1,4 +1,4 @@
-//! The masks of one exchange, which go with the values as they change.
+//! The masks of one exchange, which are replaced as the values change.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ pub(super) struct Masking {
 }
 
 impl Masking {
-    /// Masks for the values of an API's host in a snapshot.
+    /// Returns the masks for the values that a snapshot holds for the API's host.
     pub(super) fn of(connection: &Connection, snapshot: &SecretSnapshot) -> Self {
         let whose = (&connection.group.name, &connection.pinned.host);
         let values = (snapshot, &*connection.tickets);
@@ -20,12 +20,12 @@ impl Masking {
         Self { masks, generations }
     }
 
-    /// Masks nothing.
+    /// Returns masks that mask nothing.
     pub(super) fn none(connection: &Connection) -> Self {
         Self { masks: connection.masks.none(), generations: (0, 0) }
     }
 
-    /// Others, where values have changed since these were made. Cheap where they have not.
+    /// Returns other masks where values have changed since these were made. The check is cheap.
     pub(super) fn newer(&self, connection: &Connection) -> Option<Self> {
         let Route::Intercept(_) = &connection.route else { return None };
         let now = (connection.secrets.generation(), connection.tickets.generation());

@@ -1,6 +1,6 @@
 //! The checks that make a request unambiguous, beyond what the HTTP library already demands.
 //!
-//! Pure. Errs to refusal: a text that two readers could take for two different things is refused.
+//! Pure. Errs to refusal: a text that two readers could understand differently is refused.
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Uri, Version,
@@ -31,7 +31,7 @@ pub(super) fn check_size(head: &request::Parts, fields: usize, bytes: usize) -> 
     if head.headers.len() > fields || too_long() { Err(Reason::HeaderLimit) } else { Ok(()) }
 }
 
-/// The size of the list without its pseudo-fields' names.
+/// Returns the size of the list without the names of its pseudo-fields.
 fn list_bytes(head: &request::Parts) -> usize {
     let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
     let fields = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len());
@@ -41,7 +41,7 @@ fn list_bytes(head: &request::Parts) -> usize {
 /// Bytes that RFC 9113 counts for a field beside its name and value.
 const FIELD_OVERHEAD: usize = 32;
 
-/// Refuses a request that is not plainly one for `pinned`. Gives the handshake of a WebSocket,
+/// Refuses a request that is not plainly one for `pinned`. Returns the handshake of a WebSocket,
 /// where the request is one and the rule allows it.
 pub(super) fn check(
     head: &request::Parts,
@@ -61,8 +61,8 @@ pub(super) fn check(
     Ok(asked)
 }
 
-/// HTTP/1: exactly one Host, origin-form. HTTP/2: an `:authority`, `https`, and a Host that says
-/// the same where there is one (RFC 9113, section 8.3.1).
+/// Checks the authority. HTTP/1 has exactly one Host and the origin-form; HTTP/2 has an
+/// `:authority`, the scheme `https`, and no Host that differs (RFC 9113, section 8.3.1).
 fn check_authority(head: &request::Parts, pinned: &PinnedAuthority) -> Result<(), Reason> {
     let mut hosts = head.headers.get_all(HOST).iter();
     let host = hosts.next();
@@ -94,7 +94,7 @@ fn check_authority(head: &request::Parts, pinned: &PinnedAuthority) -> Result<()
     Ok(())
 }
 
-/// The guard has checked the framing of HTTP/1 on the wire; this is what remains visible here.
+/// Checks the framing that is still visible here; the guard has checked that of HTTP/1 on the wire.
 fn check_framing(head: &request::Parts) -> Result<(), Reason> {
     let headers = &head.headers;
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
@@ -117,8 +117,8 @@ fn check_framing(head: &request::Parts) -> Result<(), Reason> {
     Ok(())
 }
 
-/// Bytes that a log, a path rule and an origin could read differently. A fragment never is on the
-/// wire (RFC 9112, section 3.2.1).
+/// Refuses bytes that a log, a path rule and an origin could read differently. A fragment is never
+/// on the wire (RFC 9112, section 3.2.1).
 fn check_path(uri: &Uri) -> Result<(), Reason> {
     let plain = |path: &PathAndQuery| {
         path.as_str().bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#')
@@ -130,8 +130,8 @@ fn check_path(uri: &Uri) -> Result<(), Reason> {
     }
 }
 
-/// Makes the head one that the gateway sends in its own name: hop-by-hop fields out, the target in
-/// the form of the version, no trace of a proxy.
+/// Makes the head one that the gateway sends in its own name: without hop-by-hop fields, with the
+/// target in the form of the version, with no trace of a proxy.
 pub(super) fn address(head: &mut request::Parts, pinned: &PinnedAuthority) -> Result<(), Reason> {
     let trailers = head.headers.get_all(TE).iter().any(|value| value.as_bytes() == b"trailers");
     remove_hop_by_hop(&mut head.headers);
@@ -159,8 +159,8 @@ pub(super) fn address(head: &mut request::Parts, pinned: &PinnedAuthority) -> Re
     Ok(())
 }
 
-/// Refuses a response whose bytes a transfer coding hides. Only `chunked` is undone on the way: of
-/// `gzip, chunked` the library takes the last, and what is left would pass the masks unread.
+/// Refuses a response whose bytes a transfer coding hides. Only `chunked` is undone on the way: the
+/// library undoes the last of `gzip, chunked`, and the rest would pass the masks unread.
 ///
 /// # Errors
 ///
@@ -184,7 +184,8 @@ pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     headers.remove(PROXY_AUTHENTICATE);
 }
 
-/// The field names and options of every Connection field; an error where one is no token.
+/// Returns the field names and options of every Connection field, with an error for each that is no
+/// token.
 fn connection_names(headers: &HeaderMap) -> impl Iterator<Item = Result<HeaderName, Reason>> {
     let listed =
         headers.get_all(CONNECTION).iter().flat_map(|value| value.as_bytes().split(|&b| b == b','));
@@ -195,14 +196,14 @@ const CLOSE: HeaderName = HeaderName::from_static("close");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// What a Connection field may name. Anything else could strip a field that matters
+/// The names that a Connection field may hold. Any other could strip a field that matters
 /// (`Connection: authorization`), so it is refused.
 static HOP_BY_HOP: [HeaderName; 8] =
     [CLOSE, KEEP_ALIVE, CONNECTION, PROXY_CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
 
-/// Whether a server that cannot tell `_` from `-` would take a field for one that frames the
-/// message, and give it a second length, or for one of a WebSocket's handshake, whose offers may
-/// hold a credential.
+/// Whether a server that cannot tell `_` from `-` would take this field for one that frames the
+/// message, which would have a second length, or for one of a WebSocket's handshake, whose offers
+/// may hold a credential.
 fn is_misspelt(name: &HeaderName) -> bool {
     let exact = [
         CONTENT_LENGTH,

@@ -1,7 +1,8 @@
 //! Answers that may hold a credential which the API has minted. Such an answer is read whole before
-//! anything of it is passed on, and tickets stand in it where credentials were.
+//! anything of it is passed on, and tickets take the place of the credentials.
 //!
-//! Errs to refusal: what is too large, breaks off, takes too long or cannot be read is no answer.
+//! Errs to refusal: an answer that is too large, breaks off, takes too long or cannot be read is
+//! refused.
 
 use std::{future::poll_fn, sync::Arc, time::Instant};
 
@@ -28,7 +29,7 @@ use crate::{
     tickets::NoTicket,
 };
 
-/// What the answer to one request may hold.
+/// The credentials that the answer to one request may hold.
 pub(super) struct Minting {
     mints: Vec<Arc<Mint>>,
     path: String,
@@ -36,12 +37,12 @@ pub(super) struct Minting {
 }
 
 impl Minting {
-    /// What the answer to this request may hold. Then it is asked for as a whole: an answer from
-    /// before may hold a credential, or tell of one.
+    /// Returns the credentials that the answer to this request may hold, if any. Such an answer is
+    /// asked for whole and unconditionally: an earlier one may hold a credential, or tell of one.
     ///
     /// # Errors
     ///
-    /// Where some server answers for another path than that of the request, and `rate_limit`.
+    /// Where some server would answer for another path than the request's, and `rate_limit`.
     pub(super) fn of(
         rules: &SubstitutionRules,
         head: &mut request::Parts,
@@ -57,7 +58,7 @@ impl Minting {
         if !taken.may_mint(Instant::now()) {
             return Err(Reason::RateLimit);
         }
-        // Of a method that changes something, conditions say whether it may.
+        // In a request that changes something, conditions decide whether it may.
         let is_safe = head.method.is_safe();
         CONDITIONS.iter().filter(|_| is_safe).for_each(|name| drop(head.headers.remove(name)));
         PARTS.iter().for_each(|name| drop(head.headers.remove(name)));
@@ -65,11 +66,11 @@ impl Minting {
         Ok(Some(Self { mints, path, is_head }))
     }
 
-    /// Reads the answer, and gives one with tickets in it.
+    /// Reads the answer, and returns one with tickets in it.
     ///
     /// # Errors
     ///
-    /// `response_unscannable`, `ticket_limit`, and what a body breaks off for.
+    /// `response_unscannable`, `ticket_limit`, and the reason for which a body breaks off.
     pub(super) async fn rewrite(
         &self,
         mut source: Source,
@@ -87,8 +88,8 @@ impl Minting {
         let (found, minted) = find_minted(self.mints.iter(), &self.path, answer)?;
         let agent = AgentKey::of(&connection.group, connection.agent.ip()).prefix();
         let group = &connection.group.name;
-        // An API that answers with the credential that it was asked with mints nothing: a ticket
-        // for it would be good beyond the limits of its binding.
+        // An API that answers with the credential of the request mints nothing: a ticket for that
+        // would be good beyond the limits of its binding.
         let values = (&*connection.secrets.snapshot(), &*connection.tickets);
         let bound = connection.masks.of_bindings((group, &connection.pinned.host), values);
         if !minted.is_empty() {
@@ -109,8 +110,8 @@ impl Minting {
         Ok(source.read_as(held(body, room)))
     }
 
-    /// The head of what the body has become. The head of the original could tell of a
-    /// credential, its length first of all.
+    /// Fits the head to the rewritten body. The original head could tell of a credential, first of
+    /// all by its length.
     fn frame(&self, head: &mut response::Parts, body: &Bytes) {
         decoded_head(&mut head.headers);
         head.headers.remove(ETAG);
@@ -123,10 +124,10 @@ impl Minting {
     }
 }
 
-/// What an answer from before would be asked for by.
+/// The fields that ask for an answer only if it differs from an earlier one.
 static CONDITIONS: [HeaderName; 4] =
     [IF_MATCH, IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE];
-/// What a part of an answer would be asked for by.
+/// The fields that ask for a part of an answer.
 static PARTS: [HeaderName; 2] = [IF_RANGE, RANGE];
 
 /// Reads a body within the bound on its size. Trailers are left out: a body of a known length has
@@ -141,7 +142,7 @@ async fn read(
         return Err(Reason::ResponseUnscannable);
     }
     let room = taken.room(Way::Back, most).await;
-    // Sized before it is filled, so that no copy is left behind by growth.
+    // The buffer has its size from the start: growth would leave copies behind.
     let mut all = Zeroizing::new(Vec::with_capacity(most));
     while let Some(frame) = poll_fn(|cx| source.poll_frame(cx)).await {
         let Ok(data) = frame?.into_data() else { continue };

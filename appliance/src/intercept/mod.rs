@@ -74,14 +74,14 @@ use crate::{
     tls::{ClientSettings, Protocol, TlsFailure, Unverified},
 };
 
-/// What interception needs of the daemon.
+/// The parts of the daemon that interception needs.
 #[derive(Clone)]
 pub struct Services {
-    /// Where records go.
+    /// The sink of records.
     pub audit: Sink,
-    /// Where values come from.
+    /// The store of values.
     pub secrets: Arc<SecretStore>,
-    /// What agents hold for what APIs have minted.
+    /// The tickets that agents hold in the place of minted credentials.
     pub tickets: Arc<Tickets>,
     /// The gateway's own resolution of names.
     pub resolver: Resolver,
@@ -89,29 +89,29 @@ pub struct Services {
 
 /// One connection to intercept or inspect.
 pub struct Interception<'a> {
-    /// The policy it was decided under.
+    /// The policy that it was decided under.
     pub policy_snapshot: &'a PolicySnapshot,
-    /// Whose it is.
+    /// Its flow.
     pub flow: &'a Flow,
-    /// Where its requests are counted.
+    /// The agent's share, against which its requests are counted.
     pub share: &'a AgentShare,
-    /// What it may become.
+    /// The permit to dial its upstream.
     pub permit: Permit,
-    /// What its first bytes said.
+    /// Its ClientHello.
     pub hello: &'a Hello,
-    /// What is shown to the agent.
+    /// The certificate that the agent is shown.
     pub leaf: Arc<CertifiedKey>,
 }
 
-/// The leaf to show to an agent that has this permit. Without it a TLS alert is all that can be
-/// said to the agent.
+/// Returns the leaf to show to an agent that has this permit. Without a leaf the agent can only be
+/// sent a TLS alert.
 ///
 /// # Errors
 ///
 /// There is no issuing CA for the host now; the record gets the cause. The reason is that of a
-/// missing secret, because the CA's key is one: held for a time by grace of Vault, and missing for
-/// the same causes. Or the agent has asked for too many new leaves, or no leaf can be made, which
-/// is a fault of the gateway's own.
+/// missing secret, because the CA's key is one: it is held only while Vault allows it, and is
+/// missing for the same causes. Or the agent has asked for too many new leaves, or no leaf can be
+/// made, which is a fault of the gateway's own.
 pub fn leaf(
     policy_snapshot: &PolicySnapshot,
     share: &AgentShare,
@@ -160,7 +160,7 @@ pub async fn run(
     let agent = match agent {
         Ok(Ok(agent)) => agent,
         Ok(Err(error)) => return agent_failed(&error, record),
-        // It never finished.
+        // The agent never finished its handshake.
         Err(_) => return record.agent_tls_failed(),
     };
     let connection = Arc::new(interception.connection(services));
@@ -193,11 +193,11 @@ async fn refuse(
             h1::serve_refusal(connection, agent, refusal, limits, record).await;
         }
     };
-    // Whether the agent stayed to hear it changes nothing.
+    // The result does not depend on whether the agent stayed to hear it.
     let _ = timeout(limits.head_time, served).await;
 }
 
-/// The agent does not take the leaf, or went away; its alert says which.
+/// Records that the agent did not take the leaf, or went away; its alert says which.
 fn agent_failed(error: &io::Error, record: &mut Record) {
     record.agent_tls_failed();
     if let Some(alert) = TlsFailure::of(error).and_then(|failure| failure.alert) {
@@ -234,7 +234,7 @@ impl Interception<'_> {
         timeout(time_limit, handshake).await.unwrap_or(Err(Reason::UpstreamUnreachable.into()))
     }
 
-    /// Notes why there is no upstream, and gives what the agent is told.
+    /// Notes why there is no upstream, and returns the refusal that the agent is told.
     fn refusal(&self, Unverified { reason, failure }: Unverified, record: &mut Record) -> Refusal {
         record.refused(reason);
         if let Some(TlsFailure { cause, alert }) = failure {
@@ -245,7 +245,8 @@ impl Interception<'_> {
         Refusal { reason, cause: failure.map(|failure| failure.cause) }
     }
 
-    /// Agents decide how often this happens, and must not fill the log: the audit has each case.
+    /// Logs a failure now and then. Agents decide how often it happens, and must not fill the log:
+    /// the audit has each case.
     fn warn(&self, cause: TlsCause, alert: Option<&str>) {
         static SELDOM: Seldom = Seldom::new();
         if SELDOM.is_due(SystemTime::now()) {

@@ -1,8 +1,8 @@
-//! Fields by which some origins replace the method, the path or the host of the request line, in
-//! whatever spelling they read them, and names in the query that do the same.
+//! Fields that make some origins replace the method, the path or the host of the request line, in
+//! any spelling that they read, and names in the query that do the same.
 //!
 //! Errs to refusal: an override passes only where it says what the rules allow anyway. Bodies are
-//! not searched, so an origin that takes `_method` from a form has to be limited by paths.
+//! not searched, so paths have to limit an origin that takes `_method` from a form.
 
 use http::{
     HeaderMap, HeaderName, Method,
@@ -16,8 +16,8 @@ use crate::{
     reason::Reason,
 };
 
-/// Refuses a field that names another host than the pinned authority, to an origin that routes by
-/// it.
+/// Refuses a field that names another host than the pinned authority to an origin which routes by
+/// such a field.
 ///
 /// # Errors
 ///
@@ -32,8 +32,8 @@ pub(super) fn check_host(headers: &HeaderMap, pinned: &PinnedAuthority) -> Resul
     if headers.iter().any(elsewhere) { Err(Reason::HostMismatch) } else { Ok(()) }
 }
 
-/// Refuses what replaces the method by one that is not listed, or the path where there is a rule on
-/// it. `None` where any method may be used.
+/// Refuses fields and names that replace the method by one that is not listed, or the path where
+/// there is a rule on it. `methods` is `None` where any method may be used.
 ///
 /// # Errors
 ///
@@ -46,7 +46,7 @@ pub(super) fn check(
     let listed = |method: &[u8]| {
         methods.is_none_or(|list| list.iter().any(|one| one.as_str().as_bytes() == method))
     };
-    // Under a name that may mean something else, what is no method replaces none.
+    // Under a name that may mean something else, a value that is no method replaces none.
     let may_be_listed = |value: &[u8]| {
         let value = value.trim_ascii().to_ascii_uppercase();
         listed(&value) || !is_method(&value)
@@ -71,7 +71,7 @@ pub(super) fn check(
     if denied { Err(Reason::MethodDenied) } else { Ok(()) }
 }
 
-/// Refuses what replaces the path, where the answer is looked at by it.
+/// Refuses fields that replace the path, where the path decides how the answer is read.
 ///
 /// # Errors
 ///
@@ -80,7 +80,7 @@ pub(super) fn check_path(headers: &HeaderMap) -> Result<(), Reason> {
     if headers.keys().any(replaces_path) { Err(Reason::PathAmbiguous) } else { Ok(()) }
 }
 
-/// The hosts that a Forwarded field names (RFC 7239, section 4).
+/// Returns the hosts that a Forwarded field names (RFC 7239, section 4).
 fn hosts_of(forwarded: &str) -> impl Iterator<Item = &str> {
     let pairs = forwarded.split([';', ',']).filter_map(|pair| pair.split_once('='));
     let hosts = pairs.filter(|(name, _)| name.trim_ascii().eq_ignore_ascii_case("host"));
@@ -97,7 +97,8 @@ fn replaces_method(name: &str) -> bool {
     METHOD_FIELDS.iter().chain(&QUERY_METHODS).any(|one| Folded(one.as_bytes()) == name)
 }
 
-/// Whether a field speaks of a method. That of CORS asks for leave and does nothing.
+/// Whether a field speaks of a method. CORS has such a field, which only asks whether a method may
+/// be used.
 fn may_replace_method(name: &HeaderName) -> bool {
     let speaks = |word: &str| word.ends_with("method") || word.ends_with("verb");
     words(name).any(speaks) && *name != ACCESS_CONTROL_REQUEST_METHOD
@@ -111,8 +112,8 @@ fn replaces_host(name: &HeaderName) -> bool {
     is_one_of(name, &HOSTS) || replaces(name, &["host", "server", "authority"])
 }
 
-/// Whether a field is named like one that replaces what its last word says (`X-Original-URL`,
-/// `X-Forwarded-Path`, `X-WAWS-Unencoded-URL`).
+/// Whether a field's name is like that of one which replaces the thing that its last word says
+/// (`X-Original-URL`, `X-Forwarded-Path`, `X-WAWS-Unencoded-URL`).
 fn replaces(name: &HeaderName, what: &[&str]) -> bool {
     let mut words = words(name);
     words.next_back().is_some_and(|last| what.contains(&last))
@@ -132,11 +133,12 @@ const METHOD_FIELDS: [&str; 6] = [
     "http-method-override",
 ];
 
-/// Further names in the query: of Rails, Symfony, Laravel and Express; of Google's APIs and
-/// Salesforce's.
+/// Further names in the query: `_method` of Rails, Symfony, Laravel and Express; `$httpMethod` of
+/// Google's APIs and Salesforce's.
 const QUERY_METHODS: [&str; 2] = ["_method", "$httpMethod"];
 
-/// Words of fields by which one server tells another what a request was before, or is to be.
+/// Words in the names of fields by which one server tells another what a request was before, or is
+/// to be.
 const REPLACING: [&str; 11] = [
     "original",
     "rewrite",
@@ -151,11 +153,11 @@ const REPLACING: [&str; 11] = [
     "proxy",
 ];
 
-/// Fields that replace the path, or name a second one that Amazon S3 reads, and whose names do not
-/// tell.
+/// Fields that replace the path, or name a second one that Amazon S3 reads, although their names do
+/// not show it.
 const PATHS: [&str; 3] = ["x-script-name", "x-amz-copy-source", "x-amz-rename-source"];
 
-/// The same of the host.
+/// Fields that replace the host, although their names do not show it.
 const HOSTS: [&str; 2] = ["x-host", "x-http-host-override"];
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The word of the secrets' owners on one request. Policy has let it pass; this can only refuse.
+//! Owner restrictions on one request. Policy has let it pass; a restriction can only refuse it.
 
 use std::time::SystemTime;
 
@@ -12,7 +12,7 @@ use crate::{
     substitute::Substitution,
 };
 
-/// Holds a request against what the owners of its secrets allow.
+/// Refuses a request that the owners of its secrets do not allow.
 pub(super) fn admit(
     (group, api, host): (&GroupName, &Api, &Host),
     head: &request::Parts,
@@ -20,7 +20,7 @@ pub(super) fn admit(
     substitution: &Substitution,
 ) -> Result<(), Narrowed> {
     for (binding, value_place) in substitution.value_places() {
-        // Where no value is held, there is nothing to put in.
+        // A secret that has no value now is not put in.
         let Some(narrowing) = snapshot.narrowing(group, &binding.secret) else { continue };
         let request = (&head.method, head.uri.path());
         let admitted =
@@ -37,5 +37,5 @@ pub(super) fn admit(
     Ok(())
 }
 
-/// The audit has each case.
+/// The log has a case now and then; the audit has each.
 static SELDOM: Seldom = Seldom::new();

@@ -25,7 +25,7 @@ impl PinnedAuthority {
         port_fits && Host::parse(name).is_ok_and(|host| host == self.host)
     }
 
-    /// The authority as it is sent upstream.
+    /// Returns the authority as it is sent upstream.
     pub(super) fn authority(&self) -> String {
         match self.port {
             HTTPS => self.host.to_string(),

@@ -1,4 +1,4 @@
-//! A request on its way out: held against its rules, with the values put in.
+//! A request on its way out: checked against its rules, with the values put in.
 
 use std::{slice, sync::Arc, time::Instant};
 
@@ -28,15 +28,15 @@ use crate::{
     },
 };
 
-/// What a request that may be sent has become.
+/// A request that has been checked and may be sent.
 pub(super) struct PreparedRequest {
-    /// How its answer is read.
+    /// The handling of its answer.
     pub(super) answering: ResponseHandling,
     /// The bindings whose values are in the request.
     pub(super) used: Vec<Arc<Binding>>,
     /// The body, where it has been read.
     pub(super) body: Option<Bytes>,
-    /// How it is signed, once it is otherwise as it will be sent.
+    /// The signing that remains, once the request is otherwise as it will be sent.
     pub(super) signing: Option<Signing>,
 }
 
@@ -65,7 +65,7 @@ pub(super) fn prepare(
             let masking = Masking::of(connection, snapshot);
             let part = Part::of(&head.method, &head.headers).filter(|_| !api.response.ranges);
             let reading = match (&part, &minting) {
-                // It is cut out of an answer of a known length, or read whole.
+                // Such an answer is cut out of one of a known length, or read whole.
                 (Some(_), _) | (_, Some(_)) => Reading::Decoded(Places::default()),
                 (None, None) => Reading::Decoded(Places::of(
                     (&connection.coded, &connection.taken),
@@ -95,7 +95,7 @@ pub(super) fn prepare(
     }
 }
 
-/// What credentials are held against.
+/// Returns the rules and tickets against which credentials are checked.
 fn lookup<'a>(connection: &'a Connection, rules: &'a SubstitutionRules) -> CredentialLookup<'a> {
     let (all, host) = (&*connection.tickets, &connection.pinned.host);
     CredentialLookup::new(rules, TicketsAt { all, host, now: Instant::now() })
@@ -114,7 +114,7 @@ fn swap(
     Ok((substitution.apply(head, lookup)?, substitution.signing(lookup)?))
 }
 
-/// Refuses what replaces a method or a path that was examined.
+/// Refuses fields that replace a method or a path that was examined.
 fn check_overrides(
     rules: &SubstitutionRules,
     substitution: &Substitution,
@@ -130,13 +130,13 @@ fn check_overrides(
     Ok(())
 }
 
-/// What policy alone says of a request without a body, by the very checks that each request on
-/// this route meets. What comes after them (a ticket, the word of a secret's owner, whether there
-/// is a value) is not known here.
+/// Checks a request without a body against policy alone, with the very checks that each request on
+/// this route meets. The checks that come after them (a ticket, an owner restriction, whether there
+/// is a value) cannot be made here.
 ///
 /// # Errors
 ///
-/// Why it is refused.
+/// The reason for which it is refused.
 pub fn admits(
     policy: &Policy,
     group: &GroupName,

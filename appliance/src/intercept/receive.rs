@@ -24,7 +24,7 @@ use crate::{
     scrub::{self, Accepted, Part},
 };
 
-/// What is done with the answer to a request.
+/// The handling of the answer to a request.
 pub(super) struct ResponseHandling {
     pub(super) masking: Masking,
     pub(super) reading: Reading,
@@ -32,7 +32,7 @@ pub(super) struct ResponseHandling {
     pub(super) minting: Option<Minting>,
 }
 
-/// Makes of the upstream's answer what the agent receives.
+/// Turns the upstream's answer into the one that the agent receives.
 pub(super) async fn receive(
     connection: &Connection,
     response: Response<Incoming>,
@@ -46,7 +46,7 @@ pub(super) async fn receive(
     let switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
     let answered = match (asked, switch) {
         (Some(asked), Some(switch)) if switched => Some((asked.answered(&head.headers)?, switch)),
-        // Nobody asked for it.
+        // Nobody asked for another protocol.
         _ if switched => return Err(Reason::UpstreamUnreachable),
         _ => None,
     };
@@ -60,7 +60,8 @@ pub(super) async fn receive(
     if let Some(minting) = minting {
         body = minting.rewrite(body, &mut head, (connection, trace)).await?;
     }
-    // The answer may have taken its time, or brought what is to be masked.
+    // Meanwhile values may have changed, and the answer itself may have brought some that must be
+    // masked.
     let masking = masking.newer(connection).unwrap_or(masking);
     if matches!(connection.route, Route::Intercept(_)) {
         let rules = connection.response_rules();
@@ -81,7 +82,7 @@ pub(super) async fn receive(
     Ok(Response::from_parts(head, ResponseBody::Upstream(Box::new(body))))
 }
 
-/// Where the body comes from. Makes the head of one that is decoded that of a plain one.
+/// Returns the source of the body. Where the body is decoded, the head becomes that of a plain one.
 fn source(
     connection: &Connection,
     reading: Reading,
@@ -91,7 +92,7 @@ fn source(
     let Reading::Decoded(places) = reading else { return Ok(Source::Plain(body)) };
     let accepted = places.accepted();
     let coding = scrub::content_coding(head.status, &head.headers)?;
-    // That of the answer which the agent has, and which may have been compressed.
+    // A 304 has the head of the answer that the agent holds, which may have been compressed.
     if coding.is_some() || accepted != Accepted::Identity && head.status == StatusCode::NOT_MODIFIED
     {
         scrub::decoded_head(&mut head.headers);

@@ -1,20 +1,21 @@
-//! A request that no API has looked at, so that the agent may send it again.
+//! A request that no API has examined, so that the agent may send it again.
 //!
-//! An API may say goodbye at any moment, and an agent's next request is then on its way already.
-//! HTTP/2 has a word for it, REFUSED_STREAM, after which clients ask again on a new connection
-//! (RFC 9113, section 8.7). In doubt a request counts as sent.
+//! An API may close its connection at any moment, when an agent's next request is on its way
+//! already. HTTP/2 has the code REFUSED_STREAM for this, after which clients try again on a new
+//! connection (RFC 9113, section 8.7). In doubt a request counts as sent.
 
 use std::error::Error;
 
-/// The word for the agent. hyper resets a stream with the reason that it finds in here.
+/// The error that tells the agent. hyper resets a stream with the code that it finds in here.
 #[derive(Debug, thiserror::Error)]
 #[error("the request was not sent")]
 pub(super) struct Retryable(#[source] h2::Error);
 
 impl Retryable {
-    /// Whether `error`, of sending over HTTP/2, says that the upstream has not looked at it.
+    /// Returns a value where `error`, of sending over HTTP/2, says that the upstream has not
+    /// examined the request.
     pub(super) fn of(error: &hyper::Error) -> Option<Self> {
-        // Taken back from the queue of a connection that ended, or never put in.
+        // The request was taken back from the queue of a connection that ended, or never put in.
         let queued = error.is_canceled() || error.is_closed();
         let refused = || {
             let source = error.source().and_then(|source| source.downcast_ref::<h2::Error>());

@@ -21,11 +21,11 @@ pub(super) enum Sender {
     H2(conn::http2::SendRequest<RequestBody>),
 }
 
-/// Why an exchange has no answer of the upstream's.
+/// The reason why an exchange has no answer from the upstream.
 pub(super) enum ExchangeError {
-    /// The gateway answers with this.
+    /// The gateway answers with this reason.
     Refused(Reason),
-    /// Nobody has looked at the request.
+    /// No API has examined the request.
     Retryable(Retryable),
 }
 
@@ -36,8 +36,8 @@ impl From<Reason> for ExchangeError {
 }
 
 impl Sender {
-    /// An answer to a handshake is the last one of its connection, unless a WebSocket follows: what
-    /// an agent has sent behind it is answered by nobody.
+    /// Closes the connection after the answer to a handshake, unless a WebSocket follows: bytes
+    /// that an agent has sent behind the handshake are never answered.
     pub(super) fn last(&self, mut response: Response<ResponseBody>) -> Response<ResponseBody> {
         let asked = matches!(self, Self::H1(_, switch) if switch.is_asked());
         if asked && response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -46,7 +46,7 @@ impl Sender {
         response
     }
 
-    /// Where a WebSocket can be made.
+    /// Returns the switch of a connection that can become a WebSocket.
     pub(super) fn switch(&self) -> Option<&Switch> {
         match self {
             Self::H1(_, switch) => Some(switch),

@@ -24,15 +24,15 @@ pub(super) type UpstreamTls = Box<client::TlsStream<ReadAhead<TcpStream>>>;
 
 /// Both sides of a connection whose upstream has been verified.
 pub(super) struct Sides {
-    /// The agent's.
+    /// The agent's side.
     pub(super) agent: AgentTls,
-    /// The upstream's.
+    /// The upstream's side.
     pub(super) upstream: UpstreamTls,
-    /// Whether the agent's is reset where it is dropped.
+    /// Whether the agent's side is reset when it is dropped.
     pub(super) reset: Arc<AtomicBool>,
 }
 
-/// A message that never became a request has its record all the same.
+/// Records a message that never became a request.
 pub(super) fn note_violation(connection: &Arc<Connection>, reason: Reason) -> Reason {
     match Trace::begin(connection, connection.exchanges.begin()) {
         Ok(trace) => {

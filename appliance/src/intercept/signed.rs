@@ -1,5 +1,5 @@
-//! A request that is signed when it is otherwise as it will be sent, with its body read whole where
-//! that is what is signed.
+//! Requests that are signed last, once nothing else of them will change. The body is read whole
+//! where its hash is signed.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -19,7 +19,7 @@ use crate::{
     substitute::Signing,
 };
 
-/// Signs the request. Gives the body where it was read.
+/// Signs the request. Returns the body where it was read.
 ///
 /// # Errors
 ///
@@ -34,11 +34,11 @@ pub(super) async fn sign(
     signing.check_time(SystemTime::now())?;
     let whole = match signing.needs_body() && !body.is_end_stream() {
         true => {
-            // What is held has room in the agent's part of the buffers, whole.
+            // The body is held whole, and has to fit in the agent's part of the buffers.
             let bytes = Signing::MAX_BODY.min(connection.taken.largest());
             let bounds = Bounds { bytes, time: time_for_body(connection) };
             let whole = whole::read(connection, body, bounds, trace).await?;
-            // That took its time.
+            // Reading and hashing took time.
             signing.hashed(hash(&whole.bytes).await.as_ref());
             signing.check_time(SystemTime::now())?;
             renew(connection, &mut signing).map_err(|cause| trace.secret_unavailable(cause))?;
@@ -56,7 +56,7 @@ fn renew(connection: &Connection, signing: &mut Signing) -> Result<(), SecretCau
     signing.renew(|own| snapshot.current(group, &own.secret, own.min_value_bytes, now))
 }
 
-/// The SHA-256 of a body. Between two pieces the worker's other flows have their turns.
+/// Hashes a body with SHA-256. Between two pieces the worker's other flows have their turns.
 async fn hash(body: &[u8]) -> Digest {
     let mut context = Context::new(&SHA256);
     for piece in body.chunks(HASHED_AT_ONCE) {
@@ -66,7 +66,7 @@ async fn hash(body: &[u8]) -> Digest {
     context.finish()
 }
 
-/// A head's time, and what the longest body takes on a slow line.
+/// Returns the time for a body: a head's time, and that of the longest body on a slow line.
 fn time_for_body(connection: &Connection) -> Duration {
     connection.head_time + Duration::from_secs(Signing::MAX_BODY as u64 / SLOWEST_BODY)
 }

@@ -1,4 +1,4 @@
-//! An exchange that became a WebSocket.
+//! Exchanges that became WebSockets.
 
 use std::sync::{Arc, Mutex};
 
@@ -14,14 +14,14 @@ use crate::{
     scrub::Masks,
 };
 
-/// An exchange that became a WebSocket: its record counts on.
+/// An exchange that became a WebSocket; its record stays open.
 pub(super) struct Switched {
     trace: Arc<Trace>,
     masking: Mutex<Masking>,
 }
 
 impl Switched {
-    /// Its head has been answered.
+    /// Takes an exchange whose head has been answered.
     pub(super) fn new(trace: Arc<Trace>, masking: Masking) -> Self {
         Self { trace, masking: Mutex::new(masking) }
     }

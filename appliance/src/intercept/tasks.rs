@@ -1,8 +1,8 @@
 //! An executor whose tasks live and die with one connection.
 //!
-//! hyper's HTTP/2 sides want to spawn: a task for each stream and one for the upstream
-//! connection. Spawned on the runtime they would outlive a connection that is cut, and every hop
-//! between tasks costs a wake-up. Here they are polled by the one task that owns the connection.
+//! hyper's HTTP/2 sides spawn a task for each stream and one for the upstream connection. On the
+//! runtime these tasks would outlive a connection that is cut, and every hop between tasks costs a
+//! wake-up. Here the one task that owns the connection polls them.
 
 use std::{
     pin::Pin,
@@ -34,12 +34,12 @@ pub(super) struct Tasks {
 }
 
 impl Tasks {
-    /// No tasks yet; `spawner` brings them.
+    /// Makes an empty set of tasks; `spawner` brings them.
     pub(super) fn new(spawner: Spawner) -> Self {
         Self { spawner, running: FuturesUnordered::new() }
     }
 
-    /// Gives every task that can go on its turn.
+    /// Polls every task that can go on.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) {
         loop {
             self.take_new(cx);

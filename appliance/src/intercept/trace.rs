@@ -18,7 +18,7 @@ use crate::{
     substitute::Denial,
 };
 
-/// The record of an exchange, shared by both bodies. It is written when the last of them is gone.
+/// The record of an exchange, shared by both bodies and written when the last of them is gone.
 pub(super) struct Trace {
     record: Mutex<RequestRecord>,
     connection: Arc<Connection>,
@@ -28,8 +28,8 @@ pub(super) struct Trace {
 }
 
 impl Trace {
-    /// Opens the record of one more exchange. One that comes too fast has none, so that no agent
-    /// takes the audit from the others; it is in a sum.
+    /// Opens the record of one more exchange. An exchange that comes too fast has no record and is
+    /// counted in a sum, so that no agent takes the audit from the others.
     pub(super) fn begin(
         connection: &Arc<Connection>,
         active: ActiveExchange,
@@ -59,12 +59,12 @@ impl Trace {
         write(&mut lock(&self.record))
     }
 
-    /// Why the exchange was refused.
+    /// Notes why the exchange was refused.
     pub(super) fn refused(&self, reason: Reason) {
         self.with(|record| record.refused(reason));
     }
 
-    /// Notes which credential was not good, and which placeholder of the group stood there.
+    /// Notes which credential was refused, and which placeholder of the group stood there.
     pub(super) fn denied(&self, denial: Denial) -> Reason {
         self.with(|record| {
             record.placeholders(denial.placeholder.iter());
@@ -86,14 +86,14 @@ impl Trace {
         }
     }
 
-    /// Why a body was ended before its time. The first reason stays.
+    /// Notes why a body was ended before its time. The first reason stays.
     pub(super) fn refuse_body(&self, reason: Reason) {
         lock(&self.refused_body).get_or_insert(reason);
         self.refused(reason);
     }
 
-    /// The agent's body ended before its time: by a broken rule, or because the agent left off.
-    /// Gives the reason.
+    /// Notes that the agent's body ended before its time: by a broken rule, or because the agent
+    /// left. Returns the reason.
     pub(super) fn broken_off(&self) -> Reason {
         let violation = self.connection.exchanges.violation();
         let reason = violation.map_or(Reason::HttpMalformed, |violation| violation.reason);
@@ -105,17 +105,17 @@ impl Trace {
         *lock(&self.refused_body)
     }
 
-    /// Newer masks, where values have changed since `masking` was made. Cheap where they have not.
+    /// Returns newer masks where values have changed since `masking` was made. The check is cheap.
     pub(super) fn newer(&self, masking: &Masking) -> Option<Masking> {
         masking.newer(&self.connection)
     }
 
-    /// What the exchange is counted against.
+    /// Returns the account against which the exchange is counted.
     pub(super) fn taken(&self) -> Arc<Taken> {
         Arc::clone(&self.connection.taken)
     }
 
-    /// Notes that the exchange moves.
+    /// Notes that bytes of the exchange moved.
     pub(super) fn moved(&self, bytes: u64) {
         self.connection.exchanges.moved(bytes);
     }
@@ -133,7 +133,7 @@ impl Trace {
     }
 
     /// Waits for an answer for as long as the request's body moves, and then for the idle time. An
-    /// HTTP/1.1 connection is watched as a whole; here other streams may be what keeps it alive.
+    /// HTTP/1.1 connection is watched as a whole; in HTTP/2, other streams could keep it alive.
     pub(super) async fn unless_idle<F: Future>(&self, answer: F) -> Option<F::Output> {
         let mut answer = pin!(answer);
         loop {
@@ -146,7 +146,7 @@ impl Trace {
         }
     }
 
-    /// Counts places of the response that hold much of a secret and not all of it.
+    /// Counts parts of the response that hold much of a secret and not all of it.
     ///
     /// # Errors
     ///
@@ -156,7 +156,7 @@ impl Trace {
         if may { Ok(()) } else { Err(Reason::SecretProbed) }
     }
 
-    /// The response came to its end.
+    /// Notes that the response came to its end.
     pub(super) fn complete(&self) {
         self.with(RequestRecord::complete);
     }

@@ -1,5 +1,5 @@
-//! A body that is read whole before anything is sent: one of a login or a token exchange, in which
-//! a binding names a place, and one whose hash is signed.
+//! Bodies that are read whole before anything is sent: that of a login or a token exchange, in
+//! which a binding names a place, and one whose hash is signed.
 
 use std::time::Duration;
 
@@ -16,17 +16,17 @@ use crate::{
     reason::Reason,
 };
 
-/// A whole body, and the room that it takes up among those of its agent.
+/// A whole body, and its room among the bodies of its agent.
 pub(super) struct WholeBody {
     pub(super) bytes: Bytes,
     room: Option<HeldBytes>,
 }
 
-/// Why there is no whole body.
+/// The reason why there is no whole body.
 enum Unread {
-    /// It is not taken.
+    /// The body is refused.
     Refused(Reason),
-    /// The agent left off, or broke a rule.
+    /// The agent stopped, or broke a rule.
     BrokenOff,
 }
 
@@ -36,7 +36,7 @@ impl From<Reason> for Unread {
     }
 }
 
-/// How much may be read, and how long that may take.
+/// The most bytes of a body, and the longest time for reading them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
     pub(super) bytes: usize,
@@ -47,8 +47,8 @@ pub(super) struct Bounds {
 ///
 /// # Errors
 ///
-/// `body_limit`, `http_timeout`, and `trailer_denied` for any trailers, since a body of a known length
-/// has none. What the trace says of a body that broke off.
+/// `body_limit`, `http_timeout`, and `trailer_denied` for any trailers, since a body of a known
+/// length has none; the trace's reason for a body that broke off.
 pub(super) async fn read(
     connection: &Connection,
     body: &mut Incoming,
@@ -73,8 +73,8 @@ pub(super) async fn read(
     })
 }
 
-/// Reads what is to be at most so long, and no slower than the slowest body. Room for it is taken
-/// whole by then, which an agent that sends nothing would keep from others.
+/// Reads a body of at most `bound` bytes that comes no slower than the slowest body. Its room was
+/// reserved whole before, and a slower agent would keep that from others.
 async fn gather<B: Body<Data = Bytes> + Unpin>(
     body: &mut B,
     count: impl Fn(usize),
@@ -99,13 +99,13 @@ async fn gather<B: Body<Data = Bytes> + Unpin>(
 }
 
 impl WholeBody {
-    /// The body as it is to be sent, in the room of the one that was read.
+    /// Returns the body as it is to be sent, in the room of the one that was read.
     pub(super) fn becomes(self, bytes: Bytes) -> Bytes {
         held(bytes, self.room)
     }
 }
 
-/// Says how long the body is, whatever the agent's own framing was.
+/// Writes the body's length into the head, however the agent framed it.
 pub(super) fn frame(head: &mut request::Parts, body: &Bytes) {
     if !body.is_empty() || head.headers.contains_key(CONTENT_LENGTH) {
         head.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
@@ -128,7 +128,7 @@ mod tests {
 
     use super::*;
 
-    /// Says something once, and nothing after it.
+    /// A body that gives data once, and nothing after that.
     struct Stuck(Option<Bytes>);
 
     impl Body for Stuck {

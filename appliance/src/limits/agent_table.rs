@@ -1,10 +1,9 @@
-//! A table of the agents of a group, with a bound.
+//! A bounded table of the agents of a group.
 //!
-//! A host on the wire can send from addresses without number, each of which looks like an
-//! agent. So in a full table a new agent takes the place of one that is at rest: of which nothing
-//! is known that a new one would not say. The look for one takes a few steps and goes on where the
-//! last ended. Where all who are looked at do something, there is no place, and whoever asked is
-//! told no.
+//! A host on the wire can send from any number of addresses, each of which looks like an agent. So
+//! in a full table a new agent replaces one that is at rest, whose entry holds nothing that a new
+//! entry would not. The search for one takes a few steps and goes on where the last ended. If none
+//! of the agents in these steps is at rest, there is no room, and the new agent gets none.
 
 use indexmap::IndexMap;
 
@@ -14,7 +13,7 @@ use crate::identity::AgentKey;
 #[derive(Debug)]
 pub struct AgentTable<T> {
     agents: IndexMap<AgentKey, T>,
-    /// The agent that is looked at next, when there is no place.
+    /// The agent that the next search looks at first.
     next: usize,
 }
 
@@ -25,9 +24,9 @@ impl<T> Default for AgentTable<T> {
 }
 
 impl<T> AgentTable<T> {
-    /// The agent, as a `new` one where it is not known. `rests` says of another whether it is at
-    /// rest, and takes from it what is to be kept; that one is then forgotten. `None` where the
-    /// table is full of others.
+    /// Returns the entry of an agent, made by `new` where it is not known. `rests` says of another
+    /// agent whether it is at rest, and takes the values to be kept from it; that one is then
+    /// forgotten. Returns `None` where there is no room.
     pub fn agent(
         &mut self,
         key: &AgentKey,
@@ -55,38 +54,38 @@ impl<T> AgentTable<T> {
         false
     }
 
-    /// The agent, where it is known.
+    /// Returns the entry of an agent, if it is known.
     pub fn known(&mut self, key: &AgentKey) -> Option<&mut T> {
         self.agents.get_mut(key)
     }
 
-    /// Everybody, in no order.
+    /// Returns all agents, in no order.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (&AgentKey, &mut T)> {
         self.agents.iter_mut()
     }
 
-    /// Forgets those of whom it is not so.
+    /// Forgets the agents for which `keep` returns false.
     pub fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
         self.agents.retain(|_, agent| keep(agent));
     }
 
-    /// Whether nobody is known.
+    /// Returns whether no agent is known.
     pub fn is_empty(&self) -> bool {
         self.agents.is_empty()
     }
 
-    /// How many are known.
+    /// Returns how many agents are known.
     #[cfg(test)]
     pub fn len(&self) -> usize {
         self.agents.len()
     }
 }
 
-/// Agents of one group that are kept apart.
+/// Most agents of one group that are told apart.
 pub const MAX_AGENTS: usize = 16_384;
-/// Agents that are looked at for one that is at rest. They are in the order in which they came, so
-/// that those of a flood who do something stand together; but at the rates that the packet rules
-/// let through they are a tenth of the table.
+/// Agents that a search looks at. They stand in the order in which they came, so the active ones of
+/// a flood stand together; but at the rates that the packet rules let through they are a tenth of
+/// the table.
 const LOOKS: usize = 64;
 
 #[cfg(test)]
@@ -108,7 +107,7 @@ mod tests {
         table
     }
 
-    /// Takes in so many new ones who do something, and says how many of them had a place.
+    /// Adds so many new, active agents, and returns how many of them had room.
     fn places(table: &mut AgentTable<bool>, from: u32, count: u32) -> usize {
         (from..from + count)
             .filter(|number| table.agent(&key(*number), || false, |rests| *rests).is_some())

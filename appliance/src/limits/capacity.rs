@@ -1,14 +1,14 @@
-//! The bounds on what every agent may hold at once and take in a second, so that neither one agent
-//! nor one group, whose hosts may use many addresses, can take what the others need.
+//! The bounds on everything that an agent may hold at once and use in a second, so that neither one
+//! agent nor one group, whose hosts may use many addresses, can take what the others need.
 //!
-//! A count is given back by whoever holds it, by being dropped. The table of agents is bounded for
-//! each group; where a group's is full, one that is at rest makes room for a new one.
+//! The holder of a count gives it back by dropping its guard. The table of agents is bounded for
+//! each group; where a group's table is full, an agent at rest makes room for a new one.
 //!
 //! The room of all agents together is divided into equal parts, one for each group, so that all
-//! groups but one leave the last its own; and no agent has more than half of its group's part.
-//! Except for bytes of bodies, it has no more than its group has left, either: a host that is two
-//! agents, by an address of each family, leaves the others of its group a quarter. Of what waits in
-//! large pieces, with the default limits and all of it used up:
+//! other groups together cannot take a group's part; and no agent has more than half of its group's
+//! part. Except for bytes of bodies, an agent also has no more than its group has left: a host that
+//! is two agents, by an address of each family, leaves the others of its group a quarter. With the
+//! default limits, all of them used up, the large pieces take:
 //!
 //! | what | bound | MiB |
 //! |---|---|---|
@@ -17,8 +17,8 @@
 //! | large HTTP/2 windows, two for each connection | 1 MiB of [`Limits::LARGE_WINDOWS`] | 96 |
 //! | windows of brotli and zstd | 8 MiB of [`Limits::LARGE_DECODERS`] | 128 |
 //!
-//! Beside that a connection and a request hold little each, unless their agent does all it can, and
-//! what all of them hold grows with `connections` and `requests`:
+//! Besides, each connection and each request holds little, unless its agent does all it can. Their
+//! sum grows with `connections` and `requests`:
 //!
 //! | what of each | bound | KiB |
 //! |---|---|---|
@@ -29,10 +29,10 @@
 //! | a request: its head | `head_bytes` | 64 |
 //! | a decoder of gzip, and a piece of its text | | 64 |
 //! | a part of each body that waits for room | 16 KiB each way | 32 |
-//! | what masking keeps of a response | 2 KiB, with values above 256 bytes 8, above 1 KiB 64 | 64 |
+//! | response bytes that masking keeps | 2 KiB, with values above 256 bytes 8, above 1 KiB 64 | 64 |
 //! | a WebSocket: a frame that is not whole yet | 64 KiB and a read, each way | 160 |
 //!
-//! The kernel's socket buffers are the kernel's to bound (`tcp_mem`).
+//! The kernel itself bounds its socket buffers (`tcp_mem`).
 
 mod tally;
 
@@ -62,8 +62,8 @@ pub struct Capacity {
     groups: Mutex<HashMap<GroupName, GroupTable>>,
 }
 
-/// A slot for one connection, whoever it will be from. Taken before `accept`, so that a gateway
-/// without slots leaves connections to the kernel's queue instead of to EMFILE.
+/// A slot for one connection, whichever agent it will come from. Taken before `accept`, so that a
+/// gateway without slots leaves connections to the kernel's queue and does not run into EMFILE.
 #[derive(Debug)]
 pub struct ConnectionSlot {
     _all: OwnedSemaphorePermit,
@@ -81,7 +81,7 @@ pub struct Taken {
     group: Tally,
 }
 
-/// The place of one request. Given back when dropped.
+/// The slot of one request. Given back when dropped.
 #[derive(Debug)]
 pub struct RequestSlot(Arc<Taken>);
 
@@ -97,38 +97,38 @@ pub struct H2Windows {
 #[derive(Debug)]
 pub struct LargeDecoder(Arc<Taken>);
 
-/// The place of a pipe with bytes of an agent's in it. Given back when dropped.
+/// The slot of a pipe that holds bytes of an agent's flow. Given back when dropped.
 #[derive(Debug)]
 pub struct PipeSlot(Arc<Taken>);
 
-/// An act of an agent that has a rate.
+/// An act of an agent whose rate is limited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rated {
-    /// It opens connections.
+    /// Opening connections.
     Connections,
-    /// It makes requests on them.
+    /// Making requests on them.
     Requests,
 }
 
-/// The acts of one agent over its rate, since the last report.
+/// The acts of one agent over its rate since the last report.
 #[derive(Debug, PartialEq, Eq)]
 pub struct OverRate {
     /// Its group.
     pub group: GroupName,
-    /// The agent; `None` for all those beyond the bound on agents.
+    /// The agent; `None` for all agents beyond the bound on agents.
     pub agent: Option<AgentKey>,
     /// The kind of act.
     pub rated: Rated,
-    /// How many.
+    /// The number of acts.
     pub count: u64,
 }
 
 #[derive(Debug)]
 struct GroupTable {
-    /// Made when somebody first takes a part of it.
+    /// Made when an agent first takes a part of it.
     tally: Option<Tally>,
     agents: AgentTable<AgentState>,
-    /// Of agents that made room for others, or found none.
+    /// The acts of agents that made room for others, or found none.
     nameless: Over,
 }
 
@@ -147,7 +147,7 @@ struct Over {
 }
 
 impl Capacity {
-    /// `connections` slots in all.
+    /// Creates `connections` slots.
     pub fn new(connections: usize) -> Arc<Self> {
         Arc::new(Self {
             all: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
@@ -155,14 +155,14 @@ impl Capacity {
         })
     }
 
-    /// Waits for a slot. `None` only once the gateway closes.
+    /// Waits for a slot. Returns `None` only once the gateway closes.
     pub async fn take(&self) -> Option<ConnectionSlot> {
         let permit = Arc::clone(&self.all).acquire_owned().await.ok()?;
         Some(ConnectionSlot { _all: permit })
     }
 
-    /// Whether the agent may open a connection now: `agent_new_connections` a second, twice as many
-    /// at once. One that may not is counted, and has no record of its own.
+    /// Returns whether the agent may open a connection now: `agent_new_connections` a second, twice
+    /// as many at once. A connection beyond that is counted, and has no record of its own.
     pub fn may_connect(&self, key: &AgentKey, limits: &Limits, now: Instant) -> bool {
         let mut groups = lock(&self.groups);
         let table = groups.entry(key.group().clone()).or_insert_with(GroupTable::new);
@@ -176,7 +176,7 @@ impl Capacity {
         may
     }
 
-    /// Connections of the group that are open now.
+    /// Returns the number of the group's open connections.
     pub fn open(&self, group: &GroupName) -> usize {
         let groups = lock(&self.groups);
         let tally = groups.get(group).and_then(|table| table.tally.as_ref());
@@ -188,7 +188,7 @@ impl Capacity {
     ///
     /// # Errors
     ///
-    /// [`Reason::ConnectionLimit`], where one of the two has none left.
+    /// [`Reason::ConnectionLimit`], where the agent or the group has none left.
     pub fn share(
         &self,
         key: &AgentKey,
@@ -208,7 +208,7 @@ impl Capacity {
         Ok(AgentShare(Arc::new(Taken { agent, group })))
     }
 
-    /// The acts over each agent's rate since the last time. Agents at rest are forgotten.
+    /// Returns the acts over each agent's rate since the last time. Forgets agents at rest.
     pub fn over_rate(&self, now: Instant) -> Vec<OverRate> {
         let mut groups = lock(&self.groups);
         let mut all = Vec::new();
@@ -229,7 +229,7 @@ impl Capacity {
         all
     }
 
-    /// Counts again what could not be told, for the next time.
+    /// Counts acts that could not be reported again, for the next time.
     pub fn not_logged(&self, over_rate: &OverRate) {
         let OverRate { group, agent, rated, count } = over_rate;
         let mut groups = lock(&self.groups);
@@ -256,7 +256,7 @@ impl GroupTable {
         self.agents.retain(|agent| !agent.is_at_rest(now));
     }
 
-    /// Whether nothing has to be told of it, nor kept.
+    /// Returns whether the entry has nothing to report or to keep.
     fn is_at_rest(&self) -> bool {
         self.agents.is_empty() && self.nameless == Over::default()
     }
@@ -267,7 +267,7 @@ impl AgentState {
         Self { connecting: RateLimiter::new(now), over: Over::default(), tally: None }
     }
 
-    /// What is to be told of it, requests included that its connections have counted.
+    /// Returns the acts to report, including requests that the agent's connections have counted.
     fn over(&mut self) -> &mut Over {
         if let Some(tally) = &self.tally {
             self.over.requests += tally.counts.over_rate.swap(0, Relaxed);
@@ -279,7 +279,8 @@ impl AgentState {
         self.over == Over::default() && self.is_idle(now)
     }
 
-    /// Whether nothing is known of it but what was over its rate. That goes to `nameless` then.
+    /// Returns whether the entry holds nothing except acts over the rate. They move to `nameless`
+    /// then.
     fn leaves_only_counts(&mut self, now: Instant, nameless: &mut Over) -> bool {
         let over = std::mem::take(self.over());
         let idle = self.is_idle(now);
@@ -313,20 +314,20 @@ fn known(tally: &mut Option<Tally>, quota: Quota, now: Instant) -> Tally {
 }
 
 impl AgentShare {
-    /// The shares that the connection's requests and bytes are counted against.
+    /// Returns the shares that the connection's requests and bytes are counted against.
     pub fn taken(&self) -> Arc<Taken> {
         Arc::clone(&self.0)
     }
 
-    /// Whether the agent may have a leaf made for it now.
+    /// Returns whether a leaf may be made for the agent now.
     pub fn may_mint(&self, limits: &Limits) -> bool {
         let mut minting = lock(&self.0.agent.counts.minting);
         let rate = limits.agent_leaves;
         minting.take(rate, rate.saturating_mul(2), Instant::now())
     }
 
-    /// Room for so many more bytes of what is read before a decision, while the agent and its group
-    /// have it.
+    /// Returns room for so many more bytes that are read before a decision, if the agent and its
+    /// group have it.
     pub fn peek(&self, bytes: usize) -> Option<HeldBytes> {
         let bytes = u32::try_from(bytes).ok()?;
         Tally::try_peek(&self.0.agent, &self.0.group, bytes)
@@ -342,62 +343,63 @@ impl Drop for AgentShare {
 }
 
 impl Taken {
-    /// Whether the agent may make a request now: `agent_new_requests` a second, twice as many at
-    /// once, and all agents of its group together [`Quota::GROUP_RATE`] times that. One that may
-    /// not is counted, and has no record of its own.
+    /// Returns whether the agent may make a request now: `agent_new_requests` a second, twice as
+    /// many at once, and all agents of its group together [`Quota::GROUP_RATE`] times that. A
+    /// request beyond that is counted, and has no record of its own.
     pub fn may_ask(&self, now: Instant) -> bool {
         let may = self.agent.may_ask(now) && self.group.may_ask(now);
         self.agent.counts.over_rate.fetch_add(u64::from(!may), Relaxed);
         may
     }
 
-    /// Whether responses to the agent may have so many more places that hold much of a secret and
-    /// not all of it. Each costs the gateway some time, and that time tells of the secret.
+    /// Returns whether responses to the agent may have so many more places that hold much of a
+    /// secret but not all of it. Each costs the gateway some time, and that time tells of the
+    /// secret.
     pub fn may_probe(&self, near_misses: u64, now: Instant) -> bool {
         let count = u32::try_from(near_misses).unwrap_or(u32::MAX);
         self.agent.may_probe(count, 1, now) && self.group.may_probe(count, Quota::GROUP_RATE, now)
     }
 
-    /// Whether the agent may ask now for what may hold a minted credential. Masks are compiled
-    /// again for each.
+    /// Returns whether the agent may send a request now whose answer may hold a minted credential.
+    /// Masks are compiled again for each.
     pub fn may_mint(&self, now: Instant) -> bool {
         self.agent.may_mint(1, now) && self.group.may_mint(Quota::GROUP_RATE, now)
     }
 
-    /// Takes a place for one request. Each request under way holds a place in the audit's queue
-    /// and buffers, which all agents share.
+    /// Takes a slot for one request. Each request under way holds a slot in the audit's queue and
+    /// buffers, which all agents share.
     pub fn request(self: &Arc<Self>) -> Result<RequestSlot, Reason> {
-        // Counted first, so that whatever happens it is given back.
+        // Counted first, so that it is given back whatever happens.
         let slot = RequestSlot(Arc::clone(self));
         let within = Tally::add_request(&self.agent, &self.group);
         if within { Ok(slot) } else { Err(Reason::RateLimit) }
     }
 
-    /// Windows for one more HTTP/2 connection: large ones while the agent and its group have few of
-    /// them.
+    /// Returns windows for one more HTTP/2 connection: large ones while the agent and its group
+    /// have few of them.
     pub fn windows(self: &Arc<Self>) -> H2Windows {
         let large = Tally::add_large_windows(&self.agent, &self.group);
         H2Windows { large, taken: Arc::clone(self) }
     }
 
-    /// A place for a decoder with a large window, where the agent and its group have one left.
+    /// Returns a slot for a decoder with a large window, if the agent and its group have one left.
     pub fn large_decoder(self: &Arc<Self>) -> Option<LargeDecoder> {
         let may = Tally::add_large_decoder(&self.agent, &self.group);
         may.then(|| LargeDecoder(Arc::clone(self)))
     }
 
-    /// A place for a pipe, where the agent and its group have one left.
+    /// Returns a slot for a pipe, if the agent and its group have one left.
     pub fn pipe(self: &Arc<Self>) -> Option<PipeSlot> {
         let may = Tally::add_pipe(&self.agent, &self.group);
         may.then(|| PipeSlot(Arc::clone(self)))
     }
 
-    /// Counts bytes of a body for as long as they are held anywhere, where the agent and its group
+    /// Counts bytes of a body for as long as they are held anywhere, if the agent and its group
     /// have room.
     ///
     /// # Errors
     ///
-    /// The same bytes, where it has none now.
+    /// The same bytes, where there is no room now.
     pub fn try_hold(&self, way: Way, bytes: Bytes) -> Result<Bytes, Bytes> {
         let room = |tally: &Tally| {
             let (left, count) = tally.body(way, bytes.len());
@@ -409,7 +411,7 @@ impl Taken {
         }
     }
 
-    /// [`Taken::try_hold`] that waits until there is room.
+    /// Does the same as [`Taken::try_hold`], but waits until there is room.
     pub async fn hold(self: Arc<Self>, way: Way, bytes: Bytes) -> Bytes {
         match self.room(way, bytes.len()).await {
             Some(room) => held(bytes, room),
@@ -417,15 +419,15 @@ impl Taken {
         }
     }
 
-    /// Bytes of the longest body for which there can be room.
+    /// Returns the bytes of the longest body for which there can be room.
     pub fn largest(&self) -> usize {
         self.agent.largest_body().min(self.group.largest_body())
     }
 
-    /// Waits for room for so many bytes of a body, as soon as the agent and its group have it.
-    /// Nothing only where somebody had closed a budget, which nobody does.
+    /// Waits for room for so many bytes of a body. Returns `None` only if a budget were closed,
+    /// which never happens.
     pub async fn room(&self, way: Way, bytes: usize) -> Option<HeldBytes> {
-        // Its own first, in which it waits behind nobody else.
+        // The agent's own budget first, where it waits behind no other agent.
         let (own, count) = self.agent.body(way, bytes);
         let own = own.acquire_many_owned(count).await.ok()?;
         let (common, count) = self.group.body(way, bytes);

@@ -1,12 +1,12 @@
-//! How many compressed answers an agent may measure that hold a secret.
+//! The bound on how many compressed answers that hold a secret an agent may measure.
 //!
-//! Where an API compresses what an agent wrote and a secret together, how long the compressed
-//! answer takes tells how much both agree (as BREACH and HEIST do). Masks do not help, and no rule
-//! for what goes to the agent does: the time is the origin's and the network's. But it takes many
-//! guesses, and each answer that can be measured so is one in which a secret is seen and masked. So
-//! after the first of them the API is asked for plain answers to this group, until the policy is
-//! put in force again; and so many at a time are asked for that what is under way by then tells
-//! little.
+//! Where an API compresses an agent's text and a secret together, the time that the compressed
+//! answer takes tells how much the two agree (as BREACH and HEIST do). Masks do not help, and no
+//! rule for the bytes to the agent does, because the time comes from the origin and the network.
+//! But it takes many guesses, and in each answer that can be measured so a secret is seen and
+//! masked. So after the first of them the API is asked for plain answers to this group, until the
+//! policy is put in force again; and the number of compressed answers under way is bounded, so that
+//! those already on their way tell little.
 
 use std::{
     collections::HashMap,
@@ -25,7 +25,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct CodedAnswers(Mutex<HashMap<(GroupName, RuleName), Arc<Coded>>>);
 
-/// Those of one API to one group.
+/// The compressed answers of one API to one group.
 #[derive(Debug)]
 pub struct Coded {
     group: GroupName,
@@ -34,8 +34,8 @@ pub struct Coded {
     closed: AtomicBool,
 }
 
-/// The place of one compressed answer. Given back when dropped, unless nobody knows what the answer
-/// held: whoever gives one up in the middle could have measured it.
+/// The slot of one compressed answer. Given back when dropped, unless the answer was not read to
+/// its end: an agent that gives one up in the middle could have measured it.
 #[derive(Debug)]
 pub struct CodedPlace {
     coded: Arc<Coded>,
@@ -43,7 +43,7 @@ pub struct CodedPlace {
 }
 
 impl CodedAnswers {
-    /// Those of an API to a group.
+    /// Returns the compressed answers of an API to a group.
     pub fn of(&self, group: &GroupName, api: &RuleName) -> Arc<Coded> {
         let mut all = lock(&self.0);
         let coded = all.entry((group.clone(), api.clone())).or_insert_with(|| {
@@ -56,9 +56,9 @@ impl CodedAnswers {
 }
 
 impl Coded {
-    /// A place for one more, where there may be one.
+    /// Returns a slot for one more, if there may be one.
     pub fn place(self: &Arc<Self>) -> Option<CodedPlace> {
-        // Counted first, so that whatever happens it is given back.
+        // Counted first, so that it is given back whatever happens.
         let before = self.under_way.fetch_add(1, Relaxed);
         let place = CodedPlace { coded: Arc::clone(self), unseen: false };
         (before < AT_ONCE && !self.closed.load(Relaxed)).then_some(place)
@@ -66,12 +66,12 @@ impl Coded {
 }
 
 impl CodedPlace {
-    /// Whether a compressed answer may be on its way that was not seen to its end.
+    /// Notes whether a compressed answer may be on its way that was not read to its end.
     pub fn unseen(&mut self, unseen: bool) {
         self.unseen = unseen;
     }
 
-    /// A secret was seen in the answer: there are no more places.
+    /// Ends the slots, because a secret was seen in the answer.
     pub fn close(&self) {
         let Coded { group, api, closed, .. } = &*self.coded;
         if !closed.swap(true, Relaxed) {

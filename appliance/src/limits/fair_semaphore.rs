@@ -1,10 +1,10 @@
-//! Slots that groups and their agents share by one rule, so that whoever comes has one.
+//! Slots that groups and their agents share by one rule, so that a newcomer always finds one.
 //!
 //! A group may hold no more slots than are free, and an agent no more than its group might still
-//! take. So a group that takes all it can leaves as many for the others as it has, two leave a
-//! third, and within a group it is the same for its agents. A caller that may not take one now
-//! waits, behind nobody but the agent's own: a slot that comes back goes to the groups in turn, and
-//! in a group to its agents in turn.
+//! take. So a group that takes all it can leaves as many for the others as it has, two groups leave
+//! a third, and within a group it is the same for its agents. A caller that may not take one now
+//! waits, but only behind callers of the same agent: a slot that comes back goes to the groups in
+//! turn, and in a group to its agents in turn.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -30,7 +30,7 @@ pub struct FairSlot {
 struct Queues {
     free: usize,
     groups: HashMap<GroupName, GroupQueue>,
-    /// Groups with somebody who waits; the first is next.
+    /// Groups with callers that wait; the first is next.
     turns: VecDeque<GroupName>,
 }
 
@@ -38,9 +38,9 @@ struct Queues {
 struct GroupQueue {
     held: usize,
     agents: HashMap<AgentKey, AgentQueue>,
-    /// Agents with somebody who waits; the first is next.
+    /// Agents with callers that wait; the first is next.
     turns: VecDeque<AgentKey>,
-    /// All who wait, some of whom may have gone away.
+    /// All that wait, some of which may have gone away.
     waiting: usize,
 }
 
@@ -53,13 +53,13 @@ struct AgentQueue {
 type Waiting = oneshot::Sender<FairSlot>;
 
 impl FairSemaphore {
-    /// So many slots in all.
+    /// Creates so many slots.
     pub fn new(semaphore: usize) -> Self {
         let (groups, turns) = (HashMap::new(), VecDeque::new());
         Self(Arc::new(Mutex::new(Queues { free: semaphore, groups, turns })))
     }
 
-    /// Waits for a slot. `None` where too many of the group wait already.
+    /// Waits for a slot. Returns `None` where too many callers of the group wait already.
     pub async fn take(&self, key: &AgentKey) -> Option<FairSlot> {
         let turn = {
             let mut table = lock(&self.0);
@@ -80,7 +80,8 @@ impl FairSemaphore {
         table.give_back(key);
         let mut unwanted = Vec::new();
         while let Some((key, waiting)) = table.next() {
-            // Who went away this moment drops the slot, which must not be while the table is held.
+            // A caller that goes away at this moment drops its slot, which must not happen while
+            // the table is held.
             unwanted.extend(waiting.send(self.slot(&key)).err());
         }
         drop(table);
@@ -95,7 +96,7 @@ impl Drop for FairSlot {
 }
 
 impl Queues {
-    /// Counts one more slot for the agent, where it may have one now.
+    /// Counts one more slot for the agent, if it may have one now.
     fn take(&mut self, key: &AgentKey) -> bool {
         let group = self.groups.entry(key.group().clone()).or_default();
         let may = group.may_take(key, self.free);
@@ -142,7 +143,7 @@ impl Queues {
         }
     }
 
-    /// A waiter that may have a place now, which is counted as taken.
+    /// Returns a caller that may have a slot now, which is counted as taken.
     fn next(&mut self) -> Option<(AgentKey, Waiting)> {
         for _ in 0..self.turns.len() {
             let name = self.turns.pop_front()?;
@@ -194,7 +195,7 @@ impl GroupQueue {
         None
     }
 
-    /// Forgets all who went away while they waited.
+    /// Forgets all callers that went away while they waited.
     fn forget_the_gone(&mut self) {
         for agent in self.agents.values_mut() {
             agent.waiting.retain(|waiting| !waiting.is_closed());
@@ -207,7 +208,7 @@ impl GroupQueue {
 }
 
 impl AgentQueue {
-    /// Takes those at the head of the queue off it who no longer wait, and says how many.
+    /// Removes the callers at the head of the queue that no longer wait, and returns how many.
     fn drop_the_gone(&mut self) -> usize {
         let before = self.waiting.len();
         while self.waiting.front().is_some_and(oneshot::Sender::is_closed) {
@@ -217,7 +218,7 @@ impl AgentQueue {
     }
 }
 
-/// Most that may wait of one group. As many of its connections may be open by default.
+/// Most callers of one group that may wait. By default as many of its connections may be open.
 const MAX_WAITING: usize = 8_192;
 
 #[cfg(test)]
@@ -250,7 +251,7 @@ mod tests {
         }
     }
 
-    /// As many as the agents, in turn, can have at once.
+    /// Takes as many as the agents, in turn, can have at once.
     fn all(semaphore: &FairSemaphore, keys: &[AgentKey]) -> Vec<FairSlot> {
         let keys = (0..1_000).flat_map(|_| keys.iter().cloned());
         keys.filter_map(|key| now(&mut take(semaphore, key))).collect()
@@ -321,7 +322,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes, goes and gives up: no place is lost or made, nobody who may have one
+        /// Whatever comes, goes and gives up: no slot is lost or made, no caller that may have one
         /// waits, and in the end the table is empty.
         #[test]
         fn places_are_neither_lost_nor_made(

@@ -1,4 +1,4 @@
-//! How fast something may happen.
+//! Limits on how fast something may happen.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ pub struct RateLimiter {
 }
 
 impl RateLimiter {
-    /// A full bucket.
+    /// Creates a full bucket.
     pub fn new(now: Instant) -> Self {
         Self { full_at: now }
     }
@@ -30,7 +30,7 @@ impl RateLimiter {
         may
     }
 
-    /// Whether it is full, so that nothing is known that a new one would not say.
+    /// Returns whether it is full, so that it knows nothing that a new one would not.
     pub fn is_full(&self, now: Instant) -> bool {
         self.full_at <= now
     }

@@ -10,12 +10,12 @@ pub(crate) struct Message<'a> {
     pub(crate) kind: u16,
     flags: u16,
     pub(crate) sequence: u32,
-    /// What follows the 16 bytes of header.
+    /// The bytes after the header of 16 bytes.
     pub(crate) payload: &'a [u8],
 }
 
 impl Message<'_> {
-    /// The errno of an acknowledgement, 0 for success; `None` for any other message.
+    /// Returns the errno of an acknowledgement, 0 for success; `None` for any other message.
     pub(crate) fn errno(&self) -> Option<i32> {
         if i32::from(self.kind) != libc::NLMSG_ERROR {
             return None;
@@ -24,7 +24,7 @@ impl Message<'_> {
         Some(i32::from_ne_bytes(*code).saturating_neg())
     }
 
-    /// The errno with which a dump ends, 0 for success; `None` for any other message.
+    /// Returns the errno with which a dump ends, 0 for success; `None` for any other message.
     pub(crate) fn end(&self) -> Option<i32> {
         if i32::from(self.kind) != libc::NLMSG_DONE {
             return None;
@@ -33,13 +33,13 @@ impl Message<'_> {
         Some(code.min(0).saturating_neg())
     }
 
-    /// Whether what is dumped has changed meanwhile, so that the dump is not all of one moment.
+    /// Returns whether the kernel's objects changed during the dump, which is inconsistent then.
     pub(crate) fn is_interrupted(&self) -> bool {
         i32::from(self.flags) & libc::NLM_F_DUMP_INTR != 0
     }
 }
 
-/// The messages of one datagram, up to the first that does not fit.
+/// Returns the messages of one datagram, up to the first that does not fit.
 pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
@@ -57,12 +57,12 @@ pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
     })
 }
 
-/// The attributes of a message or of a nest, by number, up to the first that does not fit.
+/// Returns the attributes of a message or of a nest, by number, up to the first that does not fit.
 pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     nests(bytes).map(|(number, _, value)| (number, value))
 }
 
-/// The same, with whether the sender says that the attribute is a nest. The kernel does not.
+/// Returns the same, with whether the attribute is marked as a nest. The kernel does not mark them.
 pub(crate) fn nests(bytes: &[u8]) -> impl Iterator<Item = (u16, bool, &[u8])> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
@@ -75,23 +75,23 @@ pub(crate) fn nests(bytes: &[u8]) -> impl Iterator<Item = (u16, bool, &[u8])> {
     })
 }
 
-/// The first attribute of this number.
+/// Returns the first attribute of this number.
 pub(crate) fn attribute(bytes: &[u8], number: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(found, _)| *found == number).map(|(_, value)| value)
 }
 
-/// An attribute as text, without the NUL it ends in.
+/// Returns an attribute as text, without the NUL at its end.
 pub(crate) fn text(bytes: &[u8], number: u16) -> Option<&str> {
     let value = attribute(bytes, number)?;
     std::str::from_utf8(value.strip_suffix(&[0]).unwrap_or(value)).ok()
 }
 
-/// An attribute as a number in network order.
+/// Returns an attribute as a number in network order.
 pub(crate) fn number(bytes: &[u8], number: u16) -> Option<u32> {
     attribute(bytes, number)?.first_chunk::<4>().map(|value| u32::from_be_bytes(*value))
 }
 
-/// An attribute with its header and padding.
+/// Encodes an attribute with its header and padding.
 pub(crate) fn encode(number: u16, value: &[u8]) -> Vec<u8> {
     let length = 4 + value.len();
     let mut bytes = Vec::with_capacity(length.next_multiple_of(ALIGN));
@@ -102,7 +102,7 @@ pub(crate) fn encode(number: u16, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A message of a body that begins with its family's header.
+/// Encodes a message from a body that begins with its family's header.
 pub(crate) fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     let mut message = Vec::with_capacity(HEADER_BYTES + body.len());
     message.extend(((HEADER_BYTES + body.len()) as u32).to_ne_bytes());
@@ -116,7 +116,7 @@ pub(crate) fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
 /// `struct nlmsghdr`.
 const HEADER_BYTES: usize = 16;
 const ALIGN: usize = 4;
-/// Without the flags for nests and byte order.
+/// Removes the flags for nests and byte order.
 const NUMBER_MASK: u16 = 0x3fff;
 /// `NLA_F_NESTED`.
 const NEST: u16 = 1 << 15;

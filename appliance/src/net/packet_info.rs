@@ -1,7 +1,7 @@
 //! Datagrams with the address that they were sent to, and answers that come from there.
 //!
-//! The socket is bound to an address that nobody asks, so the kernel tells the destination of each
-//! datagram beside it (`IP_PKTINFO`, `IPV6_PKTINFO`) and takes the source of each answer the same
+//! The socket is bound to an address that nobody asks. So the kernel tells the destination beside
+//! each datagram (`IP_PKTINFO`, `IPV6_PKTINFO`), and takes the source of each answer in the same
 //! way. A source that is not the machine's own is possible because the socket is transparent.
 
 use std::{
@@ -24,13 +24,13 @@ use rustix::net::sockopt::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Datagram {
     pub(crate) from: SocketAddr,
-    /// The address that it was sent to, whoever's that is.
+    /// The address that it was sent to, which need not be the gateway's.
     pub(crate) to: IpAddr,
-    /// How much of the buffer it fills.
+    /// The bytes of the buffer that it fills.
     pub(crate) bytes: usize,
 }
 
-/// Makes the kernel tell where datagrams were sent to.
+/// Makes the kernel tell the destination of each datagram.
 pub(crate) fn tell_destinations(socket: &impl AsFd, ipv6: bool) -> io::Result<()> {
     if ipv6 {
         setsockopt(socket, Ipv6RecvPacketInfo, &true)?;
@@ -42,14 +42,15 @@ pub(crate) fn tell_destinations(socket: &impl AsFd, ipv6: bool) -> io::Result<()
 
 /// Gives a socket room for [`RECEIVE_BYTES`] of queries and [`SEND_BYTES`] of answers.
 ///
-/// The agents of an interface share its socket. One that floods is told nothing from its second
-/// query too many on, which takes less than an answer does; what this makes room for is the time
-/// in which the thread does something else. A packet for an agent that does not say which card
-/// it has waits in the kernel, and takes its room meanwhile: [`crate::packets`] bounds what waits
-/// for each address, and this makes room for thousands of such addresses.
+/// The agents of an interface share its socket. An agent that floods gets no answer from its second
+/// excess query on, and dropping a query takes less time than answering it. The room for queries
+/// bridges the time in which the thread does something else. A packet for an agent that does not
+/// reveal its card's address waits in the kernel, and takes up room meanwhile: [`crate::packets`]
+/// bounds the packets that wait for each address, and there is room for thousands of such
+/// addresses.
 ///
-/// Without the right to have so much it is what `net.core.rmem_max` and `net.core.wmem_max` grant:
-/// less room, and nothing else changes.
+/// Without the right to set these sizes, the socket has those of `net.core.rmem_max` and
+/// `net.core.wmem_max`: less room, and nothing else changes.
 pub(crate) fn make_room(socket: &impl AsFd) {
     if set_socket_recv_buffer_size_force(socket, RECEIVE_BYTES).is_err()
         && let Err(error) = set_socket_recv_buffer_size(socket, RECEIVE_BYTES)
@@ -63,10 +64,10 @@ pub(crate) fn make_room(socket: &impl AsFd) {
     }
 }
 
-/// Receives one datagram without waiting. `None` for one that cannot be answered: it is too long,
-/// or the kernel does not say where it was sent to.
+/// Receives one datagram without waiting. Returns `None` for one that cannot be answered: it is too
+/// long, or the kernel does not tell its destination.
 pub(crate) fn receive(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<Option<Datagram>> {
-    // On the heap, where it is aligned for what the kernel puts in.
+    // On the heap, where it is aligned for the kernel's structures.
     let mut control = nix::cmsg_space!(libc::in6_pktinfo);
     let mut into = [IoSliceMut::new(buffer)];
     let received = recvmsg::<SockaddrStorage>(
@@ -129,7 +130,8 @@ fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {
 /// Room for queries that wait. The kernel counts some 800 bytes for a short one and doubles the
 /// number (`socket(7)`, `SO_RCVBUF`): about 2,500 queries.
 const RECEIVE_BYTES: usize = 1 << 20;
-/// Room for answers on their way. Doubled as well: 32 MiB, what waits for 8,192 addresses.
+/// Room for answers on their way. Doubled as well: 32 MiB, for the packets that wait for 8,192
+/// addresses.
 const SEND_BYTES: usize = 16 << 20;
 
 #[cfg(test)]

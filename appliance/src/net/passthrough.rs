@@ -1,10 +1,10 @@
-//! Writes that go straight through a stream which only changes how it is read.
+//! Writes that pass unchanged through a stream which only changes how it is read.
 //!
-//! Vectored writes are passed on as such: a wrapper that forgets them makes two system calls or a
-//! copy out of one.
+//! Vectored writes are passed on as such: a wrapper that lacks them makes two system calls, or a
+//! copy, out of one.
 
-/// `AsyncWrite` for `$wrapper<S>`, done by its field `$stream`, for each `S` that can be written
-/// to.
+/// Implements `AsyncWrite` for `$wrapper<S>` by its field `$stream`, for each `S` that can be
+/// written to.
 macro_rules! writes_go_straight_through {
     ($wrapper:ident, $stream:ident) => {
         impl<S: tokio::io::AsyncWrite + Unpin> tokio::io::AsyncWrite for $wrapper<S> {

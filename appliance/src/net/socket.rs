@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 ///
 /// # Errors
 ///
-/// What the kernel answers; a connected or listening TCP socket takes all of these.
+/// The kernel refuses an option; a connected or listening TCP socket accepts all of these.
 pub fn harden(socket: &impl AsFd) -> io::Result<()> {
     send_at_once(socket)?;
     notice_absence(socket)
@@ -43,23 +43,22 @@ pub fn notice_absence(socket: &impl AsFd) -> io::Result<()> {
 
 /// Closes with a reset instead of a FIN.
 pub fn reset(stream: TcpStream) {
-    // Where the option cannot be set the connection is closed all the same.
+    // Where the option cannot be set, the connection is closed all the same.
     let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
     drop(stream);
 }
 
-/// An address with its IPv4-mapped form undone.
+/// Returns an address with its IPv4-mapped form undone.
 pub fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// A silent peer is asked for a sign of life after this time, and given up [`USER_TIMEOUT`] after
-/// its last one.
+/// Time after which a silent peer is probed; it is given up [`USER_TIMEOUT`] after its last answer.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
 const KEEPALIVE_TRIES: u32 = 6;
 
-/// How long sent data may stay unacknowledged (RFC 5482; tcp(7)). It also bounds how long a
+/// Time for which sent data may stay unacknowledged (RFC 5482; tcp(7)). It also bounds how long a
 /// living peer may keep its window shut, so it must not be short.
 const USER_TIMEOUT: Duration = Duration::from_secs(180);
 

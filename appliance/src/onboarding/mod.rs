@@ -1,9 +1,9 @@
-//! What agents of a group fetch at the gateway's own address to trust it: its CA, a bundle of that
-//! and the public CAs, and a script that installs them.
+//! The pages that agents of a group fetch at the gateway's own address to trust it: its CA, a
+//! bundle of that and the public CAs, and a script that installs them.
 //!
-//! Pure. There is no secret in any page, and nothing an agent says gets into one. Errs towards
-//! refusal: a request is one of three paths by GET or HEAD at the very address that was dialled,
-//! with no query, no body and nothing behind it.
+//! Pure. There is no secret in any page, and nothing that an agent sends gets into one. Errs
+//! towards refusal: a request is one of three paths by GET or HEAD at the very address that was
+//! dialled, with no query, no body and nothing behind it.
 
 use std::{collections::HashMap, fmt::Write as _, net::IpAddr};
 
@@ -25,27 +25,27 @@ pub struct Pages {
     fingerprint: String,
 }
 
-/// One of them.
+/// One page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Page {
     /// The certificate that agents are to trust, in PEM.
     Ca,
-    /// That and the public CAs, in PEM.
+    /// That certificate and the public CAs, in PEM.
     Bundle,
     /// The script that installs them.
     Script,
 }
 
-/// What was asked for in order.
+/// A valid request for a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PageRequest {
     /// The page.
     pub page: Page,
-    /// Whether it is wanted itself, and not only its head.
+    /// Whether the page itself is wanted, and not only its head.
     pub body: bool,
 }
 
-/// There are no public CAs on this machine, and a bundle without them would cut agents off from
+/// The error where this machine has no public CAs: a bundle without them would cut agents off from
 /// every host that shows a certificate of its own.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -54,7 +54,7 @@ pub struct PageRequest {
 )]
 pub struct NoPublicCas;
 
-/// The pages of each group that has some, with the public CAs in DER.
+/// Returns the pages of each group with onboarding, with the public CAs in DER.
 ///
 /// # Errors
 ///
@@ -77,7 +77,7 @@ impl Pages {
         Self { ca: pem(ca).into(), bundle: bundle.into(), fingerprint: fingerprint(ca) }
     }
 
-    /// A page, as it is told at this address of the gateway.
+    /// Returns a page, as it is served at this address of the gateway.
     pub fn text(&self, page: Page, gateway: IpAddr) -> Bytes {
         match page {
             Page::Ca => self.ca.clone(),
@@ -96,10 +96,10 @@ impl Pages {
 }
 
 impl Page {
-    /// Every page there is.
+    /// All pages.
     pub const ALL: [Self; 3] = [Self::Ca, Self::Bundle, Self::Script];
 
-    /// Where it is.
+    /// Returns its path.
     pub const fn path(self) -> &'static str {
         match self {
             Self::Ca => "/ca.pem",
@@ -108,7 +108,7 @@ impl Page {
         }
     }
 
-    /// The head of its answer.
+    /// Returns the head of its answer.
     pub fn head(self, length: usize) -> String {
         let kind = match self {
             Self::Ca | Self::Bundle => "application/x-pem-file",
@@ -121,16 +121,16 @@ impl Page {
     }
 }
 
-/// What a request asks for that was read whole as `bytes`, at the gateway's address `dialled`.
+/// Returns the request that was read whole as `bytes`, at the gateway's address `dialled`.
 ///
 /// # Errors
 ///
-/// Why it is refused.
+/// The reason of the refusal.
 pub fn asked(bytes: &[u8], max_fields: usize, dialled: IpAddr) -> Result<PageRequest, Reason> {
     let mut fields = vec![EMPTY_HEADER; max_fields];
     let mut request = Request::new(&mut fields);
     match request.parse(bytes) {
-        // What comes behind the head is a body or another request.
+        // Bytes behind the head are a body or another request.
         Ok(Status::Complete(length)) if length == bytes.len() => {}
         _ => return Err(Reason::HttpMalformed),
     }
@@ -156,7 +156,7 @@ pub fn asked(bytes: &[u8], max_fields: usize, dialled: IpAddr) -> Result<PageReq
     Ok(PageRequest { page: page.ok_or(Reason::PathDenied)?, body })
 }
 
-/// Whether a field says that something follows the head, or that something else is to be spoken.
+/// Returns whether a field says that something follows the head, or that the protocol is to change.
 fn announces_more(field: &Header<'_>) -> bool {
     MORE.iter().any(|name| is(field, name))
 }
@@ -165,7 +165,7 @@ fn is(field: &Header<'_>, name: &str) -> bool {
     field.name.eq_ignore_ascii_case(name)
 }
 
-/// An address as it stands in a URL (RFC 3986, section 3.2.2).
+/// Returns an address as it stands in a URL (RFC 3986, section 3.2.2).
 fn authority(address: IpAddr) -> String {
     match address {
         IpAddr::V4(address) => address.to_string(),
@@ -173,7 +173,7 @@ fn authority(address: IpAddr) -> String {
     }
 }
 
-/// A certificate as RFC 7468 writes it.
+/// Encodes a certificate in PEM (RFC 7468).
 fn pem(der: &[u8]) -> String {
     let mut text = String::from("-----BEGIN CERTIFICATE-----\n");
     for line in STANDARD.encode(der).as_bytes().chunks(PEM_LINE) {
@@ -184,12 +184,12 @@ fn pem(der: &[u8]) -> String {
     text
 }
 
-/// As `openssl x509 -fingerprint -sha256` writes it.
+/// Returns the fingerprint in the form of `openssl x509 -fingerprint -sha256`.
 fn fingerprint(der: &[u8]) -> String {
     let mut text = String::new();
     for byte in digest::digest(&digest::SHA256, der).as_ref() {
         let colon = if text.is_empty() { "" } else { ":" };
-        // A String takes whatever is written to it.
+        // Writing to a string cannot fail.
         let _ = write!(text, "{colon}{byte:02X}");
     }
     text
@@ -197,8 +197,7 @@ fn fingerprint(der: &[u8]) -> String {
 
 const SCRIPT: &str = include_str!("install.sh");
 /// Fields with which a request is more than its head (RFC 9112, section 6; RFC 9110, sections 7.8
-/// and
-/// 10.1.1).
+/// and 10.1.1).
 const MORE: [&str; 4] = ["content-length", "transfer-encoding", "upgrade", "expect"];
 /// Characters of a line of PEM.
 const PEM_LINE: usize = 64;

@@ -7,7 +7,7 @@ use nftnl::nftnl_sys::libc;
 use super::ruleset::capture::DNS_PORT;
 use crate::policy::InterfaceName;
 
-/// Why packets cannot be captured. Every one of them is fatal at start.
+/// The reasons why packets cannot be captured. Each is fatal at start.
 #[derive(Debug, thiserror::Error)]
 pub enum PacketsError {
     /// The process may not change the network.
@@ -25,7 +25,7 @@ pub enum PacketsError {
          the group"
     )]
     NoInterface(InterfaceName),
-    /// The static guard table is not loaded, or is not the guard.
+    /// The static guard table is not loaded, or the table of that name is not the guard.
     #[error(
         "the guard table inet cloakroom_base is not loaded: run `cloakroom guard --load`, and have \
          it run at boot (cloakroom-guard.service)"
@@ -46,7 +46,7 @@ pub enum PacketsError {
         quoted(.0)
     )]
     Unguarded(Vec<InterfaceName>),
-    /// A mark or a routing table that means something else already.
+    /// The mark or the routing table already has another meaning.
     #[error(
         "mark {mark:#x} with routing table {table} cannot be used: the mark must not be 0, the \
          table not 0 or 253 to 255"
@@ -68,12 +68,12 @@ pub enum PacketsError {
     PortInUse {
         /// The port.
         port: u16,
-        /// The interface it was tried on.
+        /// The interface on which it was tried.
         interface: InterfaceName,
-        /// The programs that have it, as far as they can be seen.
+        /// The programs that hold it, as far as they can be seen.
         holders: Vec<String>,
     },
-    /// A listener could not be made.
+    /// A listener could not be created.
     #[error("cannot {doing} for the listener on {interface}: {source}")]
     Listen {
         /// The interface it was for.
@@ -83,13 +83,13 @@ pub enum PacketsError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// A listener without transparency: its connections would pass by the proxy.
+    /// A listener is not transparent: connections would not reach the proxy.
     #[error(
         "the listener on {0} is not transparent, so it would receive nothing: the kernel lacks \
          IP_TRANSPARENT or took it back"
     )]
     NotTransparent(InterfaceName),
-    /// A kernel setting that the rules lean on has another value.
+    /// A kernel setting on which the rules depend has another value.
     #[error(
         "{name} is {found} and has to be {wanted}, and cannot be set from here: run \
          `sysctl -w {name}={wanted}`"
@@ -102,7 +102,7 @@ pub enum PacketsError {
         /// The value that it has.
         found: String,
     },
-    /// A bridge below an agents' interface takes packets through the hooks of IP.
+    /// A bridge below an agents' interface passes packets through the hooks of IP.
     #[error(
         "bridge {bridge} takes agents' packets through the hooks of IP, where those that are \
          captured get lost, and that cannot be turned off from here ({source}): run \
@@ -111,10 +111,10 @@ pub enum PacketsError {
     Filtered {
         /// The bridge.
         bridge: String,
-        /// The kernel's answer to turning that off.
+        /// The kernel's answer to the attempt to turn that off.
         source: io::Error,
     },
-    /// A kernel setting that cannot be read.
+    /// A kernel setting cannot be read.
     #[error("cannot read {name}: {source}; is /proc/sys mounted?")]
     SysctlUnreadable {
         /// Its name, with dots.
@@ -128,7 +128,7 @@ pub enum PacketsError {
          CONFIG_IPV6_MULTIPLE_TABLES)"
     )]
     Route {
-        /// The addition.
+        /// The rule or route to be added.
         doing: &'static str,
         /// The kernel's answer.
         source: io::Error,
@@ -139,19 +139,19 @@ pub enum PacketsError {
          `ip link set lo up`"
     )]
     LoopbackDown,
-    /// IPv6 is to be captured and the kernel has none.
+    /// IPv6 is to be captured, but the kernel has none.
     #[error(
         "IPv6 is off in this kernel (ipv6.disable=1, or built without): boot it with IPv6, or write \
          `ipv6 = false` in [gateway]"
     )]
     NoIpv6,
-    /// IPv6 is to be captured and is off where captured packets are delivered.
+    /// IPv6 is to be captured, but is off where captured packets are delivered.
     #[error(
         "IPv6 is off on lo, and captured packets are delivered through it: run \
          `sysctl -w net.ipv6.conf.lo.disable_ipv6=0`, or write `ipv6 = false` in [gateway]"
     )]
     Ipv6OffAtLoopback,
-    /// No subscription to what the kernel refuses.
+    /// The kernel's reports of refused packets cannot be subscribed to.
     #[error(
         "cannot be told what is refused through NFLOG group {group}: {source}; another program may \
          have the group (choose another nflog_group), the daemon may lack CAP_NET_ADMIN, or the \
@@ -163,7 +163,7 @@ pub enum PacketsError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// No conversation with nf_tables.
+    /// Netlink messages to nf_tables failed.
     #[error("cannot {doing}: {source}; the kernel needs nf_tables (CONFIG_NF_TABLES_INET)")]
     Netlink {
         /// The step that was tried.
@@ -183,12 +183,12 @@ pub enum PacketsError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// The kernel holds something else than what was sent.
+    /// The kernel holds other rules than those that were sent.
     #[error(
         "nf_tables does not hold what was sent: {place}; something else edits table inet cloakroom"
     )]
     ReadBack {
-        /// Where they differ.
+        /// The place where they differ.
         place: String,
     },
 }
@@ -225,7 +225,7 @@ fn who(holders: &[String], otherwise: &str) -> String {
     if holders.is_empty() { otherwise.to_owned() } else { holders.join(" and ") }
 }
 
-/// Says plainly that a capability is missing, where that is what it was.
+/// Returns an error that names the missing capability, if that is the cause.
 pub(super) fn netlink_error(doing: &'static str, source: io::Error) -> PacketsError {
     if source.raw_os_error() == Some(libc::EPERM) {
         return PacketsError::NoNetAdmin { doing };

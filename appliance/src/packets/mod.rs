@@ -1,4 +1,4 @@
-//! How an agent's packet reaches the proxy, and how every other packet of an agent ends.
+//! The way of an agent's packet to the proxy, and the end of every other packet of an agent.
 //!
 //! Promises, each enforced by the kernel and independent of whether the daemon is alive:
 //!
@@ -9,11 +9,11 @@
 //! - apart from that, the gateway's own addresses are closed to agents;
 //! - IPv6 gets the same rules as IPv4, or none of it passes.
 //!
-//! It errs towards silence: whatever is in doubt is an error at start, and the static guard table
+//! Errs towards silence: every doubt is an error at start, and the static guard table
 //! (`nft/base.nft`), which this module requires and never touches, stays closed. The table is
-//! planned once, in [`ruleset`]; what is printed and what is sent to the kernel are two renderings
-//! of that one plan, and the kernel is asked afterwards what it really holds.
-//! `nft/README.md` is the prose of the same rules.
+//! planned once, in [`ruleset`]. The printed text and the messages to the kernel are two renderings
+//! of that one plan, and the kernel is asked afterwards which rules it really holds.
+//! `nft/README.md` explains the same rules in prose.
 
 mod error;
 mod host;
@@ -39,18 +39,19 @@ use self::{
 };
 use crate::policy::InterfaceName;
 
-/// The daemon's tables in the syntax of nft, as [`apply`] installs them. They can be loaded with
-/// `nft -f`, and checked with `nft -c -f`.
+/// Returns the daemon's tables in the syntax of nft, as [`apply`] installs them. They can be loaded
+/// with `nft -f`, and checked with `nft -c -f`.
 pub fn render(capture: &Capture) -> String {
     tables(capture, |_| true).iter().map(ruleset::text).collect()
 }
 
-/// Prepares the host: interfaces there, guard table loaded and told of them, sysctls set,
-/// routes in place. Can be repeated.
+/// Prepares the host: checks that the interfaces are there and that the guard table is loaded with
+/// them, and sets sysctls and routes. Can be repeated.
 ///
 /// # Errors
 ///
-/// The first thing that is missing, with what to do about it. Nothing is undone: every step by
+/// The first condition that is missing, with its remedy. Nothing is undone: each step leaves less
+/// open than before.
 /// itself leaves less open than before.
 pub async fn prepare(capture: &Capture) -> Result<(), PacketsError> {
     check_marks(capture)?;
@@ -72,13 +73,13 @@ pub fn require_guard(capture: &Capture) -> Result<(), PacketsError> {
     readback::require_guard(&capture.interface_names())
 }
 
-/// Asserts, while the daemon runs, what the rules lean on beside the guard: the kernel's settings
-/// and the routes. A difference is set right where it may be, and logged. An interface that is gone
-/// is passed over: nothing arrives on it.
+/// Checks, while the daemon runs, the conditions of the rules other than the guard: the kernel's
+/// settings and the routes. A difference is corrected where that is allowed, and logged. An
+/// interface that is gone is skipped, because nothing arrives on it.
 ///
 /// # Errors
 ///
-/// The first thing that is wrong and stays wrong.
+/// The first setting that is wrong and stays wrong.
 pub async fn assert_settings(capture: &Capture) -> Result<(), PacketsError> {
     let mut names = capture.interface_names();
     names.retain(|name| is_there(name));
@@ -91,20 +92,20 @@ pub async fn assert_settings(capture: &Capture) -> Result<(), PacketsError> {
 ///
 /// # Errors
 ///
-/// [`PacketsError::ReadBack`] says where they differ.
+/// [`PacketsError::ReadBack`] tells where they differ.
 pub fn verify(capture: &Capture) -> Result<(), PacketsError> {
     readback::verify(&tables(capture, is_there))
 }
 
 /// Installs or replaces the rules of the daemon's table in one transaction, then reads them back.
 ///
-/// Base chains are made once and kept; packets meet either the old rules or the new ones.
-/// The same call serves start and reload.
+/// Base chains are created once and kept; packets meet either the old rules or the new ones. Start
+/// and reload make the same call.
 ///
 /// # Errors
 ///
 /// [`PacketsError::Transaction`] where the kernel refuses; the old rules are then still in force.
-/// [`PacketsError::ReadBack`] where the kernel holds something else than was sent.
+/// [`PacketsError::ReadBack`] where the kernel holds other rules than those that were sent.
 pub fn apply(capture: &Capture) -> Result<(), PacketsError> {
     let tables = tables(capture, is_there);
     install::send(&tables)?;
@@ -112,7 +113,7 @@ pub fn apply(capture: &Capture) -> Result<(), PacketsError> {
 }
 
 fn check_marks(capture: &Capture) -> Result<(), PacketsError> {
-    // Mark 0 is every unmarked packet, and tables 253 to 255 are the kernel's own.
+    // Every unmarked packet has mark 0, and tables 253 to 255 are the kernel's own.
     if capture.mark == 0 || matches!(capture.route_table, 0 | 253..=255) {
         return Err(PacketsError::Marks { mark: capture.mark, table: capture.route_table });
     }

@@ -1,15 +1,15 @@
 //! A small strict reader of a ClientHello's body (RFC 8446, section 4.1.2).
 //!
-//! It yields the name, the application protocols and whether ECH is there, and refuses whatever
-//! two readers could take differently: lengths that do not add up, bytes left over, an extension
-//! or a name that comes twice, a name that is neither a host name nor an IP address.
+//! It returns the name, the application protocols and whether ECH is there, and refuses everything
+//! that two readers could take differently: lengths that do not add up, bytes left over, an
+//! extension or a name that comes twice, a name that is neither a host name nor an IP address.
 
 use std::net::IpAddr;
 
 use super::Hello;
 use crate::policy::{Host, HostError};
 
-/// The body is not one plain ClientHello.
+/// The error where the body is not one plain ClientHello.
 #[derive(Debug)]
 pub(super) struct Malformed;
 
@@ -54,8 +54,8 @@ fn parse_extensions(mut list: Reader<'_>) -> Result<Hello, Malformed> {
     Ok(hello)
 }
 
-/// RFC 6066, section 3: a list, which must hold exactly one host name. Other name types were
-/// never defined, and cannot be skipped because their length is not known.
+/// Reads the name (RFC 6066, section 3) from a list, which must hold exactly one host name. Other
+/// name types were never defined, and cannot be skipped because their length is not known.
 fn parse_server_name(mut content: Reader<'_>) -> Result<Option<Host>, Malformed> {
     let mut list = content.vec16()?;
     content.end()?;
@@ -68,14 +68,14 @@ fn parse_server_name(mut content: Reader<'_>) -> Result<Option<Host>, Malformed>
     let text = std::str::from_utf8(name.0).map_err(|_| Malformed)?;
     match Host::parse(text) {
         Ok(host) => Ok(Some(host)),
-        // Some clients put an address here against the RFC. That names nobody.
+        // Against the RFC, some clients put an address here. It names no host.
         Err(HostError::IpAddress) => Ok(None),
         Err(_) if text.parse::<IpAddr>().is_ok() => Ok(None),
         Err(_) => Err(Malformed),
     }
 }
 
-/// RFC 7301, section 3.1.
+/// Reads the application protocols (RFC 7301, section 3.1).
 fn parse_alpn(mut content: Reader<'_>) -> Result<Vec<Box<[u8]>>, Malformed> {
     let mut list = content.vec16()?;
     content.end()?;
@@ -90,7 +90,7 @@ fn parse_alpn(mut content: Reader<'_>) -> Result<Vec<Box<[u8]>>, Malformed> {
     if names.is_empty() { Err(Malformed) } else { Ok(names) }
 }
 
-/// What is left to read. Nothing can be read twice or past the end.
+/// The bytes that are left to read. Nothing can be read twice or past the end.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -112,13 +112,13 @@ impl<'a> Reader<'a> {
         Ok(u16::from_be_bytes(*bytes))
     }
 
-    /// A vector with a length of one byte (RFC 8446, section 3.4).
+    /// Reads a vector with a length of one byte (RFC 8446, section 3.4).
     fn vec8(&mut self) -> Result<Self, Malformed> {
         let len = self.u8()?;
         self.take(len.into()).map(Self)
     }
 
-    /// A vector with a length of two bytes.
+    /// Reads a vector with a length of two bytes.
     fn vec16(&mut self) -> Result<Self, Malformed> {
         let len = self.u16()?;
         self.take(len.into()).map(Self)
@@ -137,14 +137,14 @@ impl<'a> Reader<'a> {
 const SERVER_NAME: u16 = 0;
 const ALPN: u16 = 16;
 
-/// `encrypted_client_hello` and `ech_outer_extensions` (RFC 9849, section 5), and the numbers
-/// that its drafts used: whoever sends one means to hide a name.
+/// `encrypted_client_hello` and `ech_outer_extensions` (RFC 9849, section 5), and the numbers that
+/// its drafts used: a client that sends one of them hides a name.
 const ECH: [u16; 5] = [0xfe0d, 0xfd00, 0xff02, 0xff03, 0xffce];
 
 /// The one name type of `server_name`.
 const HOST_NAME: u8 = 0;
 
-/// Most extensions in a hello. Browsers send about 20; every one is compared with all before it.
+/// Most extensions in a hello. Browsers send about 20; each is compared with all before it.
 const MAX_EXTENSIONS: usize = 128;
 
 /// Most application protocols on offer. Browsers send three.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::{policy::Host, reason::Reason};
 
-/// What the first bytes turned out to be.
+/// The meaning of the first bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Peeked {
     /// A complete TLS ClientHello.
@@ -13,12 +13,12 @@ pub enum Peeked {
     Http(PlainHead),
     /// Neither.
     Other,
-    /// Not looked at, because protocols on this port name no host. What is known instead: every
-    /// name for which the agent was given the address that it dialled.
+    /// The bytes are not read, because protocols on this port name no host. Instead there are all
+    /// names for which the agent was given the address that it dialled.
     Unread(Vec<Host>),
 }
 
-/// What a ClientHello shows in the clear.
+/// The plain part of a ClientHello.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
     /// The server name; `None` where there is none, or where it is an IP address.
@@ -29,20 +29,20 @@ pub struct Hello {
     pub ech: bool,
 }
 
-/// What a plain HTTP/1 request head shows.
+/// The parts of a plain HTTP/1 request head that are used.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PlainHead {
-    /// The one Host field's name, without its port; `None` where the field is missing, repeated
-    /// or no plain host name. Whether its port is the one dialled is for `decide` to say.
+    /// The one Host field's name, without its port; `None` where the field is missing, repeated or
+    /// no plain host name. `decide` compares its port with the dialled one.
     pub host: Option<Host>,
-    /// The port of the Host field where it names one.
+    /// The port of the Host field, if it names one.
     pub port: Option<u16>,
-    /// The decoded credential texts that stand in well-known credential fields: the value after
-    /// a scheme, both halves of Basic, and the raw value.
+    /// The decoded credential texts in well-known credential fields: the value after a scheme, both
+    /// halves of Basic, and the raw value.
     pub credentials: Vec<Box<[u8]>>,
 }
 
-/// The credentials may be live ones of the agent's own, so only their number is shown.
+/// Shows only the number of credentials, because they may be live ones of the agent's own.
 impl fmt::Debug for PlainHead {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PlainHead")
@@ -53,12 +53,12 @@ impl fmt::Debug for PlainHead {
     }
 }
 
-/// How far a prefix of the stream leads.
+/// The result of reading a prefix of the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress {
-    /// Nothing can be said yet.
+    /// More bytes are needed.
     NeedMore,
-    /// This is what it is.
+    /// The meaning is known.
     Done(Peeked),
     /// It began as TLS or HTTP and broke its rules.
     Malformed(Reason),

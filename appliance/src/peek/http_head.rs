@@ -1,9 +1,9 @@
 //! A strict reader of a plain HTTP/1 request head (RFC 9112, sections 2 to 5).
 //!
-//! Lines end in CRLF and nothing else; the target is in origin form; there are bounds on the
-//! method and on the number of fields. It shows whom the request names and which credentials
-//! lie open in it, so that a placeholder in the clear can be told apart from ordinary traffic.
-//! Credentials are decoded generously, since they only ever lead to a refusal.
+//! Lines end in CRLF and nothing else; the target is in origin form; the method and the number of
+//! fields are bounded. The reader returns the named host and the credentials in the head, so that a
+//! placeholder sent in the clear can be told apart from ordinary traffic. Credentials are decoded
+//! generously, since they only ever lead to a refusal.
 
 use base64::{Engine as _, alphabet, engine};
 use httparse::{EMPTY_HEADER, Header, Request};
@@ -14,7 +14,7 @@ use crate::{
     reason::Reason,
 };
 
-/// Where in a head the reading stands.
+/// The state of reading a head.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct HeadScan {
     /// Bytes of the stream that were read.
@@ -34,7 +34,7 @@ enum HeadPart {
 }
 
 impl HeadScan {
-    /// Goes on with the whole stream so far.
+    /// Reads on in the whole stream so far.
     pub(super) fn advance(&mut self, bytes: &[u8], max_fields: usize) -> Progress {
         while let Some(&byte) = bytes.get(self.at) {
             self.at += 1;
@@ -62,12 +62,13 @@ impl HeadScan {
     }
 }
 
-/// Whether a byte may stand in a method or a field name (RFC 9110, section 5.6.2).
+/// Returns whether a byte may stand in a method or a field name (RFC 9110, section 5.6.2).
 pub(super) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// CR and LF come only as a pair, and no other control character comes at all.
+/// Returns whether a byte is not allowed here: CR and LF come only as a pair, and no other control
+/// character comes at all.
 fn breaks_line(last: u8, byte: u8) -> bool {
     let pair = (last == b'\r') == (byte == b'\n');
     !pair || (byte.is_ascii_control() && !matches!(byte, b'\t' | b'\r' | b'\n'))
@@ -77,7 +78,8 @@ fn names_version(line: &[u8]) -> bool {
     line.ends_with(b" HTTP/1.1\r\n") || line.ends_with(b" HTTP/1.0\r\n")
 }
 
-/// Other protocols talk in lines too, so only a line that speaks of HTTP is held to its rules.
+/// Judges a first line without an HTTP version. Other protocols use lines too, so only a line that
+/// mentions HTTP is held to HTTP's rules.
 fn without_version(line: &[u8]) -> Progress {
     match memchr::memmem::find(line, b" HTTP/") {
         Some(_) => MALFORMED,
@@ -105,7 +107,7 @@ fn parse(head: &[u8], max_fields: usize) -> Progress {
     Progress::Done(Peeked::Http(PlainHead { host, port: port.flatten(), credentials }))
 }
 
-/// The one Host field (RFC 9112, section 3.2), where it is plain.
+/// Returns the one Host field (RFC 9112, section 3.2), if it is plain.
 fn read_host(fields: &[Header<'_>]) -> Option<(Host, Option<u16>)> {
     let mut hosts = fields.iter().filter(|field| field.name.eq_ignore_ascii_case("host"));
     let value = std::str::from_utf8(hosts.next()?.value.trim_ascii()).ok()?;
@@ -123,7 +125,7 @@ fn read_port(digits: &str) -> Option<u16> {
     digits.parse().ok().filter(|&port| plain && port != 0)
 }
 
-/// What may be a credential in fields with these names and values.
+/// Returns the texts that may be credentials in fields with these names and values.
 pub(crate) fn read_credentials<'f>(
     fields: impl Iterator<Item = (&'f str, &'f [u8])>,
 ) -> Vec<Box<[u8]>> {
@@ -142,7 +144,7 @@ pub(crate) fn read_credentials<'f>(
     found
 }
 
-/// User and password (RFC 7617, section 2); a text without a colon counts as the user.
+/// Reads user and password (RFC 7617, section 2); a text without a colon counts as the user.
 fn read_basic(encoded: &[u8], found: &mut Vec<Box<[u8]>>) {
     let decoded = BASE64.decode(encoded).or_else(|_| BASE64_URL.decode(encoded));
     let Ok(decoded) = decoded else { return };
@@ -154,7 +156,7 @@ const MALFORMED: Progress = Progress::Malformed(Reason::HttpMalformed);
 /// Longest method in bytes; the longest registered one has 17 (IANA, HTTP Method Registry).
 const MAX_METHOD: usize = 24;
 
-/// Takes what any lenient origin would: padding or none, stray trailing bits.
+/// Decodes base64 as leniently as any origin would: padding or none, stray trailing bits.
 const LENIENT: engine::GeneralPurposeConfig = engine::GeneralPurposeConfig::new()
     .with_decode_padding_mode(engine::DecodePaddingMode::Indifferent)
     .with_decode_allow_trailing_bits(true);

@@ -1,8 +1,8 @@
 //! Reads the first bytes of a connection, under a byte bound and a deadline.
 //!
-//! The parsers are pure: they take a prefix of the stream and answer with what it is, that it is
-//! malformed, or that more bytes are needed. An answer is final: bytes that follow never change
-//! it, and it does not depend on how the stream was cut into segments. Errors lean to refusal.
+//! The parsers are pure: they take a prefix of the stream and return its meaning, that it is
+//! malformed, or that more bytes are needed. A result is final: bytes that follow never change it,
+//! and it does not depend on how the stream was cut into segments. Errors lean to refusal.
 
 mod client_hello;
 mod found;
@@ -23,15 +23,15 @@ pub fn parse(bytes: &[u8]) -> Progress {
     PrefixScan::new(Limits::default().head_fields).advance(bytes)
 }
 
-/// Remembers how far a growing prefix was read, so that a stream which arrives byte by byte
-/// costs no more than one that arrives at once.
+/// The state of reading a growing prefix, so that a stream which arrives byte by byte costs no more
+/// than one that arrives at once.
 #[derive(Debug)]
 struct PrefixScan {
     protocol: FirstProtocol,
     head_fields: usize,
 }
 
-/// What the first byte chose.
+/// The protocol that the first byte indicates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum FirstProtocol {
     Unknown,
@@ -44,7 +44,7 @@ impl PrefixScan {
         Self { protocol: FirstProtocol::Unknown, head_fields }
     }
 
-    /// Goes on with `bytes`, the whole stream so far: what was given before, and more.
+    /// Reads on in `bytes`, the whole stream so far: the bytes of the last call, and more.
     fn advance(&mut self, bytes: &[u8]) -> Progress {
         if self.protocol == FirstProtocol::Unknown {
             self.protocol = match bytes.first() {
@@ -63,7 +63,7 @@ impl PrefixScan {
         }
     }
 
-    /// What to say when the bound on bytes is reached without an answer.
+    /// Returns the reason where the bound on bytes is reached without a result.
     fn overrun(&self) -> Reason {
         match self.protocol {
             FirstProtocol::Http(_) => Reason::HeaderLimit,

@@ -1,5 +1,5 @@
-//! The edge where bytes come from a socket: reads until the parsers have an answer, and not one
-//! byte or second beyond the bounds. The bytes are kept, to be replayed.
+//! The edge where bytes come from a socket: reads until the parsers have a result, and not one byte
+//! or second beyond the bounds. The bytes are kept, to be replayed.
 
 use std::io;
 
@@ -9,17 +9,17 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use super::{FirstProtocol, Peeked, PrefixScan, Progress};
 use crate::{limits, policy::Limits, reason::Reason};
 
-/// What was peeked, and the bytes it was peeked from.
+/// The result of a peek, and the bytes that were read for it.
 #[derive(Debug)]
 pub struct PeekedBytes {
-    /// What the first bytes are.
+    /// The meaning of the first bytes.
     pub peeked: Peeked,
-    /// Everything read so far, which may go beyond what was peeked. It must reach whoever
-    /// reads the stream next, before the stream itself does.
+    /// All bytes read so far, which may be more than were peeked at. The next reader of the stream
+    /// must get them before the stream's own bytes.
     pub bytes: Bytes,
 }
 
-/// Why there is nothing to decide on.
+/// The reasons why there is nothing to decide on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeekFailure {
     /// The agent's bytes, or their pace, are refused.
@@ -28,16 +28,16 @@ pub enum PeekFailure {
     Closed,
 }
 
-/// Reads from `stream` until its first bytes have a meaning, for at most `limits.peek_time` and
-/// at most `limits.peek_bytes` bytes; a plain HTTP head also keeps to `limits.head_bytes`. A
-/// beginning that is longer than most needs `room` for as much as it may become, which it takes up
-/// until the bytes are gone.
+/// Reads from `stream` until its first bytes have a meaning, for at most `limits.peek_time` and at
+/// most `limits.peek_bytes` bytes; a plain HTTP head also keeps to `limits.head_bytes`. An
+/// unusually long beginning needs `room` for as much as it may become, and takes that up until the
+/// bytes are gone.
 ///
 /// # Errors
 ///
 /// [`PeekFailure::Refused`] with `peek_timeout`, with `connection_limit` where there is no room, or
-/// with what the bytes broke; bytes beyond the bound are `tls_malformed` or `header_limit`.
-/// [`PeekFailure::Closed`] where the stream ends.
+/// with the rule that the bytes broke; bytes beyond the bound are `tls_malformed` or
+/// `header_limit`. [`PeekFailure::Closed`] where the stream ends.
 pub async fn read<S, R>(
     stream: &mut S,
     limits: &Limits,
@@ -105,6 +105,7 @@ fn bound(scan: &PrefixScan, limits: &Limits) -> usize {
 
 const NO_ROOM: PeekFailure = PeekFailure::Refused(Reason::ConnectionLimit);
 
-/// Room for a hello with a post-quantum share and much else, or for most request heads: only what
+/// Room for a hello with a post-quantum share and much else, or for most request heads: only longer
+/// beginnings count against an agent.
 /// is longer counts against an agent.
 const FIRST_READ: usize = 4 * 1024;

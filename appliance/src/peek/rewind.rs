@@ -1,5 +1,5 @@
-//! A stream whose first bytes come from memory: what was read to decide on is read again by
-//! whoever carries the connection on. No byte is lost, repeated or reordered.
+//! A stream whose first bytes come from memory: bytes that were read to decide are read again by
+//! the code that carries the connection on. No byte is lost, repeated or reordered.
 
 use std::{
     io,
@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::net::writes_go_straight_through;
 
-/// Yields `prefix`, then what `inner` yields. Writes go straight to `inner`.
+/// A stream that yields `prefix`, then the bytes of `inner`. Writes go straight to `inner`.
 #[derive(Debug)]
 pub struct Rewind<S> {
     prefix: Bytes,
@@ -20,17 +20,18 @@ pub struct Rewind<S> {
 }
 
 impl<S> Rewind<S> {
-    /// Puts `prefix` in front of what `inner` has yet to yield.
+    /// Puts `prefix` in front of the remaining bytes of `inner`.
     pub fn new(prefix: Bytes, inner: S) -> Self {
         Self { prefix, inner }
     }
 
-    /// The stream below, for its addresses and options. Reading from it would skip the prefix.
+    /// Returns the stream below, for its addresses and options. Reading from it would skip the
+    /// prefix.
     pub fn get_ref(&self) -> &S {
         &self.inner
     }
 
-    /// What is still to be replayed, and the stream below.
+    /// Returns the bytes that are still to be replayed, and the stream below.
     pub fn into_parts(self) -> (Bytes, S) {
         (self.prefix, self.inner)
     }

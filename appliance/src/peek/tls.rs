@@ -1,7 +1,7 @@
 //! From TLS records to one complete ClientHello, read by two parsers.
 //!
 //! Accepts handshake records of any length (RFC 8446, section 5.1), down to one byte each, and
-//! nothing else before the hello is complete. Our own parser shows what rustls does not (ECH);
+//! nothing else before the hello is complete. Our own parser finds ECH, which rustls does not show;
 //! rustls, which terminates intercepted connections, is the second opinion over the same bytes.
 //! Where the two differ, or either objects, the hello is malformed.
 
@@ -10,12 +10,12 @@ use rustls::server::{Acceptor, ClientHello};
 use super::{Hello, Peeked, Progress, client_hello};
 use crate::{policy::Host, reason::Reason};
 
-/// Where in the records of a ClientHello the reading stands.
+/// The state of reading the records of a ClientHello.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct HelloScan {
     /// Bytes of the stream that were read.
     at: usize,
-    /// Payload bytes that the current record still owes.
+    /// Payload bytes of the current record that are still missing.
     record_left: usize,
     /// Bytes of the handshake message that were read.
     seen: usize,
@@ -24,7 +24,7 @@ pub(super) struct HelloScan {
 }
 
 impl HelloScan {
-    /// Goes on with the whole stream so far.
+    /// Reads on in the whole stream so far.
     pub(super) fn advance(&mut self, bytes: &[u8]) -> Progress {
         match self.find_end(bytes) {
             Ok(None) => Progress::NeedMore,
@@ -33,7 +33,7 @@ impl HelloScan {
         }
     }
 
-    /// The offset just after the record that completes the hello.
+    /// Returns the offset just after the record that completes the hello.
     fn find_end(&mut self, bytes: &[u8]) -> Result<Option<usize>, TlsViolation> {
         loop {
             if self.record_left == 0 {
@@ -64,7 +64,7 @@ impl HelloScan {
         }
     }
 
-    /// Type and length (RFC 8446, section 4), from the first four bytes of the message.
+    /// Reads type and length (RFC 8446, section 4) from the first four bytes of the message.
     fn read_message_header(&mut self, payload: &[u8]) -> Result<(), TlsViolation> {
         for (index, &byte) in (self.seen..MESSAGE_HEADER).zip(payload) {
             match index {
@@ -77,7 +77,7 @@ impl HelloScan {
     }
 }
 
-/// The stream breaks a rule of TLS, or one of ours.
+/// The error where the stream breaks a rule of TLS, or one of ours.
 struct TlsViolation;
 
 fn record_len(
@@ -88,7 +88,8 @@ fn record_len(
     if plain { Ok(len) } else { Err(TlsViolation) }
 }
 
-/// Refuses what is no record header at its first byte, so that nobody waits for the rest.
+/// Refuses bytes that are no record header at the first wrong byte, so that nobody waits for the
+/// rest.
 fn check_partial_header(header: &[u8]) -> Result<Option<usize>, TlsViolation> {
     let kind = header.first().is_none_or(|&kind| kind == HANDSHAKE);
     let major = header.get(1).is_none_or(|&major| major == 3);
@@ -111,7 +112,7 @@ fn judge(records: &[u8]) -> Progress {
     }
 }
 
-/// The payloads of several records as one message.
+/// Joins the payloads of several records to one message.
 fn join(mut records: &[u8]) -> Vec<u8> {
     let mut message = Vec::with_capacity(records.len());
     while let Some((header, rest)) = records.split_first_chunk() {
@@ -125,8 +126,8 @@ fn join(mut records: &[u8]) -> Vec<u8> {
 
 fn rustls_agrees(mut records: &[u8], hello: &Hello) -> bool {
     let mut acceptor = Acceptor::default();
-    // Every round takes at least a byte. rustls wants to look at a record before it takes more
-    // than one record's worth, hence a round for each read.
+    // Every round reads at least one byte. rustls processes a record before it reads more than one
+    // record's worth, hence a round for each read.
     while !records.is_empty() {
         if acceptor.read_tls(&mut records).is_err() {
             return false;
@@ -169,6 +170,6 @@ const MESSAGE_HEADER: usize = 4;
 /// Most bytes in a plaintext record (RFC 8446, section 5.1).
 const MAX_FRAGMENT: usize = 1 << 14;
 
-/// Most bytes in a ClientHello. The largest in use, with two post-quantum shares, take about
-/// 3 KiB; a longer announcement is refused at once instead of being waited for.
+/// Most bytes in a ClientHello. The largest in use, with two post-quantum shares, have about 3 KiB;
+/// a longer announcement is refused at once, without waiting for its bytes.
 const MAX_BODY: usize = 64 * 1024 - MESSAGE_HEADER;

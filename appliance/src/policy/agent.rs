@@ -1,4 +1,5 @@
-//! Agents that are bound to a network card: the address of the card, and what it may send from.
+//! Agents that are bound to a network card: the card's address, and the source addresses that it
+//! may use.
 
 use std::{fmt, net::IpAddr};
 
@@ -16,8 +17,8 @@ pub struct MacError;
 pub struct BoundAgent {
     /// The card. It is one agent's on an interface.
     pub mac: Mac,
-    /// The source addresses it may use, inside the group's prefixes. Never empty, and no address
-    /// is another agent's on the interface.
+    /// The source addresses it may use, inside the group's prefixes. Never empty, and none is
+    /// another agent's on the interface.
     pub addresses: Vec<IpAddr>,
 }
 
@@ -34,7 +35,7 @@ impl Mac {
             *octet = u8::from_str_radix(part, 16).map_err(|_| MacError)?;
         }
         let [first, ..] = octets;
-        // The lowest bit of the first byte means a group of cards (IEEE 802, clause 8.2).
+        // The lowest bit of the first byte marks a group of cards (IEEE 802, clause 8.2).
         if parts.next().is_some() || first & 1 != 0 || octets == [0; 6] {
             return Err(MacError);
         }

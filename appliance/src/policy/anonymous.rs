@@ -1,4 +1,4 @@
-//! The requests without any credential that an API takes.
+//! Requests without any credential that an API accepts.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use http::Method;
 
 use super::{PathError, PathRule, never_allowed, permits};
 
-/// Which requests without any credential are forwarded.
+/// The requests without any credential that are forwarded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Anonymous {
     /// None.
@@ -18,14 +18,14 @@ pub enum Anonymous {
     Listed(Vec<AnonymousRequest>),
 }
 
-/// A method and the paths that may be asked for with it.
+/// A method and the paths that may be requested with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AnonymousRequest {
     methods: [Method; 1],
     paths: [PathRule; 1],
 }
 
-/// Why a text is no [`AnonymousRequest`].
+/// The reason why a text is no [`AnonymousRequest`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AnonymousError {
     /// Not a method, a space and a path.
@@ -57,12 +57,12 @@ impl AnonymousRequest {
         permits(&self.methods, &self.paths, method, path).is_ok()
     }
 
-    /// The method, as a rule's list.
+    /// Returns the method, as a list like that of a rule.
     pub fn methods(&self) -> &[Method] {
         &self.methods
     }
 
-    /// The path, or the folder of paths, as a rule's list.
+    /// Returns the path, or the folder of paths, as a list like that of a rule.
     pub fn paths(&self) -> &[PathRule] {
         &self.paths
     }

@@ -1,4 +1,5 @@
-//! What signatures of AWS (Signature Version 4) at an API may be for.
+//! The services and regions for which signatures of AWS (Signature Version 4) may be made at an
+//! API.
 
 use std::{fmt, sync::Arc};
 
@@ -17,7 +18,7 @@ pub struct AwsScope {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AwsName(Arc<str>);
 
-/// Why a text is not an [`AwsName`].
+/// The reason why a text is not an [`AwsName`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the name of a service or region has 1 to 64 of a-z, 0-9 and '-', as in \"eu-central-1\"")]
 pub struct AwsNameError;
@@ -39,21 +40,20 @@ impl AwsName {
         &self.0
     }
 
-    /// Whether the service has Amazon S3's rules for what is signed: the path as it is, and the
-    /// hash of the body in a field.
+    /// Whether the service signs by Amazon S3's rules: the path as it is, and the hash of the body
+    /// in a field.
     pub fn is_s3(&self) -> bool {
         let rest = self.0.strip_prefix("s3");
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-') || rest == "express")
     }
 
-    /// Whether a service's requests make credentials, or hand out such as it holds, that no mask
-    /// covers.
+    /// Whether requests to a service make credentials, or return stored ones, that no mask covers.
     pub fn hands_out_credentials(&self) -> bool {
         HANDS_OUT.contains(&self.as_str())
     }
 }
 
-/// Whether a host is of S3 Control, whose `GetDataAccess` hands out sessions.
+/// Whether a host belongs to S3 Control, whose `GetDataAccess` hands out sessions.
 pub fn is_s3_control(host: &Host) -> bool {
     let is = |label: &str| {
         let rest = label.strip_prefix(S3_CONTROL);
@@ -63,10 +63,10 @@ pub fn is_s3_control(host: &Host) -> bool {
 }
 
 impl AwsScope {
-    /// The service and the region of a signature, where a request to `host` may have it.
+    /// Returns the service and the region of a signature, where a request to `host` may have it.
     ///
-    /// A host that has a listed service or region in its name is for that one alone: no request to
-    /// it is signed for another.
+    /// A host with a listed service or region in its name is for that one alone: no request to it
+    /// is signed for another.
     pub fn find(&self, host: &Host, service: &str, region: &str) -> Option<(&AwsName, &AwsName)> {
         let of_host = named(host, &self.services, |label, name| {
             label.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
@@ -77,8 +77,8 @@ impl AwsScope {
     }
 }
 
-/// The listed name of which a label of the host is, from its end: in front of that stand names that
-/// customers choose.
+/// Returns the listed name in a label of the host. The last such label counts, because customers
+/// choose the labels before it.
 fn named<'n>(
     host: &Host,
     names: &'n [AwsName],
@@ -136,7 +136,7 @@ const HANDS_OUT: [&str; 28] = [
     "acm",
 ];
 
-/// The service by which S3 manages itself. It signs as `s3`, and its hosts alone tell it.
+/// The service by which S3 manages itself. It signs as `s3`, and only its hosts tell it apart.
 const S3_CONTROL: &str = "s3-control";
 
 #[cfg(test)]

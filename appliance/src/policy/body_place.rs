@@ -1,6 +1,6 @@
 //! A place in the body of one request: a member of JSON, or a field of a form.
 //!
-//! Bodies are not searched otherwise: what an agent writes to a model is its own affair. So such a
+//! Bodies are not searched otherwise: a prompt to a model is the agent's own affair. So such a
 //! place names one method and one path, that of a login or a token exchange.
 
 use std::{borrow::Cow, fmt, sync::Arc};
@@ -13,7 +13,7 @@ use super::{
     path::{PathRule, permits, permits_path},
 };
 
-/// Where a credential stands in a body, and of which request.
+/// A credential's spot in a body, with the requests that have such a body.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct BodyPlace {
     spot: BodySpot,
@@ -21,10 +21,10 @@ pub struct BodyPlace {
     path: [PathRule; 1],
 }
 
-/// Where a credential stands in a body. The body is in the one format that has such a spot.
+/// A credential's spot in a body. The body is in the one format that has such a spot.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum BodySpot {
-    /// The whole string that this names.
+    /// The whole string that this pointer names.
     Json(JsonPointer),
     /// The whole value of a field of this name, of `application/x-www-form-urlencoded`.
     Form(Arc<str>),
@@ -34,31 +34,31 @@ pub enum BodySpot {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct JsonPointer(Arc<[Box<str>]>);
 
-/// Why a text is not a [`BodyPlace`].
+/// The reason why a text is not a [`BodyPlace`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyPlaceError {
     /// Not a spot, `in`, a method and a path.
     Shape,
-    /// A method of which a body means nothing.
+    /// A method whose body has no meaning.
     Method,
     /// No path, or more than one.
     Path,
-    /// Not a pointer that is read in one way.
+    /// Not a pointer that all readers understand alike.
     Pointer,
-    /// Not the name of a field that is read in one way.
+    /// Not the name of a field that all readers understand alike.
     Field,
 }
 
 impl BodyPlace {
-    /// Bytes of a body in which there is such a place. A login or a token exchange has a few
-    /// hundred, and a signed assertion some thousand.
+    /// The most bytes of a body in which there is such a place. A login or a token exchange has a
+    /// few hundred, and a signed assertion some thousand.
     pub const MAX_BYTES: usize = 64 * 1024;
 
     /// Reads the words of a place, as in `json /password in POST /login`.
     ///
     /// # Errors
     ///
-    /// Where it is none.
+    /// Where the words are no place.
     pub fn parse(words: &[&str]) -> Result<Self, BodyPlaceError> {
         let [kind, spot, "in", method, path] = words else { return Err(BodyPlaceError::Shape) };
         let spot = match *kind {
@@ -81,24 +81,24 @@ impl BodyPlace {
         })
     }
 
-    /// Where in the body it is.
+    /// Returns its spot in the body.
     pub fn spot(&self) -> &BodySpot {
         &self.spot
     }
 
-    /// The one method of the requests that have it.
+    /// Returns the one method of the requests that have it.
     pub fn method(&self) -> &Method {
         let [method] = &self.method;
         method
     }
 
-    /// Their one path.
+    /// Returns their one path.
     pub fn path(&self) -> &PathRule {
         let [path] = &self.path;
         path
     }
 
-    /// Whether it is in the body of such a request.
+    /// Whether the body of such a request has this place.
     pub fn is_of(&self, method: &Method, path: &str) -> bool {
         permits(&self.method, &self.path, method, path).is_ok()
     }
@@ -109,15 +109,15 @@ impl BodyPlace {
             && loosely_read(path) == loosely_read(&self.path().to_string())
     }
 
-    /// Whether both are in the bodies of the same requests.
+    /// Whether both places are in the bodies of the same requests.
     pub fn shares_requests_with(&self, other: &Self) -> bool {
         (&self.method, &self.path) == (&other.method, &other.path)
     }
 }
 
-/// The segments of a path as servers take them that are lax in every way: decoded, also more than
-/// once, in lower case, without parameters (Servlet), empty and dot segments, control characters
-/// around a segment and the last one's ending (Rails).
+/// Returns the segments of a path as a server reads them that is lax in every way: decoded, also
+/// more than once, in lower case, without parameters (Servlet), empty and dot segments, control
+/// characters around a segment and the last one's ending (Rails).
 pub(super) fn loosely_read(path: &str) -> Vec<String> {
     let mut text = path.to_owned();
     for _ in 0..MOST_DECODED {
@@ -141,12 +141,12 @@ pub(super) fn loosely_read(path: &str) -> Vec<String> {
     segments
 }
 
-/// How often servers one behind the other decode a path.
+/// How many times a chain of servers may decode a path.
 const MOST_DECODED: usize = 3;
 
 impl BodySpot {
-    /// The name under which a server that reads bodies and queries alike would look for it there.
-    /// That of a nested one is written in brackets there.
+    /// Returns the name under which a server that reads bodies and queries alike would look for it
+    /// in a query. A nested name is written in brackets there.
     pub fn query(&self) -> Cow<'_, str> {
         match self {
             Self::Form(field) => Cow::Borrowed(field),
@@ -154,7 +154,7 @@ impl BodySpot {
         }
     }
 
-    /// Whether one of two is in the other.
+    /// Whether one of two spots is inside the other.
     pub fn holds(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Json(one), Self::Json(other)) => other.0.starts_with(&one.0),
@@ -170,7 +170,7 @@ impl JsonPointer {
         (tokens.len() <= MAX_TOKENS).then_some(Self(tokens))
     }
 
-    /// The names of members, each in the one before.
+    /// Returns the names of members, each inside the one before.
     pub fn tokens(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|token| &**token)
     }
@@ -181,7 +181,7 @@ impl JsonPointer {
 pub struct JsonPattern(Arc<[Option<Box<str>>]>);
 
 impl JsonPattern {
-    /// Reads one.
+    /// Reads a pattern.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let name = |text: &str| if text == "*" { Some(None) } else { token(text).map(Some) };
         let names: Arc<[_]> =
@@ -189,7 +189,7 @@ impl JsonPattern {
         (names.len() <= MAX_TOKENS).then_some(Self(names))
     }
 
-    /// The names of members, each in the one before; nothing stands for every member.
+    /// Returns the names of members, each inside the one before; `None` stands for every member.
     pub fn names(&self) -> &[Option<Box<str>>] {
         &self.0
     }
@@ -204,13 +204,13 @@ impl fmt::Display for JsonPattern {
     }
 }
 
-/// A name as a pointer writes it.
+/// Returns a name as a pointer writes it.
 fn written(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
 }
 
-/// A name of a pointer, in which `~0` is `~` and `~1` is `/`. Each has a letter or a digit, since
-/// names that differ in others only are taken for the same.
+/// Reads a name of a pointer, in which `~0` is `~` and `~1` is `/`. A name needs a letter or a
+/// digit, since names that differ only in other characters are taken for the same.
 fn token(text: &str) -> Option<Box<str>> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~$@:".contains(&byte);
     let escaped = text.split('~').skip(1).all(|after| after.starts_with(['0', '1']));

@@ -1,15 +1,15 @@
-//! What in a request is a credential, whatever the host: known by the name under which clients
-//! send it. A key of the agent's own would be a way out of an API that is allowed.
+//! Credentials in a request, on any host: known by the names under which clients send them. A key
+//! of the agent's own would be a way out of an API that is allowed.
 //!
-//! Errs to refusal: a name that looks like one of a credential is one, unless honest clients are
-//! known to send it with something else, or the API says that it is plain.
+//! Errs to refusal: a name that looks like a credential's is one, unless honest clients are known
+//! to send other values under it, or the API says that it is plain.
 
 use std::borrow::Cow;
 
 use super::name::{Folded, fold};
 
-/// Whether the value of a header field with this name is a credential. A cookie is one by the rules
-/// of the API.
+/// Whether the value of a header field with this name is a credential. The API's rules decide about
+/// cookies.
 pub fn is_credential_header(name: &[u8]) -> bool {
     let name = without_number(name);
     let mut endings = ENDINGS.iter().chain(&HEADER_ENDINGS);
@@ -17,8 +17,8 @@ pub fn is_credential_header(name: &[u8]) -> bool {
     (ending && !is_plain(name)) || is_one_of(name, &HEADERS)
 }
 
-/// A name without a number at its end: some credentials stand in several fields, one part in each
-/// (Chef's `X-Ops-Authorization-1`).
+/// Returns a name without a number at its end: some credentials stand in several fields, one part
+/// in each (Chef's `X-Ops-Authorization-1`).
 fn without_number(name: &[u8]) -> &[u8] {
     let digits = name.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
     match name.split_at_checked(name.len() - digits) {
@@ -37,8 +37,8 @@ pub fn is_credential_query(name: &str) -> bool {
     !plain && (ends_in(&ENDINGS) || ends_in(&QUERY_ENDINGS))
 }
 
-/// A name in a query without what servers and clients write differently: case, separators, and the
-/// brackets of a list (`api_key`, `apiKey`, `api-key[]`).
+/// Returns a name in a query without the parts that servers and clients write differently: case,
+/// separators, and the brackets of a list (`api_key`, `apiKey`, `api-key[]`).
 pub(crate) fn fold_query(name: &str) -> Cow<'_, str> {
     let name = name.split('[').next().unwrap_or_default();
     if name.bytes().all(|byte| byte.is_ascii_lowercase()) {
@@ -48,10 +48,10 @@ pub(crate) fn fold_query(name: &str) -> Cow<'_, str> {
     Cow::Owned(kept.map(|char| char.to_ascii_lowercase()).collect())
 }
 
-/// Every name that some server makes of one in a query or a form, as [`fold_query`] writes them:
-/// what stands before its first bracket; what stands behind brackets that it begins with (Rack,
-/// qs); all of it where a bracket stays open, which PHP writes as `_`; and each as far as its first
-/// NUL (PHP).
+/// Returns every name that some server reads from one in a query or a form, as [`fold_query`]
+/// writes them: the part before its first bracket; the part behind brackets that it begins with
+/// (Rack, qs); all of it where a bracket stays open, which PHP writes as `_`; and each as far as
+/// its first NUL (PHP).
 pub(crate) fn query_readings(name: &str) -> impl Iterator<Item = Cow<'_, str>> {
     let odd = name.contains(['[', ']', '\0']).then(|| odd_readings(name));
     std::iter::once(fold_query(name)).chain(odd.into_iter().flatten())
@@ -70,15 +70,15 @@ fn odd_readings(name: &str) -> Vec<Cow<'_, str>> {
     readings
 }
 
-/// A name with what stands in its brackets (`user[key]`), as [`fold_query`] would write it.
+/// Returns a name with the text in its brackets (`user[key]`), as [`fold_query`] would write it.
 pub(crate) fn nested_name(name: &str) -> Cow<'_, str> {
     let kept = name.chars().filter(char::is_ascii_alphanumeric);
     Cow::Owned(kept.map(|char| char.to_ascii_lowercase()).collect())
 }
 
-/// The names under which a server may read in a query what it reads in this field, as
-/// [`fold_query`] writes them. Azure Functions have another one there, which at other APIs is a
-/// country, a voucher or what OAuth trades for a token.
+/// Returns the names under which a server may read the value of this field in a query, as
+/// [`fold_query`] writes them. Azure Functions have another name there, which at other APIs is a
+/// country, a voucher or the code that OAuth trades for a token.
 pub(crate) fn queries_of(field: &str) -> impl Iterator<Item = Box<str>> {
     let azure = (field == "x-functions-key").then_some("code");
     [fold_query(field).into()].into_iter().chain(azure.map(Box::from))
@@ -104,26 +104,26 @@ fn holds(name: &[u8], part: &str) -> bool {
 /// The names by which credentials are known, in small letters.
 #[derive(Debug, Clone, Copy)]
 pub struct CredentialNames {
-    /// What the names of their header fields end in, and their names in a query.
+    /// Endings of the names of header fields and of names in a query.
     pub endings: &'static [&'static str],
-    /// What the names of their header fields end in as well.
+    /// Further endings of the names of header fields.
     pub header_endings: &'static [&'static str],
-    /// Header fields of theirs whose names do not tell.
+    /// Header fields of credentials whose names do not show it.
     pub headers: &'static [&'static str],
-    /// Header fields that end so, and are sent by honest clients with something that opens nothing.
+    /// Header fields with such an ending in which honest clients send values that open nothing.
     pub plain_headers: &'static [&'static str],
-    /// Parts of such names, of a field and in a query.
+    /// Parts of such harmless names, of fields and in a query.
     pub plain_parts: &'static [&'static str],
-    /// What names in a query end in as well, without separators.
+    /// Further endings of names in a query, without separators.
     pub query_endings: &'static [&'static str],
-    /// Names in a query that end so, and open nothing.
+    /// Names in a query with such an ending whose values open nothing.
     pub plain_queries: &'static [&'static str],
-    /// What such names end in.
+    /// Endings of such harmless names in a query.
     pub plain_query_endings: &'static [&'static str],
 }
 
 impl CredentialNames {
-    /// Those that count at every API.
+    /// The names that count at every API.
     pub const ALL: Self = Self {
         endings: &ENDINGS,
         header_endings: &HEADER_ENDINGS,
@@ -136,7 +136,7 @@ impl CredentialNames {
     };
 }
 
-/// What the names of credentials end in.
+/// Endings of the names of credentials.
 const ENDINGS: [&str; 15] = [
     "token",
     "key",
@@ -155,12 +155,12 @@ const ENDINGS: [&str; 15] = [
     "apikeys",
 ];
 
-/// What the names of header fields end in as well.
+/// Further endings of the names of header fields.
 const HEADER_ENDINGS: [&str; 3] = ["bearer", "passcode", "-pass"];
 
-/// Credentials whose names do not tell: of Artifactory, Azure (tokens for further tenants),
-/// Docker's engine, Honeycomb, Metabase and OVH; and what lets a request past the protection of a
-/// site at Vercel.
+/// Credentials whose names do not show it: of Artifactory, Azure (tokens for further tenants),
+/// Docker's engine, Honeycomb, Metabase and OVH; and one that lets a request past the protection of
+/// a site at Vercel.
 const HEADERS: [&str; 7] = [
     "x-jfrog-art-api",
     "x-ms-authorization-auxiliary",
@@ -171,25 +171,25 @@ const HEADERS: [&str; 7] = [
     "x-vercel-protection-bypass",
 ];
 
-/// Names that end so and are sent by honest clients with something that opens nothing: seen in
-/// runs of SDKs, and in the service models that the AWS SDKs are made from.
+/// Names with such an ending in which honest clients send values that open nothing: seen in runs of
+/// SDKs, and in the service models that the AWS SDKs are made from.
 const PLAIN_HEADERS: [&str; 15] = [
     "sec-websocket-key",
-    // Switches a check against forged requests off (Atlassian).
+    // Switches off a check against forged requests (Atlassian).
     "x-atlassian-token",
     "x-splunk-form-key",
-    // Marks of a request that is sent again.
+    // Marks a request that is sent again.
     "x-amz-client-token",
     "x-amzn-client-token",
     "x-amz-request-token",
-    // Keys that a stored object is encrypted with, which tell the server nothing of who asks.
+    // Keys by which a stored object is encrypted, which do not tell the server who asks.
     "x-amz-server-side-encryption-customer-key",
     "x-amz-copy-source-server-side-encryption-customer-key",
     "x-goog-encryption-key",
     "x-goog-copy-source-encryption-key",
     "x-ms-encryption-key",
     "x-ms-source-encryption-key",
-    // What is stored, and as of when (Amazon S3, Azure Cosmos DB).
+    // The object that is stored, and its state (Amazon S3, Azure Cosmos DB).
     "x-amz-bucket-object-lock-token",
     "x-ms-documentdb-partitionkey",
     "x-ms-session-token",
@@ -198,16 +198,16 @@ const PLAIN_HEADERS: [&str; 15] = [
 /// Parts of names whose values guard against requests that are sent twice or by another site.
 const PLAIN_PARTS: [&str; 4] = ["idempotency", "csrf", "xsrf", "xrfkey"];
 
-/// What names of credentials in a query end in as well, as [`fold_query`] writes them.
+/// Further endings of the names of credentials in a query, as [`fold_query`] writes them.
 const QUERY_ENDINGS: [&str; 6] = ["bearer", "hmac", "passcode", "pwd", "sig", "alfticket"];
 
-/// Names in a query that end so and open nothing: marks of a request that is sent again (AWS), and
-/// of questions that are counted as one (Google's Places).
+/// Names in a query with such an ending whose values open nothing: marks of a request that is sent
+/// again (AWS), and of questions that are counted as one (Google's Places).
 const PLAIN_QUERIES: [&str; 3] = ["clienttoken", "clientrequesttoken", "sessiontoken"];
 
-/// What further such names end in: where a list goes on, and what is asked for. As Google's,
-/// Amazon's, Microsoft's and Meta's APIs, CouchDB, Jira, Confluence, SonarQube, LaunchDarkly and
-/// PagerDuty have them.
+/// Further endings of such harmless names: the position in a list, and the objects that are asked
+/// for. As Google's, Amazon's, Microsoft's and Meta's APIs, CouchDB, Jira, Confluence, SonarQube,
+/// LaunchDarkly and PagerDuty have them.
 const PLAIN_QUERY_ENDINGS: [&str; 34] = [
     "pagetoken",
     "pagingtoken",

@@ -6,7 +6,7 @@ use std::{borrow::Borrow, fmt};
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Host(Box<str>);
 
-/// Why a text is not a [`Host`].
+/// The reason why a text is not a [`Host`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum HostError {
     /// Nothing, or an empty label.
@@ -50,8 +50,8 @@ impl Host {
         &self.0
     }
 
-    /// The names that this one is below, by whole labels, from the nearest on: those that a suffix
-    /// has to be to mean it.
+    /// Returns the names that this one is below, by whole labels, from the nearest on: a suffix
+    /// matches if it is one of these.
     pub fn parents(&self) -> impl Iterator<Item = &str> {
         std::iter::successors(parent(&self.0), |name| parent(name))
     }
@@ -82,8 +82,8 @@ fn check_label(label: &str) -> Result<(), HostError> {
     Ok(())
 }
 
-/// URL parsers read `1.2.3`, `0x7f.1` and the like as IPv4 (WHATWG URL, section 3.5), so a
-/// name that ends in a number is nobody's host name.
+/// Whether the last label is a number. URL parsers read `1.2.3`, `0x7f.1` and the like as IPv4
+/// (WHATWG URL, section 3.5), so such a name is nobody's host name.
 fn last_label_is_number(name: &str) -> bool {
     let last = name.rsplit('.').next().unwrap_or(name);
     let hex = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));
@@ -97,19 +97,19 @@ impl fmt::Display for Host {
     }
 }
 
-/// Which names a rule means.
+/// The names that a rule matches.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum HostPattern {
     /// Exactly this name.
     Exact(Host),
     /// Every name below this one, by whole labels, at any depth; never the name itself.
     Suffix(Host),
-    /// Every name there is. Policy must ask for it with a word that says how dangerous it is.
+    /// Every name there is. Policy must ask for this with a word that says how dangerous it is.
     Any,
 }
 
 impl HostPattern {
-    /// Whether `host` is one of the names that the rule means.
+    /// Whether the rule matches `host`.
     pub fn matches(&self, host: &Host) -> bool {
         match self {
             Self::Exact(name) => name == host,

@@ -1,8 +1,8 @@
 //! The limits of agents, and their division among groups.
 //!
 //! The common limits are divided into equal parts, one for each group, and an agent has no more
-//! than half of its group's: an agent that takes all of it takes nothing of another's.
-//! [`crate::accept`] counts, and leaves something for the next agent where several take all they
+//! than half of its group's: an agent that uses all of its part uses nothing of another's.
+//! [`crate::accept`] counts, and leaves something for the next agent where several use all they
 //! can.
 
 use std::time::Duration;
@@ -20,12 +20,12 @@ pub struct Limits {
     pub agent_new_requests: u32,
     /// Requests under way at once, of all agents together. Each group has an equal part.
     pub requests: usize,
-    /// The same, of one agent on all its connections; no more than half of what its group has.
+    /// The same, of one agent on all its connections; no more than half of its group's part.
     pub agent_requests: usize,
     /// Bytes of all agents' requests that may wait in the gateway, and as many of their answers.
     /// Each group has an equal part.
     pub buffers: usize,
-    /// The same, of one agent; no more than half of what its group has.
+    /// The same, of one agent; no more than half of its group's part.
     pub agent_buffers: usize,
     /// Bytes that the undecided connections of all agents may hold beyond the first 4 KiB of each.
     /// Each group has an equal part.
@@ -58,10 +58,10 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The highest that `connections` may be: so many fit into the audit's queue beside the
+    /// The highest value of `connections`: the audit's queue has room for so many beside the
     /// requests.
     pub const MAX_CONNECTIONS: usize = 40_960;
-    /// The highest that `requests` may be, for the same reason.
+    /// The highest value of `requests`, for the same reason.
     pub const MAX_REQUESTS: usize = 16_384;
     /// HTTP/2 connections of all agents with large windows.
     pub const LARGE_WINDOWS: usize = 48;
@@ -69,7 +69,7 @@ impl Limits {
     pub const AGENT_LARGE_WINDOWS: usize = 16;
     /// Decoders with a window of up to 8 MiB, for the answers to all agents.
     pub const LARGE_DECODERS: usize = 16;
-    /// Pipes that bytes of all agents' flows are moved through, with up to 1 MiB in each.
+    /// Pipes that move the bytes of all agents' flows, with up to 1 MiB in each.
     pub const PIPES: usize = 128;
     /// Requests under way that every group may have, however many groups there are.
     pub const LEAST_REQUESTS: usize = 32;
@@ -77,8 +77,8 @@ impl Limits {
     pub const LEAST_BODIES: usize = 1024 * 1024;
 }
 
-/// An agent that opens 200 connections a second, each to a name that it looks up in both families,
-/// is within its rates.
+/// With these limits an agent may open 200 connections a second, each to a name that it looks up in
+/// both families.
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -107,7 +107,8 @@ impl Default for Limits {
     }
 }
 
-/// How much one group, or one agent, may hold at once, and how fast it may ask.
+/// The slots and bytes that one group, or one agent, may hold at once, and the rate of its
+/// requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quota {
     /// Connections.
@@ -129,12 +130,12 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// How many times an agent's rate of requests, and of DNS queries, all agents of its group have
-    /// together: what all groups have a record of has to be written by one thread.
+    /// The rate of requests, and of DNS queries, of all agents of a group together, as a multiple
+    /// of one agent's: one thread has to write the records of all groups.
     pub const GROUP_RATE: u32 = 8;
 
-    /// The equal part of one group among this many. For any number of groups the part is enough to
-    /// work with.
+    /// Returns the equal part of one group among this many. The part is enough to work with for any
+    /// number of groups.
     pub fn of_group(limits: &Limits, groups: usize) -> Self {
         let groups = groups.max(1);
         Self {
@@ -149,8 +150,8 @@ impl Quota {
         }
     }
 
-    /// What one of its agents may have: no more than half, so that another has as much, where half
-    /// is anything at all.
+    /// Returns the part of one of its agents: no more than half, so that another agent can have as
+    /// much, where half is anything at all.
     pub fn of_agent(self, limits: &Limits) -> Self {
         let half = |of_group: usize| (of_group / 2).max(1);
         Self {

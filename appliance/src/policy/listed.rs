@@ -1,4 +1,4 @@
-//! Whom each kind of rule is for, and which names it lists.
+//! The groups that each kind of rule is for, and the names that it lists.
 
 use super::{Api, GroupName, ListedName, Pass, Rule, Tcp};
 

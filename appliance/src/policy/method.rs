@@ -2,7 +2,7 @@
 
 use http::Method;
 
-/// What a rule without a list of methods allows: the methods of RFC 9110, section 9.3, except for
+/// The methods that a rule without a list allows: those of RFC 9110, section 9.3, except for
 /// CONNECT and TRACE, and PATCH (RFC 5789). Any other method has to be listed.
 pub const USUAL_METHODS: [Method; 7] = [
     Method::GET,
@@ -14,7 +14,7 @@ pub const USUAL_METHODS: [Method; 7] = [
     Method::OPTIONS,
 ];
 
-/// Why a method is never allowed.
+/// The reason why a method is never allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NeverAllowed {
     /// It asks for a tunnel (RFC 9110, section 9.3.6).
@@ -23,8 +23,8 @@ pub enum NeverAllowed {
     Echo,
 }
 
-/// Whether a method is one that no rule can allow, in whatever case: origins that compare without
-/// regard to it are known.
+/// Returns why no rule can allow a method, if so. Case makes no difference, because some origins
+/// ignore it.
 pub fn never_allowed(method: &str) -> Option<NeverAllowed> {
     let is = |name: &&str| method.eq_ignore_ascii_case(name);
     if is(&"CONNECT") {
@@ -33,12 +33,11 @@ pub fn never_allowed(method: &str) -> Option<NeverAllowed> {
     ECHOES.iter().any(is).then_some(NeverAllowed::Echo)
 }
 
-/// TRACE, and what IIS and others answer alike.
+/// TRACE, and a method to which IIS and others answer alike.
 const ECHOES: [&str; 2] = ["TRACE", "TRACK"];
 
-/// Whether a server may take the value of this name in a query or a form for the method; the name
-/// as
-/// [`super::fold_query`] writes it.
+/// Whether a server may take the value of this name in a query or a form for the method. The name
+/// is as [`super::fold_query`] writes it.
 pub(crate) fn names_method(name: &str) -> bool {
     METHOD_NAMES.contains(&name)
 }
@@ -49,7 +48,7 @@ pub(crate) fn is_method(value: &[u8]) -> bool {
 }
 
 /// Names in a query or a form that replace the method at some APIs (`method=delete` of Meta's Graph
-/// API), and at others are that of a remote call, as [`super::fold_query`] writes them.
+/// API), and that name a remote call at others, as [`super::fold_query`] writes them.
 const METHOD_NAMES: [&str; 7] = [
     "method",
     "httpmethod",
@@ -60,7 +59,8 @@ const METHOD_NAMES: [&str; 7] = [
     "httpverb",
 ];
 
-/// What is a method wherever it stands: the usual ones, and what is never allowed.
+/// Every text that is a method wherever it stands: the usual methods, and those that are never
+/// allowed.
 const ALL_METHODS: [&[u8]; 10] = [
     b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"CONNECT", b"TRACE",
     b"TRACK",

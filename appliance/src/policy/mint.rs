@@ -1,9 +1,9 @@
-//! Credentials that an API makes in its answers and wants back: where they stand, who wants them,
-//! and where. The agent gets a ticket in the place of each.
+//! Credentials that an API makes in its answers and wants back: their places in answers, the hosts
+//! that take them back, and their places in requests. The agent gets a ticket in the place of each.
 //!
-//! An answer is looked at by the path of its request alone. A method or a field that some servers
-//! take for another method changes nothing, and a path that some server takes for the same one is
-//! refused.
+//! The path of the request alone decides whether an answer is read for credentials. A method, or a
+//! field that some servers take for another method, changes nothing, and a path that some server
+//! takes for the same one is refused.
 
 use std::{fmt, sync::Arc};
 
@@ -11,41 +11,41 @@ use http::HeaderName;
 
 use super::{JsonPattern, Scheme, body_place::loosely_read, path::opened};
 
-/// What a ticket looks like.
+/// The look of a ticket.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum TicketShape {
-    /// A word that tells nothing.
+    /// An opaque word.
     #[default]
     Opaque,
-    /// Where the credential is a JSON Web Token, one that says when it was made and when it ends,
-    /// as the credential does, and nothing else of it: some clients look.
+    /// A JSON Web Token, where the credential is one. It holds the same times of issue and expiry,
+    /// and nothing else of the credential: some clients read them.
     Jwt,
 }
 
-/// Where in which answers a credential stands.
+/// The answers in which a credential stands, and its spot there.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct MintedAt {
-    /// In which answers.
+    /// The paths of the requests.
     pub path: MintPath,
-    /// Where in the answer.
+    /// The spot in their answers.
     pub spot: AnswerSpot,
-    /// What stands before it, or around it.
+    /// The text before or around the credential.
     pub scheme: MintScheme,
 }
 
-/// Where in an answer a credential stands.
+/// The spot of a credential in an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum AnswerSpot {
-    /// Every string that this names.
+    /// Every string that this pattern names.
     Json(JsonPattern),
     /// Every value of this field.
     Header(HeaderName),
 }
 
-/// What stands before a credential in an answer, or around it.
+/// The text before a credential in an answer, or around it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum MintScheme {
-    /// As in a header field of a request.
+    /// A scheme, as in a header field of a request.
     Text(Scheme),
     /// The user of `Basic`; the password stays as it is.
     BasicUser,
@@ -53,31 +53,31 @@ pub enum MintScheme {
     BasicPassword,
 }
 
-/// Why a text is no [`MintedAt`].
+/// The reason why a text is no [`MintedAt`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MintedAtError {
     /// Not a spot, a scheme, `in` and a path.
     Shape,
-    /// Not a pointer that is read in one way.
+    /// Not a pointer that all readers understand alike.
     Pointer,
     /// Not the name of a field that may hold a credential.
     Field,
-    /// None of the ways in which a scheme is written.
+    /// None of the spellings of a scheme.
     Scheme,
     /// No path.
     Path,
 }
 
 impl MintedAt {
-    /// Bytes of an answer that may hold such a credential. A batch of git-lfs names a hundred
-    /// objects, each with a long address.
+    /// The most bytes of an answer that may hold such a credential. A batch of git-lfs names a
+    /// hundred objects, each with a long address.
     pub const MAX_BYTES: usize = 256 * 1024;
 
-    /// Reads the words of one, as in `json /access_token in /oauth/token`.
+    /// Reads the words of such a place, as in `json /access_token in /oauth/token`.
     ///
     /// # Errors
     ///
-    /// Where it is none.
+    /// Where the words are no such place.
     pub fn parse(words: &[&str]) -> Result<Self, MintedAtError> {
         let (path, words) = match words {
             [words @ .., "in", path] => (*path, words),
@@ -110,8 +110,8 @@ impl MintScheme {
     }
 }
 
-/// The paths of requests whose answers hold something: segments, of which `*` is any one, and as
-/// the last all that is below.
+/// The paths of requests whose answers hold a credential: segments, of which `*` is any one, and as
+/// the last one everything below.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct MintPath {
     segments: Arc<[Box<str>]>,
@@ -137,7 +137,7 @@ impl MintPath {
         segments.map(|segments| Self { segments, below })
     }
 
-    /// Whether the path, without query, is one of these as it is spelt.
+    /// Whether the path, without query, is one of these exactly as it is spelt.
     pub fn matches(&self, path: &str) -> bool {
         let segments: Vec<_> = path.split('/').skip(1).collect();
         self.fits(&segments, |own, other| own == other)
@@ -160,7 +160,7 @@ impl MintPath {
     }
 }
 
-/// A name without its ending, which some servers take for a format.
+/// Returns a name without its ending, which some servers take for a format.
 fn stem(name: &str) -> &str {
     name.split_once('.').map_or(name, |(stem, _)| if stem.is_empty() { name } else { stem })
 }
@@ -184,7 +184,7 @@ impl fmt::Display for AnswerSpot {
     }
 }
 
-/// As policy writes it.
+/// Writes the scheme as policy does.
 impl fmt::Display for MintScheme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -199,7 +199,7 @@ impl fmt::Display for MintScheme {
 impl fmt::Display for MintedAt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.spot, &self.scheme) {
-            // What is not said there.
+            // Policy leaves `raw` out here.
             (AnswerSpot::Json(_), MintScheme::Text(Scheme::Raw)) => {
                 write!(f, "{} in {}", self.spot, self.path)
             }

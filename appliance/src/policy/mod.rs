@@ -65,7 +65,7 @@ use ipnet::IpNet;
 /// Everything that decides what agents may reach, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
-    /// The agents, by where their packets come from. No two groups overlap.
+    /// The agents, by the origin of their packets. No two groups overlap.
     pub groups: Vec<Arc<Group>>,
     /// The hosts where placeholders become secrets. No two share a host and port.
     pub apis: Rules<Api>,
@@ -78,27 +78,27 @@ pub struct Policy {
     pub ports: Vec<u16>,
     /// The bounds that hold for every agent.
     pub limits: Limits,
-    /// What is special about addresses here.
+    /// The special addresses of this site.
     pub site: Site,
 }
 
 impl Policy {
-    /// The group that a packet from `source` on `interface` belongs to.
+    /// Returns the group that a packet from `source` on `interface` belongs to.
     pub fn identify(&self, interface: &InterfaceName, source: IpAddr) -> Option<&Arc<Group>> {
         self.groups.iter().find(|group| group.interface == *interface && group.holds(source))
     }
 
-    /// Whether connections to the port name no host that could be looked at.
+    /// Whether connections to the port name no host.
     pub fn names_no_host(&self, port: u16) -> bool {
         self.tcp.iter().any(|tcp| tcp.ports.contains(&port))
     }
 
-    /// Whether any rule of the group names the host, on whatever port.
+    /// Whether any rule of the group names the host, on any port.
     pub fn names(&self, group: &Group, host: &Host) -> bool {
         self.upstreams(group, host).next().is_some()
     }
 
-    /// How the host is reached, by each rule of the group that names it, on whatever port.
+    /// Returns the upstream settings of each rule of the group that names the host, on any port.
     pub fn upstreams<'p>(
         &'p self,
         group: &'p Group,
@@ -121,19 +121,18 @@ pub struct Group {
     pub interface: InterfaceName,
     /// The source addresses they may use.
     pub prefixes: Vec<IpNet>,
-    /// The token role in Vault that says which secrets it may have.
+    /// The token role in Vault, which decides which secrets the group may have.
     pub vault_role: Arc<str>,
     /// The largest packet that passes on the way to them, where a hop there is narrower than the
     /// link.
     pub mtu: Option<u16>,
-    /// The certificate in DER that these agents are to trust, where the gateway's own address
+    /// The certificate in DER that these agents should trust, where the gateway's own address
     /// offers it to them.
     pub onboarding: Option<Arc<[u8]>>,
-    /// The agents that are bound to their network cards. Where there is one, the group has no
-    /// other agents.
+    /// The agents that are bound to their network cards. If there is one, the group has no other
+    /// agents.
     pub agents: Vec<BoundAgent>,
-    /// The programs that its agents run, by their names in the catalogue. Nothing is decided by
-    /// them.
+    /// The programs that its agents run, by their names in the catalogue. They decide nothing.
     pub clients: Vec<&'static str>,
 }
 
@@ -176,19 +175,20 @@ pub struct Api {
     pub methods: Vec<Method>,
     /// The paths that may be used; empty means every one.
     pub paths: Vec<PathRule>,
-    /// What looks like a credential here and is none.
+    /// Names that look like those of credentials, and are not here.
     pub plain: Vec<Plain>,
-    /// Which requests without any credential are forwarded.
+    /// The requests without any credential that are forwarded.
     pub anonymous: Anonymous,
-    /// How the upstream is reached and verified.
+    /// The way in which the upstream is reached and verified.
     pub upstream: Upstream,
-    /// What is kept of a response that is removed otherwise.
+    /// The parts of a response that are kept here, and removed by default.
     pub response: ResponseRules,
     /// Whether a request may become a WebSocket.
     pub websocket: bool,
-    /// What requests may be signed for, where its credentials are signatures of AWS.
+    /// The services and regions that requests may be signed for, where its credentials are
+    /// signatures of AWS.
     pub aws: Option<Arc<AwsScope>>,
-    /// How its issuing CA is limited to its names.
+    /// The way in which its issuing CA is limited to its names.
     pub constraints: Constraints,
     /// The placeholders, each for some groups. A group without one has no use of this API.
     pub bindings: Vec<Arc<Binding>>,
@@ -206,14 +206,14 @@ impl Api {
         bound.chain(minted).any(|groups| groups.contains(group))
     }
 
-    /// Every place in which a credential may stand.
+    /// Returns every place in which a credential may stand.
     pub fn places(&self) -> impl Iterator<Item = &Place> {
         let bound = self.bindings.iter().flat_map(|binding| &binding.places);
         bound.chain(self.redeems.iter().flat_map(|mint| &mint.places))
     }
 }
 
-/// How an upstream is reached and verified.
+/// The way in which an upstream is reached and verified.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Upstream {
     /// PEM of the only CAs to trust for it; `None` means the system's.
@@ -222,18 +222,18 @@ pub struct Upstream {
     pub private_prefixes: Vec<IpNet>,
 }
 
-/// How an issuing CA says that it is good for its rule's names alone. It is the client that holds
-/// it to that, either way.
+/// The way in which an issuing CA states that it is good for its rule's names alone. The client
+/// enforces this limit, either way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Constraints {
     /// A client that does not know the limit refuses the CA.
     #[default]
     Critical,
-    /// A client that does not know the limit passes it over, and takes the CA for any name.
+    /// A client that does not know the limit ignores it, and accepts the CA for any name.
     Noted,
 }
 
-/// What is let through in responses of an intercepted host.
+/// The parts of a response that an intercepted host may send.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ResponseRules {
     /// Keep Set-Cookie, which may carry a minted credential, and Cookie in requests.
@@ -242,18 +242,18 @@ pub struct ResponseRules {
     pub ranges: bool,
 }
 
-/// A placeholder, whose it is, where it may stand, and what it becomes.
+/// A placeholder, with its groups, its places and its secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binding {
     /// The groups it is good for.
     pub groups: Vec<GroupName>,
-    /// The text in the agents' hands.
+    /// The text that agents hold.
     pub placeholder: Placeholder,
     /// The places in a request where it is recognised. Never empty.
     pub places: Vec<Place>,
-    /// The environment variables in which agents hold it. Nothing is decided by them.
+    /// The environment variables in which agents hold it. They decide nothing.
     pub variables: Vec<Arc<str>>,
-    /// Where the value comes from.
+    /// The source of the value.
     pub secret: SecretRef,
     /// Fewest bytes that the value may have: 16, or down to 8 where the operator says so.
     pub min_value_bytes: usize,
@@ -271,26 +271,26 @@ impl Binding {
 pub struct Mint {
     /// The name in status. No two are alike.
     pub name: RuleName,
-    /// How the audit names its tickets, in the place of a placeholder.
+    /// The audit's name for its tickets, in the place of a placeholder.
     pub label: Placeholder,
-    /// The groups whose answers are looked at: all that use the API.
+    /// The groups whose answers are searched: all that use the API.
     pub groups: Vec<GroupName>,
-    /// Where the answers hold it. Never empty.
+    /// The places in answers that hold it. Never empty.
     pub answers: Vec<MintedAt>,
     /// The names that take it back, each of some API.
     pub hosts: Vec<Host>,
-    /// Where in a request to those its ticket may stand. Never empty.
+    /// The places in requests to these names where its ticket may stand. Never empty.
     pub places: Vec<Place>,
-    /// How long a ticket is good.
+    /// The time for which a ticket is good.
     pub life: Duration,
-    /// Fewest bytes that it may have: shorter ones cannot be masked well.
+    /// The fewest bytes that it may have: shorter credentials cannot be masked well.
     pub min_value_bytes: usize,
-    /// What a ticket looks like.
+    /// The look of its tickets.
     pub shape: TicketShape,
 }
 
 impl Mint {
-    /// The label of a mint's tickets. No placeholder has a `:`.
+    /// Returns the label of a mint's tickets. No placeholder has a `:`.
     pub fn label_of(name: &RuleName) -> Placeholder {
         Placeholder(format!("ticket:{name}").into())
     }
@@ -300,25 +300,26 @@ impl Mint {
         self.hosts.contains(host)
     }
 
-    /// Whether an answer to a request for this path may hold it.
+    /// Whether an answer to a request for this path may hold such a credential.
     pub fn is_of(&self, path: &str) -> bool {
         self.answers.iter().any(|answer| answer.path.matches(path))
     }
 
-    /// Whether some server takes this path for one of which an answer is looked at for this, though
-    /// it is not: each answer is judged by itself, also beside one that matches.
+    /// Whether some server takes this path for one whose answers are searched for such a
+    /// credential, though it is another path. Each of the mint's answers is compared by itself,
+    /// also beside one that matches.
     pub fn is_resembled_by(&self, path: &str) -> bool {
         let mut paths = self.answers.iter().map(|answer| &answer.path);
         paths.any(|own| !own.matches(path) && own.is_resembled_by(path))
     }
 }
 
-/// A name that is one of a credential elsewhere, and here of something that opens nothing.
+/// A name that belongs to a credential elsewhere, and to a harmless value here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Plain {
     /// A header field.
     Header(HeaderName),
-    /// A name in the query, without what [`fold_query`] takes away.
+    /// A name in the query, as [`fold_query`] writes it.
     Query(Arc<str>),
 }
 
@@ -329,19 +330,19 @@ pub enum Place {
     Header {
         /// The field.
         name: HeaderName,
-        /// What stands before the credential.
+        /// The text before the credential.
         scheme: Scheme,
     },
     /// The user of `Authorization: Basic`; the password must then be empty, be this text, or be
     /// another binding's placeholder.
     BasicUser {
-        /// The only text that may stand as password beside it.
+        /// The only text that may stand beside it as the password.
         password: Arc<str>,
     },
     /// The password of `Authorization: Basic`; the user must then be empty, be this text, or be
     /// another binding's placeholder.
     BasicPassword {
-        /// The only text that may stand as user beside it.
+        /// The only text that may stand beside it as the user.
         user: Arc<str>,
     },
     /// The whole value under one name in the query, both decoded once.
@@ -358,14 +359,15 @@ pub enum Place {
     },
     /// One whole value in the body of one request, decoded once.
     Body(BodyPlace),
-    /// What follows this text in one of the subprotocols that a WebSocket offers.
+    /// The text behind this prefix in one of the subprotocols that a WebSocket offers.
     Subprotocol(SubprotocolPrefix),
     /// The access key id in a signature of AWS, in the head or in the query. The value is a pair of
-    /// keys, and goes nowhere itself: the request is signed anew with it.
+    /// keys, which is not sent: the gateway signs the request with it in place of that signature.
     Aws,
 }
 
-/// As a configuration has it; the fixed half beside a half of Basic has a key of its own there.
+/// Writes the place as a configuration does; the fixed half beside a half of Basic has a key of its
+/// own there.
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -387,7 +389,7 @@ impl fmt::Display for Place {
 pub struct Pass {
     /// The name in audit records.
     pub name: RuleName,
-    /// How the connection is carried.
+    /// The way in which the connection is carried.
     pub carry: Carry,
     /// The groups that may use it.
     pub groups: Vec<GroupName>,
@@ -395,7 +397,7 @@ pub struct Pass {
     pub hosts: Vec<HostPattern>,
     /// The TCP ports it is good for. Never empty.
     pub ports: Vec<u16>,
-    /// How the upstream is reached and, for inspection, verified.
+    /// The way in which the upstream is reached and, for inspection, verified.
     pub upstream: Upstream,
     /// The addresses that an agent may dial for these names, where the connection is opaque.
     pub dialled: DialledRule,
@@ -405,31 +407,32 @@ pub struct Pass {
 /// is always its own resolution of the name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DialledRule {
-    /// Those that the gateway gives for the name, now or in an answer that may still be in use.
+    /// The addresses that the gateway gives for the name, now or in an answer that may still be in
+    /// use.
     #[default]
     Answered,
-    /// Any.
+    /// Any address.
     Any,
 }
 
-/// What becomes of a spliced connection with an encrypted ClientHello (RFC 9849), or with the
-/// meaningless one that browsers send always and that cannot be told from it (GREASE).
+/// The treatment of a spliced connection with an encrypted ClientHello (RFC 9849), or with the
+/// meaningless one that browsers always send and that cannot be told from a real one (GREASE).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Ech {
     /// Refused: the server could be asked for a name that nobody has checked.
     #[default]
     Refuse,
-    /// Carried, to where the name in the clear lives: a server there that has the key may answer
+    /// Carried to the server of the name in the clear: a server there that has the key may answer
     /// for any other name it serves.
     Allow,
 }
 
-/// How a [`Pass`] carries a connection.
+/// The way in which a [`Pass`] carries a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Carry {
     /// Opaque, byte for byte.
     Splice {
-        /// What becomes of a connection whose name may not be the one it is for.
+        /// The treatment of a connection whose name may not be the one it is for.
         ech: Ech,
     },
     /// TLS ends at the gateway; authority, method and path are checked.
@@ -440,7 +443,7 @@ pub enum Carry {
         paths: Vec<PathRule>,
         /// Whether a request may become a WebSocket.
         websocket: bool,
-        /// How its issuing CA is limited to its names.
+        /// The way in which its issuing CA is limited to its names.
         constraints: Constraints,
     },
 }
@@ -457,9 +460,9 @@ impl Carry {
     }
 }
 
-/// Hosts that some groups may reach by protocols which name no host, such as SSH. Which host is
-/// meant is told by the address alone, so every name is exact: below a pattern, whoever owns a name
-/// could point it at any address.
+/// Hosts that some groups may reach by protocols which name no host, such as SSH. Only the address
+/// tells which host is meant, so every name is exact: with a pattern, the owner of any name below
+/// it could point that name at any address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tcp {
     /// The name in audit records.
@@ -470,7 +473,7 @@ pub struct Tcp {
     pub hosts: Vec<Host>,
     /// The TCP ports it is good for. Never empty.
     pub ports: Vec<u16>,
-    /// How the upstream is reached. No certificate is verified.
+    /// The way in which the upstream is reached. No certificate is verified.
     pub upstream: Upstream,
 }
 

@@ -5,12 +5,12 @@
 
 use std::{borrow::Cow, ops::Range};
 
-/// A byte of a name, with all that some server takes for the same made the same.
+/// Returns one byte for all bytes of a name that some server takes for the same.
 pub(super) fn fold(byte: u8) -> u8 {
     if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' }
 }
 
-/// A name that equals every other which some server takes for the same one.
+/// A name that equals every other name that some server takes for the same one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Folded<'a>(pub &'a [u8]);
 
@@ -21,7 +21,7 @@ impl PartialEq<Folded<'_>> for Folded<'_> {
     }
 }
 
-/// Whether a name in a query or a form stands there as it is written: nothing in it parts, encodes,
+/// Whether a name in a query or a form needs no other spelling: no byte of it separates, encodes,
 /// or makes a list.
 pub(crate) fn is_plain_name(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~$".contains(&byte);
@@ -30,14 +30,15 @@ pub(crate) fn is_plain_name(text: &str) -> bool {
 
 const MAX_NAME: usize = 128;
 
-/// The pairs of a query or a form, decoded once. A `;` parts two of them as well: older servers
-/// take it so.
+/// Returns the pairs of a query or a form, decoded once. A `;` separates pairs too, because older
+/// servers read it so.
 pub(crate) fn query_pairs(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
     query.split(';').flat_map(|part| form_urlencoded::parse(part.as_bytes()))
 }
 
-/// The value that stands under `name` in a query or a form: where it is in the text, and decoded
-/// once. Only pairs that every server finds alike: parted from others by `&`, and without a `;`.
+/// Returns the values under `name` in a query or a form: the range of each in the text, and the
+/// decoded text. Only pairs count that every server finds alike: separated by `&`, and without a
+/// `;`.
 pub(crate) fn query_values<'a>(
     query: &'a str,
     name: &'a str,
@@ -54,7 +55,8 @@ pub(crate) fn query_values<'a>(
     })
 }
 
-/// Where the value of a name stands, where it is the only one of that name that every server finds.
+/// Returns the range of a name's value, where it is the only value under that name that every
+/// server finds.
 pub(crate) fn only_value(text: &str, name: &str, value: &str) -> Option<Range<usize>> {
     let mut values = query_values(text, name);
     let ((at, found), None) = (values.next()?, values.next()) else { return None };

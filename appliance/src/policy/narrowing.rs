@@ -1,5 +1,6 @@
-//! What the owner of a secret allows, beside what the operator's policy does. It narrows: a
-//! request must pass both, and what cannot be understood or leaves nothing is no permission.
+//! Owner restrictions: what an owner allows for a secret, beside the operator's policy. They only
+//! narrow: a request must pass both, and a text that cannot be understood, or that leaves nothing,
+//! permits nothing.
 
 use std::time::SystemTime;
 
@@ -12,7 +13,7 @@ use super::{
 };
 use crate::reason::{Reason, SecretCause};
 
-/// The narrowing of one secret. Empty where its owner says nothing.
+/// The restrictions of one secret. Empty where its owner sets none.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Narrowing {
     hosts: Option<Vec<Host>>,
@@ -36,7 +37,7 @@ enum OwnerPlace {
     Aws,
 }
 
-/// Where in a request a value is about to stand.
+/// The place in a request where a value is about to stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ValuePlace<'a> {
     /// In this field, after this scheme.
@@ -47,7 +48,7 @@ pub enum ValuePlace<'a> {
     BasicPassword,
     /// Under this name in the query.
     Query(&'a str),
-    /// In this place of the path.
+    /// In this slot of the path.
     Path(&'a PathSlot),
     /// In the cookie of this name.
     Cookie(&'a str),
@@ -59,17 +60,17 @@ pub enum ValuePlace<'a> {
     Aws,
 }
 
-/// Why an owner's word keeps a value from a request.
+/// The reason why an owner restriction keeps a value from a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Narrowed {
     /// The request is outside of what the owner allows.
     Refused(Reason),
-    /// The value is not to be had: it has expired, or the owner's word leaves nothing of what
-    /// the policy grants.
+    /// No value is available: it has expired, or the restriction leaves nothing of what the policy
+    /// grants.
     Unavailable(SecretCause, &'static str),
 }
 
-/// The names under which an owner narrows a secret. Others mean nothing here, unless they
+/// The keys by which an owner restricts a secret. Other keys have no meaning here, unless they
 /// [look like one](looks_narrowing).
 pub const NARROWING_KEYS: [&str; 5] = ["hosts", "places", "methods", "paths", "expires"];
 
@@ -79,7 +80,7 @@ impl Narrowing {
     ///
     /// # Errors
     ///
-    /// What is wrong, without the text.
+    /// The mistake, without the text.
     pub fn set(&mut self, key: &str, text: &str) -> Result<(), &'static str> {
         match key {
             "hosts" => self.hosts = Some(list(text, |entry| Host::parse(entry).ok()).ok_or(HOSTS)?),
@@ -101,13 +102,13 @@ impl Narrowing {
     ///
     /// # Errors
     ///
-    /// What is wrong, without the text.
+    /// The mistake, without the text.
     pub fn end_at(&mut self, text: &str) -> Result<(), &'static str> {
         self.end_by(OffsetDateTime::parse(text, &Rfc3339).map_err(|_| DELETION_TIME)?);
         Ok(())
     }
 
-    /// The earliest end counts.
+    /// Takes an end. The earliest one counts.
     fn end_by(&mut self, time: OffsetDateTime) {
         let time = time.into();
         self.expires = Some(self.expires.map_or(time, |other| other.min(time)));
@@ -141,21 +142,21 @@ impl Narrowing {
         permits_path(self.paths(), path).map_err(Narrowed::Refused)
     }
 
-    /// The only methods that the owner allows, if that is said.
+    /// Returns the only methods that the owner allows, if the owner lists any.
     pub fn methods(&self) -> Option<&[Method]> {
         self.methods.as_deref()
     }
 
-    /// The only paths that the owner allows; empty means every one.
+    /// Returns the only paths that the owner allows; empty means every one.
     pub fn paths(&self) -> &[PathRule] {
         self.paths.as_deref().unwrap_or_default()
     }
 
-    /// Whether anything of what policy grants is left.
+    /// Checks that the restriction leaves anything of what policy grants.
     ///
     /// # Errors
     ///
-    /// What leaves nothing.
+    /// The restriction that leaves nothing.
     pub fn leaves(&self, api: &Api, binding: &Binding) -> Result<(), &'static str> {
         let meets = |hosts: &Vec<Host>| hosts.iter().any(|host| api.hosts.contains(host));
         if !self.hosts.as_ref().is_none_or(meets) {
@@ -190,7 +191,7 @@ pub fn looks_narrowing(key: &str) -> bool {
     NARROWING_KEYS.iter().any(|ours| endings(ours).any(|ours| endings(&key).any(|key| key == ours)))
 }
 
-/// A word as it is, without a final `s`, and without a final `es`.
+/// Returns a word as it is, without a final `s`, and without a final `es`.
 fn endings(word: &str) -> impl Iterator<Item = &str> {
     ["", "s", "es"].into_iter().filter_map(|ending| word.strip_suffix(ending))
 }
@@ -228,7 +229,7 @@ fn value_place(place: &Place) -> ValuePlace<'_> {
     }
 }
 
-/// At least one entry, and none that is empty or not understood.
+/// Reads a list of at least one entry, with none that is empty or not understood.
 fn list<T>(text: &str, parse: impl Fn(&str) -> Option<T>) -> Option<Vec<T>> {
     text.split(',').map(|entry| parse(entry.trim_matches([' ', '\t']))).collect()
 }
@@ -338,7 +339,7 @@ mod tests {
         narrowing
     }
 
-    /// A bearer GET of `/v1/models` at `a.example`, which policy permits.
+    /// Asks for `/v1/models` at `a.example` with a bearer, which policy permits.
     fn usual(narrowing: &Narrowing) -> Result<(), Narrowed> {
         asked(narrowing, "a.example", bearer(), "/v1/models")
     }
@@ -460,7 +461,7 @@ mod tests {
     }
 
     proptest! {
-        /// No text makes a narrowing admit what is outside of every one of its lists.
+        /// No text of an owner makes a narrowing admit a request that one of its lists excludes.
         #[test]
         fn no_text_of_an_owner_widens(key in 0_usize..5, text in "[ -~]{0,40}") {
             let mut narrowing = narrowing("methods", "POST");

@@ -13,16 +13,16 @@ pub(crate) const WELL_KNOWN: Ipv6Net =
     Ipv6Net::new_assert(Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96);
 
 /// The name whose AAAA records only a translator's resolver has (RFC 7050, section 3). With its
-/// dot.
+/// final dot.
 pub(crate) const ASKED_FOR: &str = "ipv4only.arpa.";
 
-/// What that name's A records are (RFC 7050, section 8.2).
+/// The A records of that name (RFC 7050, section 8.2).
 const KNOWN: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 0, 170), Ipv4Addr::new(192, 0, 0, 171)];
 
-/// The IPv4 address that a translator with this prefix takes the address for. The byte that has to
-/// be zero (bits 64 to 71) is passed over: not every translator looks at it.
+/// Returns the IPv4 address that a translator with this prefix takes the address for. The byte that
+/// has to be zero (bits 64 to 71) is ignored, because not every translator checks it.
 ///
-/// `None` where the address is not below the prefix, or the prefix has a length that none has.
+/// `None` where the address is not below the prefix, or where no prefix has this length.
 pub(crate) fn embedded(prefix: &Ipv6Net, address: Ipv6Addr) -> Option<Ipv4Addr> {
     let at = places(prefix.prefix_len()).filter(|_| prefix.contains(&address))?;
     let octets = address.octets();
@@ -30,8 +30,8 @@ pub(crate) fn embedded(prefix: &Ipv6Net, address: Ipv6Addr) -> Option<Ipv4Addr> 
     Some(Ipv4Addr::new(a, b, c, d))
 }
 
-/// The IPv6 prefix whose addresses a translator takes for those of the IPv4 prefix. `None` where
-/// the translator's prefix has a length that none has.
+/// Returns the IPv6 prefix whose addresses a translator takes for those of the IPv4 prefix. `None`
+/// where no translator's prefix has this length.
 pub(crate) fn translated(prefix: &Ipv6Net, inner: &Ipv4Net) -> Option<Ipv6Net> {
     let places = places(prefix.prefix_len())?;
     let mut octets = prefix.network().octets();
@@ -41,7 +41,8 @@ pub(crate) fn translated(prefix: &Ipv6Net, inner: &Ipv4Net) -> Option<Ipv6Net> {
     let (whole, bits) = (usize::from(inner.prefix_len() / 8), inner.prefix_len() % 8);
     let length = match places.get(whole) {
         _ if inner.prefix_len() == 0 => prefix.prefix_len(),
-        // An octet that is named whole, or begun; in between lies the byte that is zero.
+        // A prefix ends with an octet or inside of one; before the next octet may lie the zero
+        // byte.
         _ if bits == 0 => (places.get(whole - 1)? * 8 + 8) as u8,
         Some(at) => (at * 8) as u8 + bits,
         None => return None,
@@ -49,8 +50,8 @@ pub(crate) fn translated(prefix: &Ipv6Net, inner: &Ipv4Net) -> Option<Ipv6Net> {
     Ipv6Net::new(Ipv6Addr::from(octets), length).ok().map(|net| net.trunc())
 }
 
-/// Every prefix with which a translator could have made these AAAA records of [`ASKED_FOR`]. Where
-/// one can be read in two ways it is both.
+/// Returns every prefix with which a translator could have made these AAAA records of
+/// [`ASKED_FOR`]. A record that can be read in two ways gives both prefixes.
 pub(crate) fn prefixes(records: impl IntoIterator<Item = Ipv6Addr>) -> Vec<Ipv6Net> {
     let each = records.into_iter().flat_map(|record| {
         LENGTHS.into_iter().filter_map(move |length| {
@@ -64,7 +65,8 @@ pub(crate) fn prefixes(records: impl IntoIterator<Item = Ipv6Addr>) -> Vec<Ipv6N
     prefixes
 }
 
-/// Which octets hold the IPv4 address, below a prefix of this length (RFC 6052, section 2.2).
+/// Returns the octets that hold the IPv4 address, below a prefix of this length (RFC 6052, section
+/// 2.2).
 fn places(length: u8) -> Option<[usize; 4]> {
     Some(match length {
         32 => [4, 5, 6, 7],
@@ -122,7 +124,7 @@ mod tests {
         let two = ["64:ff9b::192.0.0.170", "64:ff9b::192.0.0.171"];
         assert_eq!(found(&two), ["64:ff9b::/96"]);
         assert!(found(&["2001:db8::1", "2001:db8::192.0.0.172"]).is_empty());
-        // At two places: what is there could be either.
+        // The address stands at two places, and either could be meant.
         assert_eq!(
             found(&["2001:db8:c000:aa::c000:aa"]),
             ["2001:db8::/32", "2001:db8:c000:aa::/96"]

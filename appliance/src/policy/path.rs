@@ -1,11 +1,11 @@
 //! Rules on request paths, and the paths that no rule can be applied to safely.
 //!
-//! Origins disagree on what `%2F` is: a byte of a segment, or the end of one. Both readings are
-//! held against the rules, and a path passes where they agree. A path that leads out of a folder in
-//! either reading never passes.
+//! Origins disagree on `%2F`: to some it is a byte of a segment, to others the end of one. Both
+//! readings are checked against the rules, and a path passes where they agree. A path that leads
+//! out of a folder in either reading never passes.
 //!
-//! A path that begins with two slashes is another with one to some. It passes where a rule begins
-//! so, whose author means that path.
+//! Some origins tell a path that begins with two slashes from the one with a single slash. It
+//! passes where a rule begins so, whose author means that path.
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
@@ -16,15 +16,15 @@ use crate::reason::Reason;
 /// A path that may be used: exact (`/v1/models`), or everything below a folder (`/v1/*`).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PathRule {
-    /// Without the first of two slashes that it begins with.
+    /// The rule's text, without the first of two slashes at its beginning.
     text: Arc<str>,
-    /// The same with its encoded slashes as slashes.
+    /// The same with its encoded slashes decoded.
     opened: Arc<str>,
-    /// Whether it begins with two.
+    /// Whether the rule begins with two slashes.
     doubled: bool,
 }
 
-/// Why a text is not a [`PathRule`], or a path cannot be held against one.
+/// The reason why a text is not a [`PathRule`], or a path cannot be checked against one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
     /// Does not begin with a slash.
@@ -34,7 +34,7 @@ pub enum PathError {
     #[error("'*' stands only for everything below a folder, as in '/v1/*'")]
     StarInside,
     /// A dot segment, an encoded dot or backslash, an empty segment or a raw backslash: origins
-    /// disagree on what such a path means.
+    /// read such a path in different ways.
     #[error("a path has no dot segments, empty segments, encoded dots or backslashes")]
     Ambiguous,
     /// A byte that no path of a request has (RFC 3986, section 3.3).
@@ -63,18 +63,19 @@ impl PathRule {
         Ok(Self { text: closed(text).into(), opened: opened.into(), doubled })
     }
 
-    /// Whether it means one path, not all below a folder.
+    /// Whether the rule names one path, and not all below a folder.
     pub fn is_exact(&self) -> bool {
         !self.text.ends_with('*')
     }
 
-    /// Whether `path` (without query), of which there is one reading, falls under the rule.
+    /// Whether `path` (without query), which has only one reading, falls under the rule.
     pub fn matches(&self, path: &str) -> bool {
         let (doubled, path) = undoubled(path);
         doubled == self.doubled && falls_under(path, &self.text)
     }
 
-    /// Whether the path, or where it is `open` one that goes on from it, falls under the rule.
+    /// Whether the path falls under the rule or, where it is `open`, some longer path that begins
+    /// with it.
     pub(super) fn is_reached(&self, path: &str, open: bool) -> bool {
         let onward = |fixed: &str| open && fixed.starts_with(path);
         !self.doubled
@@ -112,13 +113,13 @@ pub fn permits(
     permits_path(paths, path)
 }
 
-/// Whether a rule's paths permit a request. Where there is none, every path is permitted, and none
-/// is judged.
+/// Whether a rule's paths permit a request. Where there is no path rule, every path is permitted
+/// and none is examined.
 ///
 /// # Errors
 ///
 /// `path_ambiguous` where two origins could read the path differently and one of the readings falls
-/// under no rule, or out of every folder; `path_denied` where no reading falls under one.
+/// under no rule, or leads out of every folder; `path_denied` where no reading falls under one.
 pub fn permits_path(rules: &[PathRule], path: &str) -> Result<(), Reason> {
     if rules.is_empty() {
         return Ok(());
@@ -143,7 +144,7 @@ pub fn permits_path(rules: &[PathRule], path: &str) -> Result<(), Reason> {
     }
 }
 
-/// Whether every server parts the path into the same segments, and every one spells them so.
+/// Whether every server splits the path into the same segments, and spells each of them so.
 /// Stricter than rules are: where a segment is a credential, no other spelling may hide one.
 pub(crate) fn has_one_reading(path: &str) -> bool {
     let opened = opened(path);
@@ -160,7 +161,7 @@ pub(crate) fn has_one_reading(path: &str) -> bool {
         && !escapes.into_iter().any(needless)
 }
 
-/// Whether a path begins with two slashes, and the path without the first of them.
+/// Returns whether a path begins with two slashes, and the path without the first of them.
 fn undoubled(path: &str) -> (bool, &str) {
     match path.strip_prefix('/') {
         Some(rest) if rest.starts_with('/') => (true, rest),
@@ -175,13 +176,14 @@ fn falls_under(path: &str, rule: &str) -> bool {
     }
 }
 
-/// The path as an origin reads it to which an encoded slash is a byte like others, in one spelling.
+/// Returns the path as read by an origin that takes an encoded slash for a byte like others, in one
+/// spelling.
 fn closed(path: &str) -> Cow<'_, str> {
     if path.contains("%2f") { path.replace("%2f", "%2F").into() } else { path.into() }
 }
 
-/// The path as an origin reads it that decodes slashes before it parts segments, and takes
-/// characters for what Unicode calls compatible with them (NFKC).
+/// Returns the path as read by an origin that decodes slashes before it splits segments, and
+/// replaces characters by those that Unicode calls compatible with them (NFKC).
 pub(super) fn opened(path: &str) -> Cow<'_, str> {
     if !path.contains('%') {
         return path.into();
@@ -202,7 +204,8 @@ pub(super) fn opened(path: &str) -> Cow<'_, str> {
     opened.into()
 }
 
-/// Refuses a path that leads out of its folder to some reader, or that two take for different ones.
+/// Refuses a path that leads out of its folder for some reader, or that two readers take for
+/// different ones.
 fn check(path: &str) -> Result<(), PathError> {
     if !path.starts_with('/') {
         return Err(PathError::NotAbsolute);
@@ -218,10 +221,11 @@ fn check(path: &str) -> Result<(), PathError> {
     Ok(())
 }
 
-/// Some origins cut a segment at `;` before they resolve dots (RFC 3986, section 3.3), so `..;`
-/// counts as a dot segment. A percent sign that starts no valid pair, `%25` (which a second
-/// decoding would turn into one), and bytes that are no UTF-8 (`%c0%ae` is a dot to decoders that
-/// take overlong forms) are refused for the same reason.
+/// Whether servers may read a segment in different ways. Some origins cut a segment at `;` before
+/// they resolve dots (RFC 3986, section 3.3), so `..;` counts as a dot segment. A percent sign that
+/// starts no valid pair, `%25` (which a second decoding would turn into one), and bytes that are
+/// not UTF-8 (`%c0%ae` is a dot to decoders that accept overlong forms) are refused for the same
+/// reason.
 fn is_ambiguous(segment: &str) -> bool {
     let encoded = segment.split('%').skip(1).any(|after| {
         let Some(pair) = after.get(..2) else { return true };
@@ -231,7 +235,7 @@ fn is_ambiguous(segment: &str) -> bool {
     encoded || segment.contains('\\') || decoded(segment).is_none_or(|text| is_dots(&text))
 }
 
-/// Whether a decoded segment is `.` or `..`, or would be to an origin that takes spaces away, as
+/// Whether a decoded segment is `.` or `..`, or would be for an origin that removes spaces, as
 /// Windows does at the end of names.
 fn is_dots(segment: &str) -> bool {
     let name = segment.split(';').next().unwrap_or(segment);
@@ -241,7 +245,7 @@ fn is_dots(segment: &str) -> bool {
     bare == "." || bare == ".." || spaced && bare.bytes().all(|byte| byte == b'.')
 }
 
-/// The segment decoded once, where that is UTF-8. Its percent signs all start valid pairs.
+/// Returns the segment decoded once, where that is UTF-8. Its percent signs all start valid pairs.
 fn decoded(segment: &str) -> Option<String> {
     let mut parts = segment.split('%');
     let mut decoded = parts.next().unwrap_or_default().as_bytes().to_vec();
@@ -253,9 +257,9 @@ fn decoded(segment: &str) -> Option<String> {
     String::from_utf8(decoded).ok()
 }
 
-/// What an encoded slash is read as, and each character that Unicode calls compatible with nothing
-/// but slashes, dots, backslashes, semicolons, pluses (spaces to some) or a percent sign, which a
-/// second decoding would find.
+/// The reading of an encoded slash, and of each character that Unicode calls compatible with
+/// nothing but slashes, dots, backslashes, semicolons, pluses (spaces to some) or a percent sign,
+/// which a second decoding would find.
 const READ_AS: [(&str, &str); 22] = [
     ("%2F", "/"),
     ("%EF%BC%8F", "/"),
@@ -457,8 +461,8 @@ mod tests {
     }
 
     proptest! {
-        /// Decoding slashes and then resolving dots, in whatever order an origin does it, never
-        /// leads out of the folder of a rule.
+        /// Where an origin decodes slashes and resolves dots, in any order, the result never leads
+        /// out of the folder of a rule.
         #[test]
         fn no_reading_of_a_path_that_passes_leaves_its_folder(
             path in "/v1(/|%2[fF]|\\.|%20|;|a|%EF%BC%8[EF]){0,12}",

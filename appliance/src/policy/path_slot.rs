@@ -4,26 +4,26 @@ use std::{fmt, ops::Range, sync::Arc};
 
 use super::{PathRule, path::has_one_reading};
 
-/// Where a credential stands in a path, as in `/bot{}/`: one whole segment, with fixed text before
-/// and behind it. Where the text behind holds a slash, whatever follows is the API's; where not,
-/// the path ends with the segment.
+/// A credential's place in a path, as in `/bot{}/`: one whole segment, with fixed text before and
+/// behind it. Where the text behind holds a slash, the API decides what follows; where not, the
+/// path ends with the segment.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PathSlot {
     before: Arc<str>,
-    /// What ends the segment.
+    /// The fixed text that ends the segment.
     ending: Arc<str>,
     /// Empty, or begins with a slash.
     behind: Arc<str>,
 }
 
-/// Why a text is not a [`PathSlot`].
+/// The reason why a text is not a [`PathSlot`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PathSlotError {
     /// Does not begin with a slash, or has no `{}` or more than one.
     #[error("a place in a path begins with '/' and has one {{}}, as in /bot{{}}/")]
     Shape,
-    /// Its fixed text is read differently by different servers, or holds what only a template
-    /// would.
+    /// Different servers read its fixed text differently, or the text holds characters that only a
+    /// template would have.
     #[error(
         "the text around {{}} is a plain path: no '%', no dots as a segment, no empty segment, no \
          second {{}}"
@@ -36,7 +36,7 @@ impl PathSlot {
     ///
     /// # Errors
     ///
-    /// Where it is none.
+    /// Where the text is no such place.
     pub fn parse(text: &str) -> Result<Self, PathSlotError> {
         let (before, after) = text.split_once("{}").ok_or(PathSlotError::Shape)?;
         if !before.starts_with('/') {
@@ -51,7 +51,8 @@ impl PathSlot {
         Ok(Self { before: before.into(), ending: ending.into(), behind: behind.into() })
     }
 
-    /// Where a server that is lenient about case, and about what follows, would find a credential.
+    /// Returns the range in which a server that is lenient about case, and about the rest of the
+    /// path, would find a credential.
     pub fn find(&self, path: &str) -> Option<Range<usize>> {
         let start = self.before.len();
         let rest = path.get(start..)?;
@@ -73,7 +74,7 @@ impl PathSlot {
     }
 
     /// Whether a credential is found here in the shortest path that has `credential` in the other
-    /// place, so that a request with that one is refused for what stands here.
+    /// place: then a request with that credential is refused for the text that stands here.
     pub fn is_found_beside(&self, other: &Self, credential: &str) -> bool {
         let Self { before, ending, behind } = other;
         self.find(&format!("{before}{credential}{ending}{behind}")).is_some()

@@ -1,9 +1,9 @@
-//! The rules of a policy, found by the names that they list: the cost of a look does not grow with
-//! their number.
+//! The rules of a policy, found by the names that they list: the cost of a lookup does not grow
+//! with their number.
 //!
-//! Which rules name a host, and which are a group's, are two lists of places. What is in both is
-//! found by going through the shorter one. A group has few rules for one name, however many groups
-//! or names there are.
+//! The rules that name a host, and those of a group, are two lists of indices. A lookup goes
+//! through the shorter one to find the rules in both. A group has few rules for one name, however
+//! many groups or names there are.
 
 use std::{collections::HashMap, ops::Deref, sync::Arc};
 
@@ -16,11 +16,11 @@ pub struct Rules<T> {
     index: RuleIndex,
 }
 
-/// What a rule says of whom it is for.
+/// The groups and the names of a rule.
 pub trait Rule {
-    /// The groups that have a use of it; one may be there twice.
+    /// Returns the groups that use it; one may occur twice.
     fn groups(&self) -> impl Iterator<Item = &GroupName>;
-    /// The names that it lists.
+    /// Returns the names that it lists.
     fn names(&self) -> impl Iterator<Item = ListedName<'_>>;
 }
 
@@ -45,7 +45,7 @@ impl<'r> From<&'r HostPattern> for ListedName<'r> {
     }
 }
 
-/// How a rule may mean a host.
+/// The way in which a rule may match a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MeantBy {
     /// By its name alone.
@@ -54,7 +54,7 @@ pub enum MeantBy {
     NameOrPattern,
 }
 
-/// Which rules are a group's, and which list a name. Follows from the rules.
+/// An index of rules by their groups and by the names that they list, computed from the rules.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct RuleIndex {
     of_group: HashMap<GroupName, Places>,
@@ -63,11 +63,11 @@ struct RuleIndex {
     any: Places,
 }
 
-/// Where rules stand among those of their kind, each once; ascending.
+/// Indices of rules among those of their kind, each once, in ascending order.
 type Places = Vec<usize>;
 
 impl<T> Rules<T> {
-    /// The rules of a group that mean the host, in their order.
+    /// Returns the rules of a group that match the host, in their order.
     pub fn of<'r>(
         &'r self,
         group: &GroupName,
@@ -78,7 +78,7 @@ impl<T> Rules<T> {
         places.into_iter().filter_map(|place| self.rules.get(place))
     }
 
-    /// The rules that list exactly this name, whatever groups they are for, in their order.
+    /// Returns the rules that list exactly this name, for any group, in their order.
     pub fn naming(&self, host: &Host) -> impl Iterator<Item = &Arc<T>> {
         let places = self.index.exact.get(host).into_iter().flatten();
         places.filter_map(|place| self.rules.get(*place))
@@ -115,7 +115,7 @@ impl RuleIndex {
     }
 }
 
-/// The place of the rule that is entered is the last there, if it is there.
+/// Adds a place, unless it is there: then it is the last one.
 fn enter(places: &mut Places, place: usize) {
     if places.last() != Some(&place) {
         places.push(place);
@@ -190,7 +190,8 @@ mod tests {
         select(vec!["red", "blue", "green"]).prop_map(|name| GroupName(name.into()))
     }
 
-    /// So few names that rules often meet, and some that end alike without a dot.
+    /// Names of few labels, so that rules often meet. Some end alike without a dot before the same
+    /// ending.
     fn host() -> impl Strategy<Value = Host> {
         vec(select(vec!["a", "b", "ab"]), 1..5)
             .prop_map(|labels| Host::parse(&labels.join(".")).expect("a name"))

@@ -1,4 +1,4 @@
-//! What stands before a credential in a header field.
+//! Schemes: the text before a credential in a header field.
 
 use std::{
     fmt,
@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-/// What stands before the credential in a header field.
+/// The text before a credential in a header field.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Scheme {
     /// A word and one space (RFC 9110, section 11.4).
@@ -15,15 +15,15 @@ pub enum Scheme {
     Raw,
 }
 
-/// A scheme's word, sent as it was written and compared without regard to case (RFC 9110, section
-/// 11.1).
+/// The word of a scheme, sent as it was written and compared without regard to case (RFC 9110,
+/// section 11.1).
 #[derive(Debug, Clone)]
 pub struct SchemeWord(Arc<str>);
 
-/// Why words are no scheme.
+/// The reason why words are no scheme.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SchemeError {
-    /// None of the ways in which a scheme is written.
+    /// None of the spellings of a scheme.
     #[error(
         "say how the placeholder stands there: bearer, token, scheme WORD or raw, in small letters"
     )]
@@ -48,7 +48,7 @@ impl Scheme {
         }
     }
 
-    /// As policy writes it.
+    /// Returns the scheme as policy writes it.
     pub(super) fn as_written(&self) -> String {
         match self {
             Self::Word(word) if &*word.0 == "Bearer" => "bearer".to_owned(),
@@ -58,7 +58,7 @@ impl Scheme {
         }
     }
 
-    /// The credential of a field's value, where it is of this scheme.
+    /// Returns the credential of a field's value, where the value has this scheme.
     pub fn credential<'a>(&self, value: &'a [u8]) -> Option<&'a [u8]> {
         match self {
             Self::Raw => Some(value),
@@ -68,23 +68,23 @@ impl Scheme {
 }
 
 impl Scheme {
-    /// The encoded pair of a value that is of Basic (RFC 7617).
+    /// Returns the encoded pair of a value of Basic (RFC 7617).
     pub fn basic_credential(value: &[u8]) -> Option<&[u8]> {
         after_word(value, "basic")
     }
 }
 
-/// What follows a word and exactly one space.
+/// Returns the text that follows a word and exactly one space.
 pub(crate) fn after_word<'a>(value: &'a [u8], word: &str) -> Option<&'a [u8]> {
     let (start, rest) = value.split_at_checked(word.len())?;
     if start.eq_ignore_ascii_case(word.as_bytes()) { rest.strip_prefix(b" ") } else { None }
 }
 
 impl SchemeWord {
-    /// Most bytes.
+    /// The most bytes of a word.
     pub const MAX_BYTES: usize = 64;
 
-    /// As policy writes it.
+    /// Returns the word as policy writes it.
     pub(super) fn written(&self) -> String {
         match &*self.0 {
             "Bearer" => "bearer".to_owned(),
@@ -117,7 +117,7 @@ impl Hash for SchemeWord {
     }
 }
 
-/// What is written before the credential: the word and its space, or nothing.
+/// Writes the text before the credential: the word and its space, or nothing.
 impl fmt::Display for Scheme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,23 +1,24 @@
-//! Where a secret's value comes from: a location, which is one read, and a pick out of what that
-//! read answers. References with one location share the read, its lease and its rotation.
+//! The source of a secret's value: a location, which is one read, and a pick of parts of that
+//! read's answer. References with one location share the read, its lease and its rotation.
 
 use std::{fmt, sync::Arc};
 
-/// Fewest bytes of a value without the operator's word: shorter values cannot be masked well.
+/// The fewest bytes of a value, unless the operator sets a lower bound: shorter values cannot be
+/// masked well.
 pub const MIN_VALUE_BYTES: usize = 16;
-/// Fewest bytes of a value whatever the operator says.
+/// The lowest bound that the operator may set.
 pub const FLOOR_VALUE_BYTES: usize = 8;
 /// Most bytes of a value.
 pub const MAX_VALUE_BYTES: usize = 8_192;
 
-/// Where a secret's value comes from.
+/// The source of a secret's value.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum SecretRef {
-    /// Something that Vault answers.
+    /// An answer of Vault.
     Vault {
         /// The read.
         location: VaultLocation,
-        /// What is taken of the answer.
+        /// The parts that are taken of the answer.
         pick: Pick,
     },
     /// A name in the file of secrets.
@@ -27,7 +28,7 @@ pub enum SecretRef {
     },
 }
 
-/// What is read at once, and changes at once.
+/// The values that are read together, and change together.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Location {
     /// One read of Vault.
@@ -45,25 +46,25 @@ pub enum VaultLocation {
         mount: Arc<str>,
         /// The path below the mount, without `data/`.
         path: Arc<str>,
-        /// The version that it is held to; otherwise the newest.
+        /// The version that is always read; otherwise the newest.
         version: Option<u64>,
     },
-    /// Whatever answers to GET.
+    /// A path of any engine that answers to GET.
     Read {
         /// The path below `/v1/`.
         path: Arc<str>,
     },
-    /// Whatever issues on a write.
+    /// A path of any engine that issues on a write.
     Write {
         /// The path below `/v1/`.
         path: Arc<str>,
-        /// What is written, in the order of the policy; no key twice.
+        /// The parameters that are written, in the order of the policy; no key twice.
         parameters: Arc<[(Arc<str>, Arc<str>)]>,
     },
 }
 
-/// What is taken of an answer: one field, or fields with fixed text around them. Never empty for
-/// Vault; empty for the file of secrets, which has no fields.
+/// The parts that are taken of an answer: one field, or fields with fixed text around them. Never
+/// empty for Vault; empty for the file of secrets, which has no fields.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Pick(pub Arc<[PickPart]>);
 
@@ -77,7 +78,7 @@ pub enum PickPart {
 }
 
 impl SecretRef {
-    /// What is read for it.
+    /// Returns the location that is read for it.
     pub fn location(&self) -> Location {
         match self {
             Self::Vault { location, .. } => Location::Vault(location.clone()),
@@ -85,12 +86,12 @@ impl SecretRef {
         }
     }
 
-    /// Whether it is a token that Vault signs about who asks, for others to look at.
+    /// Whether it is a token that Vault signs about the asking group, for others to verify.
     pub fn is_identity_token(&self) -> bool {
         matches!(self, Self::Vault { location, .. } if location.is_identity_token())
     }
 
-    /// What is taken of the answer.
+    /// Returns the parts that are taken of the answer.
     pub fn pick(&self) -> Pick {
         match self {
             Self::Vault { pick, .. } => pick.clone(),
@@ -108,7 +109,7 @@ impl VaultLocation {
         }
     }
 
-    /// Whether it is a token that Vault signs about who asks.
+    /// Whether it is a token that Vault signs about the asking group.
     pub fn is_identity_token(&self) -> bool {
         matches!(self, Self::Read { path } if path.starts_with(IDENTITY_TOKEN))
     }
@@ -175,7 +176,7 @@ impl fmt::Display for Pick {
     }
 }
 
-/// What stands before the role of an identity token.
+/// The path before the role of an identity token.
 pub const IDENTITY_TOKEN: &str = "identity/oidc/token/";
 
 /// Whether a byte of a parameter stands for itself. All others are written as `%XX`.

@@ -1,4 +1,4 @@
-//! Addresses that mean something at this site alone.
+//! Addresses that have a meaning at this site alone.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -6,19 +6,19 @@ use ipnet::{IpNet, Ipv6Net};
 
 use super::{nat64, special};
 
-/// What the operator says about the site's own addresses. No rule opens any of it.
+/// The operator's statements about the site's own addresses. No rule opens any of these.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Site {
     /// Prefixes that no agent is told and that are never dialled for one.
     pub never_dial: Vec<IpNet>,
-    /// The gateway's own addresses as the world sees them, where that is not as the kernel does.
+    /// The gateway's own addresses as seen from the internet, where the kernel does not know them.
     pub public_addresses: Vec<IpAddr>,
     /// The prefixes of the site's translators (NAT64). `None`: the resolvers are asked.
     pub nat64_prefixes: Option<Vec<Ipv6Net>>,
 }
 
 impl Site {
-    /// Whether nothing at this address is ever for an agent.
+    /// Whether this address is closed to all agents.
     pub(crate) fn closes(&self, address: IpAddr) -> bool {
         self.public_addresses.contains(&address)
             || self.never_dial.iter().any(|prefix| prefix.contains(&address))
@@ -30,19 +30,19 @@ impl Site {
         stated.filter(|prefix| **prefix != nat64::WELL_KNOWN).chain([&nat64::WELL_KNOWN])
     }
 
-    /// Whether the operator says that addresses below this one's prefix are translated.
+    /// Whether the operator lists a translator's prefix that holds this address.
     pub(crate) fn translates(&self, address: Ipv6Addr) -> bool {
         self.nat64_prefixes.iter().flatten().any(|prefix| prefix.contains(&address))
     }
 
-    /// The destinations that no rule opens.
+    /// Returns the destinations that no rule opens.
     pub(crate) fn closed(&self) -> Vec<IpNet> {
         let own = self.public_addresses.iter().copied().map(IpNet::from);
         self.never_dial.iter().copied().chain(own).collect()
     }
 
-    /// The destinations that nobody may dial unless a rule opens them: [`special::SPECIAL`], the
-    /// same where translators write it, and what is closed here.
+    /// Returns the destinations that nobody may dial unless a rule opens them:
+    /// [`special::SPECIAL`], the same as translators write them, and those that are closed here.
     pub(crate) fn special(&self) -> Vec<IpNet> {
         let translators: Vec<IpNet> = self.translators().copied().map(IpNet::V6).collect();
         let rows: Vec<IpNet> = special::SPECIAL.iter().map(|row| row.prefix).collect();
@@ -58,8 +58,8 @@ impl Site {
         [special::without(&rows, &translators), translated, closed].concat()
     }
 
-    /// What of the listed prefixes is open at the door: not what is closed here, nor the services
-    /// of clouds that a prefix holds and does not mean.
+    /// Returns the parts of the listed prefixes that the packet rules open: without destinations
+    /// that are closed here, and without services of clouds that a prefix holds but does not mean.
     pub(crate) fn homes(&self, listed: &[IpNet]) -> Vec<IpNet> {
         let services: Vec<IpNet> = special::cloud_services().map(|row| row.prefix).collect();
         let opened = listed.iter().flat_map(|prefix| {
@@ -116,7 +116,7 @@ mod tests {
         ] {
             assert!(!at_the_door(&site(), &[], closed), "{closed}");
         }
-        // Where nobody translates to it, it is what the registry says.
+        // Without a translator, the address has the meaning of the registry.
         assert!(!at_the_door(&Site::default(), &[], "64:ff9b:1:808:8:800::"));
     }
 

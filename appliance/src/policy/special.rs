@@ -1,8 +1,8 @@
-//! Addresses with a special purpose, each with who says so: the IANA registries (RFC 6890 and its
-//! updates), and what clouds document as services of their own.
+//! Addresses with a special purpose, each with its source: the IANA registries (RFC 6890 and its
+//! updates), and the documents of clouds about services of their own.
 //!
-//! The packet rules refuse a destination in one of them at the door, before a connection exists;
-//! the dialler refuses what a name resolves to.
+//! The packet rules refuse a destination among them before a connection exists; the dialler refuses
+//! one to which a name resolves.
 //!
 //! The documentation prefixes 192.0.2.0/24, 198.51.100.0/24, 203.0.113.0/24 and 2001:db8::/32 are
 //! left out: nobody routes them, so refusing them protects nothing, and they stand for the public
@@ -16,20 +16,20 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Special {
     pub(crate) prefix: IpNet,
-    /// What is there, in a few words.
+    /// The purpose, in a few words.
     pub(crate) purpose: &'static str,
-    /// Who says so: an RFC, or a page of the cloud's own documentation.
+    /// The source: an RFC, or a page of the cloud's own documentation.
     pub(crate) source: &'static str,
     pub(crate) kind: SpecialKind,
 }
 
-/// What a listed prefix has to look like to open a special one.
+/// The kind of prefix that an operator must list to open a special one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SpecialKind {
     /// Any prefix that holds the address opens it.
     Registered,
-    /// A service of a cloud, such as one that hands out credentials. It is opened by a prefix that
-    /// lies within its own: a wider one was written for something else.
+    /// A service of a cloud, such as one that hands out credentials. Only a prefix within its own
+    /// opens it: a wider one was written for something else.
     Cloud,
 }
 
@@ -110,8 +110,8 @@ pub(crate) fn cloud_services() -> impl Iterator<Item = &'static Special> {
     SPECIAL.iter().filter(|special| special.kind == SpecialKind::Cloud)
 }
 
-/// Whether an address is anything but public unicast: it is in [`SPECIAL`], or it is IPv6 outside
-/// of the one block that is assigned to public unicast (RFC 4291, section 2.4).
+/// Whether an address is not public unicast: it is in [`SPECIAL`], or it is IPv6 outside of the one
+/// block that is assigned to public unicast (RFC 4291, section 2.4).
 pub(crate) fn is_special(address: IpAddr) -> bool {
     let assigned = match address {
         IpAddr::V4(_) => true,
@@ -127,7 +127,7 @@ pub(crate) fn is_opened(address: IpAddr, listed: &[IpNet]) -> bool {
     listed.iter().filter(meant).any(|prefix| prefix.contains(&address))
 }
 
-/// What of the prefixes is in none of the others, in the order of both.
+/// Returns the parts of the prefixes that are in none of the others, in the order of both.
 pub(crate) fn without(prefixes: &[IpNet], others: &[IpNet]) -> Vec<IpNet> {
     let mut left: Vec<IpNet> = prefixes.to_vec();
     for other in others {
@@ -136,7 +136,7 @@ pub(crate) fn without(prefixes: &[IpNet], others: &[IpNet]) -> Vec<IpNet> {
     left
 }
 
-/// The prefix less another: nothing, itself, or the halves that the other is not in.
+/// Returns the prefix less another: nothing, itself, or the halves that the other is not in.
 fn difference(prefix: IpNet, other: &IpNet) -> Vec<IpNet> {
     let (mut rest, mut left) = (prefix, Vec::new());
     while rest.contains(other) && rest != *other {
@@ -177,7 +177,7 @@ pub(crate) const LINK_4: &[IpNet] = &[v4([0, 0, 0, 0], 32), v4([169, 254, 0, 0],
 /// IPv6 sources of neighbour discovery before and beside a real address (RFC 4861, section 4.3).
 pub(crate) const LINK_6: &[IpNet] = &[v6([0, 0, 0, 0, 0, 0], 128), v6([0xfe80, 0, 0, 0, 0, 0], 10)];
 
-/// IPv4 destinations that are many hosts, on whatever network (RFC 1112, RFC 919).
+/// IPv4 destinations that are many hosts, on any network (RFC 1112, RFC 919).
 pub(crate) const MANY_4: &[IpNet] = &[v4([224, 0, 0, 0], 4), v4([255, 255, 255, 255], 32)];
 
 /// IPv6 destinations that are many hosts (RFC 4291, section 2.7).
@@ -302,7 +302,7 @@ mod tests {
     }
 
     fn any_net() -> impl Strategy<Value = IpNet> {
-        // Few bits, so that prefixes meet.
+        // Few bits are random, so that prefixes meet.
         (any::<u8>(), 0..=8_u8, any::<bool>()).prop_map(|(bits, length, v6)| {
             let net = if v6 {
                 IpNet::new(Ipv6Addr::from(u128::from(bits) << 120).into(), length)

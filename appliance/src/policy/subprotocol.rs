@@ -1,5 +1,5 @@
-//! A place in a WebSocket's handshake: behind fixed text in one of the subprotocols that are
-//! offered. Browsers let a page set no other field there, so APIs take keys in this one.
+//! A place in a WebSocket's handshake: behind fixed text in one of the offered subprotocols.
+//! Browsers let a page set no other field of the handshake, so APIs take keys in this one.
 
 use std::{fmt, sync::Arc};
 
@@ -9,7 +9,7 @@ use super::credential::is_credential_query;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SubprotocolPrefix(Arc<str>);
 
-/// Why a text is not a [`SubprotocolPrefix`].
+/// The reason why a text is not a [`SubprotocolPrefix`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SubprotocolError;
 
@@ -25,20 +25,20 @@ impl SubprotocolPrefix {
         if good { Ok(Self(text.into())) } else { Err(SubprotocolError) }
     }
 
-    /// Where a credential begins in an offer, for a server that is lenient about case.
+    /// Returns the offset of a credential in an offer, for a server that is lenient about case.
     pub fn find(&self, offer: &[u8]) -> Option<usize> {
         let start = offer.get(..self.0.len())?;
         start.eq_ignore_ascii_case(self.0.as_bytes()).then_some(self.0.len())
     }
 
-    /// Whether an offer begins with it, byte for byte.
+    /// Whether an offer begins with this prefix, byte for byte.
     pub fn fits(&self, offer: &[u8]) -> bool {
         offer.starts_with(self.0.as_bytes())
     }
 }
 
-/// Whether an offer that no binding knows carries a credential: one of its words is the name of one
-/// (`openai-insecure-api-key.…`, `base64url.bearer.authorization.k8s.io.…`, `token`), or it is
+/// Whether an offer that no binding knows carries a credential: one of its words is a credential's
+/// name (`openai-insecure-api-key.…`, `base64url.bearer.authorization.k8s.io.…`, `token`), or it is
 /// longer than the names of protocols are. Errs to refusal.
 pub(crate) fn is_credential_subprotocol(offer: &[u8]) -> bool {
     let text = String::from_utf8_lossy(offer);
@@ -67,7 +67,7 @@ impl fmt::Display for SubprotocolError {
     }
 }
 
-/// Bytes of the text before a credential.
+/// The most bytes of the text before a credential.
 const MAX_PREFIX: usize = 64;
 /// Bytes of the longest subprotocol that is only a name.
 const MAX_PLAIN_OFFER: usize = 64;

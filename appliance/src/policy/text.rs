@@ -1,5 +1,4 @@
-//! How the names and texts of a policy are read. A text that does not fit is refused, never
-//! repaired.
+//! Readers of the names and texts of a policy. A text that does not fit is refused, never repaired.
 
 use std::{fmt, sync::Arc};
 
@@ -57,7 +56,7 @@ pub enum InterfaceError {
     Reserved,
 }
 
-/// Why a text is not a [`Placeholder`].
+/// The reason why a text is not a [`Placeholder`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PlaceholderError {
     /// Fewer than [`Placeholder::MIN_BYTES`].
@@ -93,7 +92,7 @@ impl InterfaceName {
     pub const MAX_BYTES: usize = 15;
 
     /// Reads the name of a network interface. Stricter than the kernel: no byte that a shell, a
-    /// rule listing or a path under `/proc/sys/net` could take for anything else.
+    /// rule listing or a path under `/proc/sys/net` could misread.
     pub fn parse(text: &str) -> Result<Self, InterfaceError> {
         if text.is_empty() || text.len() > Self::MAX_BYTES {
             return Err(InterfaceError::Length);
@@ -110,9 +109,9 @@ impl InterfaceName {
 }
 
 impl Placeholder {
-    /// Fewest bytes: a shorter text could be an ordinary word of a header.
+    /// The fewest bytes: a shorter text could be an ordinary word of a header.
     pub const MIN_BYTES: usize = 8;
-    /// Most bytes.
+    /// The most bytes.
     pub const MAX_BYTES: usize = 256;
 
     /// Reads a placeholder.

@@ -1,16 +1,16 @@
-//! What stands in 64 bytes of a text, a bit for each of them.
+//! The marks and the ends of runs in 64 bytes of a text, one bit for each byte.
 
 /// Bytes that may begin an escape, and bytes that end a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Block {
-    /// An escape may begin with it.
+    /// A bit for each byte that an escape may begin with.
     pub(super) marks: u64,
-    /// No form holds it, and it is no line end, which may belong to an escape.
+    /// A bit for each byte that no form holds, except for line ends, which may belong to an escape.
     pub(super) ends: u64,
 }
 
 impl Block {
-    /// Written so that it is compiled to instructions that take many bytes at once.
+    /// Written so that the compiler uses instructions that take many bytes at once.
     #[inline(never)]
     pub(super) fn of(bytes: &[u8; BLOCK]) -> Self {
         let (mut marks, mut ends) = ([0; BLOCK], [0; BLOCK]);
@@ -24,14 +24,15 @@ impl Block {
         Self { marks: bits(&marks), ends: bits(&ends) }
     }
 
-    /// How many bytes at its end belong to a run.
+    /// Returns how many bytes at its end belong to a run.
     #[inline(always)]
     pub(super) fn held_at_end(self) -> u32 {
         self.ends.leading_zeros()
     }
 
-    /// The marks in runs of so many bytes (eight, or twelve where it is more), where so many bytes
-    /// of a run stand right before the block and right behind it.
+    /// Returns the marks in runs of eight bytes, or of twelve where `least` is twelve or more.
+    /// `before` and `after` are the numbers of a run's bytes right before the block and right
+    /// behind it.
     #[inline(always)]
     fn in_long_runs(self, before: u32, after: u32, least: usize) -> u64 {
         let shorter = |begins: u64, by: u32| begins & begins >> by;
@@ -51,11 +52,12 @@ impl Block {
     }
 }
 
-/// The next block, of those at multiples of [`BLOCK`], with a mark from `at` on in a run that may
-/// be long: where it begins, and these marks. `block_at` reads a block, and `next_mark` says where,
-/// at the earliest, the next mark is.
+/// Returns the next block, of those at multiples of [`BLOCK`], with a mark from `at` on in a run
+/// that may be long: its beginning, and these marks. `block_at` reads a block, and `next_mark`
+/// returns the earliest place where the next mark can be.
 ///
-/// A macro, because a function takes on no vector instructions of the one that it is inlined in.
+/// This is a macro, because a function does not take on the vector instructions of the function
+/// that it is inlined in.
 macro_rules! next_marked {
     ($text:expr, $at:expr, $least:expr, $block_at:path, $next_mark:path) => {{
         let begin = $at / BLOCK * BLOCK;
@@ -81,14 +83,14 @@ macro_rules! next_marked {
 }
 pub(super) use next_marked;
 
-/// How far blocks were looked through.
+/// The position of a walk through blocks.
 pub(super) struct BlockWalk {
-    /// Where the block begins.
+    /// The beginning of the block.
     pub(super) begin: usize,
     block: Block,
-    /// Bytes of a run that stand right before it.
+    /// The bytes of a run that stand right before the block.
     before: u32,
-    /// Blocks without a mark that were passed last.
+    /// The blocks without a mark that were passed last.
     quiet: usize,
 }
 
@@ -98,7 +100,7 @@ impl BlockWalk {
         Self { begin, block, before, quiet: 0 }
     }
 
-    /// Forgets the marks of the block that stand before `at`.
+    /// Drops the marks of the block that stand before `at`.
     #[inline(always)]
     pub(super) fn leave_out_before(&mut self, at: usize) {
         self.block.marks &= u64::MAX << (at - self.begin);
@@ -125,7 +127,7 @@ impl BlockWalk {
     }
 }
 
-/// Blocks that end in spaces where the text does.
+/// Returns a block of the rest of a text, filled up with spaces.
 #[inline]
 pub(super) fn filled<const BYTES: usize>(rest: &[u8]) -> [u8; BYTES] {
     let mut block = [b' '; BYTES];
@@ -135,18 +137,18 @@ pub(super) fn filled<const BYTES: usize>(rest: &[u8]) -> [u8; BYTES] {
     block
 }
 
-/// A bit for each of the flags, the first of them the lowest.
+/// Returns a bit for each of the flags; the first flag is the lowest bit.
 #[inline]
 fn bits(flags: &[u8; BLOCK]) -> u64 {
     let (words, _) = flags.as_chunks::<8>();
     words.iter().rev().fold(0, |bits, flags| {
-        // The product has the flag of each byte in a bit of its highest byte.
+        // The highest byte of the product has the flag of each byte in one of its bits.
         let gathered = u64::from_le_bytes(*flags).wrapping_mul(0x0102_0408_1020_4080) >> 56;
         bits << 8 | gathered
     })
 }
 
-/// Bytes that are looked at as one.
+/// Bytes that are examined together.
 pub(super) const BLOCK: usize = 64;
-/// Blocks without a mark after which none is expected soon.
+/// The number of blocks without a mark after which none is expected soon.
 const QUIET: usize = 3;

@@ -1,10 +1,10 @@
 //! The parts of a text that hold escapes, decoded.
 //!
-//! An escape matters only where a form may stand around it. So what is read is the run of bytes
-//! about it that a form may hold, and no more than a margin from the nearest escape. Prose
-//! has short runs, and binary data has next to none.
+//! An escape matters only where a form may stand around it. So this module reads the run of bytes
+//! around it that a form may hold, and no more than a margin from the nearest escape. Prose has
+//! short runs, and binary data has next to none.
 //!
-//! What is read, and at what cost, depends on the text alone.
+//! The bytes that are read, and the cost, depend on the text alone.
 
 use super::{
     block::BLOCK,
@@ -21,49 +21,49 @@ pub(super) struct DecodedPart<'a> {
     buffer: Vec<u8>,
     length: usize,
     joints: Vec<Joint>,
-    /// Where the part begins.
+    /// The beginning of the part.
     begin: usize,
 }
 
-/// An escape that was read, and what stands behind it.
+/// An escape that was read, and the decoded byte behind it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Joint {
-    /// Where in the text the escape begins.
+    /// The beginning of the escape in the text.
     pub(super) begin: usize,
-    /// Where it ends.
+    /// The end of the escape.
     pub(super) end: usize,
     /// The number of the decoded byte behind it.
     pub(super) next: usize,
 }
 
-/// Where the decoded bytes of a part stand.
+/// The positions of a part's decoded bytes in the text.
 pub(super) struct DecodedPositions<'a> {
     text: &'a [u8],
     families: Families,
-    /// The number of a decoded byte, and its place.
+    /// The number of a decoded byte, and its position.
     decoded: usize,
     at: usize,
 }
 
-/// What is wanted of a text.
+/// The options for decoding a text.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct DecodeOptions {
-    /// Escapes of other families are read as they stand.
+    /// The families to decode. Escapes of others are read as they stand.
     pub(super) families: Families,
     /// No byte before this may begin an escape.
     pub(super) marks: usize,
-    /// Parts of fewer decoded bytes are left out.
+    /// The fewest decoded bytes of a part; shorter parts are left out.
     pub(super) least: usize,
-    /// Bytes on either side of an escape that may matter.
+    /// The bytes on either side of an escape that may matter.
     pub(super) margin: usize,
     /// Whether the ends of escapes are wanted, too.
     pub(super) joints: bool,
-    /// What may be used for it.
+    /// The vector instructions that may be used.
     pub(super) vectors: Option<Vectors>,
 }
 
-/// Gives `search` every part of `text` that holds an escape, in order. Returns the families of
-/// those that were read.
+/// Gives `search` every part of `text` that holds an escape, in order. Returns the families of the
+/// escapes that were read.
 pub(super) fn parts(
     text: &[u8],
     options: DecodeOptions,
@@ -92,7 +92,7 @@ pub(super) fn parts(
     present
 }
 
-/// How far a part was read.
+/// The extent of a part that was read.
 struct ReadExtent {
     families: Families,
     /// The end of its last escape.
@@ -118,7 +118,8 @@ impl<'a> DecodedPart<'a> {
         &self.joints
     }
 
-    /// The byte that an escape at a place of the text stands for, and the length of the escape.
+    /// Returns the byte that an escape at a place of the text stands for, and the length of the
+    /// escape.
     pub(super) fn byte_at(&self, at: usize) -> Option<(u8, usize)> {
         let escape = escape_at(self.text, at, self.options.families)?;
         match escape.meaning {
@@ -127,7 +128,7 @@ impl<'a> DecodedPart<'a> {
         }
     }
 
-    /// The places of the decoded bytes in the text.
+    /// Returns the positions of the decoded bytes in the text.
     pub(super) fn places(&self) -> DecodedPositions<'a> {
         let Self { text, options, begin, .. } = *self;
         DecodedPositions { text, families: options.families, decoded: 0, at: begin }
@@ -174,7 +175,7 @@ impl<'a> DecodedPart<'a> {
     }
 }
 
-/// Room behind the first `length` bytes of a buffer, for a stretch and a byte.
+/// Makes room behind the first `length` bytes of a buffer, for a stretch and one byte.
 #[inline]
 fn room(buffer: &mut Vec<u8>, length: usize) -> Option<&mut [u8]> {
     let end = length + STRETCH + 1;
@@ -184,8 +185,8 @@ fn room(buffer: &mut Vec<u8>, length: usize) -> Option<&mut [u8]> {
     buffer.get_mut(length..end)
 }
 
-/// Copies what is nothing but itself from the beginning of `text`, at most [`STRETCH`] bytes. Says
-/// how many. A few are looked at one by one, since escapes may stand close together.
+/// Copies bytes that stand for themselves from the beginning of `text`, at most [`STRETCH`], and
+/// returns how many. The first few are examined one by one, since escapes may stand close together.
 #[inline]
 fn copy_plain(text: &[u8], room: &mut [u8]) -> usize {
     let mut copied = 0;
@@ -211,8 +212,8 @@ fn copy_plain(text: &[u8], room: &mut [u8]) -> usize {
 }
 
 impl DecodedPositions<'_> {
-    /// Where in the text the decoded byte of this number begins. Is asked for in order, and so
-    /// reads a part no more than once more.
+    /// Returns where in the text the decoded byte of this number begins. Numbers must come in
+    /// order, so that a part is read no more than once more.
     pub(super) fn of(&mut self, number: usize) -> usize {
         loop {
             match escape_at(self.text, self.at, self.families) {
@@ -227,7 +228,7 @@ impl DecodedPositions<'_> {
     }
 }
 
-/// Where the run begins that reaches to `place`, no earlier than at `least`.
+/// Returns the beginning of the run that reaches to `place`, no earlier than `least`.
 fn run_begin(text: &[u8], least: usize, place: usize, options: DecodeOptions) -> usize {
     let least = least.max(place.saturating_sub(options.margin));
     let before = text.get(least..place).unwrap_or_default();
@@ -236,7 +237,8 @@ fn run_begin(text: &[u8], least: usize, place: usize, options: DecodeOptions) ->
     before.iter().rposition(breaks).map_or(least, |at| least + at + 1)
 }
 
-/// Where, of more NULs from `at` on than a character has, the last begin that may belong to one.
+/// Returns, where more NULs stand from `at` on than a character has, the beginning of the last ones
+/// that may belong to a character.
 #[inline]
 fn last_of_many_nuls(text: &[u8], at: usize) -> Option<usize> {
     let rest = text.get(at..).filter(|rest| matches!(rest, [0, 0, 0, 0, ..]))?;
@@ -250,21 +252,21 @@ fn last_of_many_nuls(text: &[u8], at: usize) -> Option<usize> {
 struct Marks<'a> {
     text: &'a [u8],
     options: DecodeOptions,
-    /// Where the block begins that was looked at last.
+    /// The beginning of the block that was examined last.
     begin: usize,
-    /// A bit for each of its bytes.
+    /// The marks of that block, a bit for each byte.
     block: u64,
 }
 
 impl<'a> Marks<'a> {
-    /// `None` where the text has no such byte.
+    /// Returns `None` where the text has no such byte.
     fn of(text: &'a [u8], options: DecodeOptions) -> Option<Self> {
         let mut marks = Self { text, options, begin: 0, block: 0 };
         marks.go_to(options.marks)?;
         Some(marks)
     }
 
-    /// The first from `at` on. Is asked for in order.
+    /// Returns the first mark from `at` on. Places must come in order.
     #[inline]
     fn next_from(&mut self, at: usize) -> Option<usize> {
         let passed = at.saturating_sub(self.begin);
@@ -283,8 +285,8 @@ impl<'a> Marks<'a> {
     }
 }
 
-/// Sets the high bit of the first byte of a word that is not simply itself: an escape may begin
-/// with it, or no form holds it. Sets none before it.
+/// Sets the high bit of the first byte of a word that does not stand for itself: an escape may
+/// begin with it, or no form holds it. Sets none before that byte.
 fn special(word: u64) -> u64 {
     let below = |word: u64, least: u8| word.wrapping_sub(EACH * u64::from(least)) & !word;
     let is = |byte: u8| below(word ^ (EACH * u64::from(byte)), 1);
@@ -293,9 +295,10 @@ fn special(word: u64) -> u64 {
     (high | low | is(b'%') | is(b'&') | is(b'=') | is(b'\\')) & HIGH
 }
 
-/// Bytes that are copied as one.
+/// Bytes that are copied as one word.
 const WORD: usize = 8;
-/// Bytes that are copied without an escape, at most, before it is seen whether they are enough.
+/// The most bytes that are copied without an escape before the function checks whether they are
+/// enough.
 const STRETCH: usize = 32;
 static NULS: [u8; 32] = [0; 32];
 /// One in each byte of a word; and its high bit.

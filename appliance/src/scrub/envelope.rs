@@ -1,17 +1,18 @@
-//! Where the messages of gRPC and Connect end: each stands behind a byte of flags and its length in
-//! four bytes, big-endian (gRPC over HTTP/2, "Length-Prefixed-Message").
+//! Finds the ends of the messages of gRPC and Connect: each stands behind a byte of flags and its
+//! length in four bytes, big-endian (gRPC over HTTP/2, "Length-Prefixed-Message").
 
 /// Follows messages through the chunks of a body.
 #[derive(Debug, Default)]
 pub(super) struct Envelopes {
-    /// Bytes of the prefix that were read.
+    /// The bytes of the prefix that were read.
     prefix: usize,
-    /// The length as far as it was read; once the prefix is complete, what is left of the message.
+    /// The length as far as it was read; once the prefix is complete, the bytes of the message that
+    /// are still to come.
     left: u32,
 }
 
 impl Envelopes {
-    /// Takes a chunk and gives the place in it, if any, at which the last message ended.
+    /// Takes a chunk and returns the place in it, if any, at which the last message ended.
     pub(super) fn advance(&mut self, chunk: &[u8]) -> Option<usize> {
         let mut ended = None;
         let mut at = 0;
@@ -25,7 +26,7 @@ impl Envelopes {
         ended
     }
 
-    /// Takes some of `rest`, and says how much.
+    /// Takes a part of `rest`, and returns how many bytes.
     fn take(&mut self, rest: &[u8]) -> usize {
         if self.prefix == PREFIX {
             let taken = rest.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));

@@ -35,44 +35,44 @@ impl Families {
         Self(self.0 | other.0)
     }
 
-    /// Whether there are several.
+    /// Whether the set has several families.
     pub(super) fn is_mixed(self) -> bool {
         self.0.count_ones() > 1
     }
 }
 
-/// What an escape stands for.
+/// The meaning of an escape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Meaning {
     Byte(u8),
     Nothing,
 }
 
-/// An escape at some place.
+/// An escape at some position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Escape {
     pub(super) family: Families,
     pub(super) meaning: Meaning,
-    /// So small that an escape fits a register.
+    /// A small number, so that an escape fits a register.
     length: u8,
 }
 
 impl Escape {
-    /// Bytes that it takes, at least one and at most [`LONGEST_ESCAPE`].
+    /// Returns the bytes of the escape, at least one and at most [`LONGEST_ESCAPE`].
     pub(super) fn length(self) -> usize {
         usize::from(self.length)
     }
 }
 
-/// What there is to know of a byte by itself.
+/// The properties of a byte by itself.
 #[derive(Clone, Copy)]
 struct ByteClass {
-    /// The families of which an escape may have it as its first byte, and as its second.
+    /// The families whose escapes may have it as their first byte, and as their second.
     first: u8,
     second: u8,
-    /// Whether forms hold it and it begins no escape.
+    /// Whether forms hold it and no escape begins with it.
     plain: bool,
-    /// Its worth as a hexadecimal digit, or [`NO_DIGIT`].
+    /// Its value as a hexadecimal digit, or [`NO_DIGIT`].
     worth: u8,
 }
 
@@ -128,14 +128,14 @@ pub(super) fn begins_escape(byte: u8) -> bool {
     ByteClass::of(byte).first != 0
 }
 
-/// Whether forms hold a byte and it begins no escape.
+/// Whether forms hold a byte and no escape begins with it.
 #[inline]
 pub(super) fn is_plain(byte: u8) -> bool {
     ByteClass::of(byte).plain
 }
 
-/// The escape of one of `families` that `text` has at `at`. Most bytes that look like the beginning
-/// of one are none, and the next byte tells.
+/// Returns the escape of one of `families` that `text` has at `at`. Most bytes that look like the
+/// beginning of an escape are none, and the next byte shows it.
 #[inline(always)]
 pub(super) fn escape_at(text: &[u8], at: usize, families: Families) -> Option<Escape> {
     let rest = text.get(at..)?;
@@ -146,13 +146,13 @@ pub(super) fn escape_at(text: &[u8], at: usize, families: Families) -> Option<Es
     escape(rest)
 }
 
-/// Whether a form never holds this byte, raw or inside an escape. A line end after `=` is an
-/// escape.
+/// Whether a form never holds this byte, raw or inside an escape. Line ends count here, although
+/// one after `=` is an escape.
 pub(super) const fn no_form_holds(byte: u8) -> bool {
     matches!(byte, 1..=0x20 | 0x7f..)
 }
 
-/// The escape that `text` begins with.
+/// Returns the escape that `text` begins with.
 #[inline(always)]
 pub(super) fn escape(text: &[u8]) -> Option<Escape> {
     let (&first, rest) = text.split_first()?;
@@ -166,7 +166,7 @@ pub(super) fn escape(text: &[u8]) -> Option<Escape> {
     }
 }
 
-/// The lengths of escapes that end where `text` does and stand for a byte, with that byte.
+/// Returns the lengths of escapes that end where `text` does and stand for a byte, with that byte.
 pub(super) fn escapes_before(text: &[u8]) -> impl Iterator<Item = (u8, usize)> {
     let last = text.last().copied().unwrap_or_default();
     let possible = last.is_ascii_hexdigit() || b";\"\\/'".contains(&last);
@@ -181,7 +181,7 @@ pub(super) fn escapes_before(text: &[u8]) -> impl Iterator<Item = (u8, usize)> {
     })
 }
 
-/// Bytes at the end of `text` that are nothing; 0 where there are none.
+/// Returns how many bytes at the end of `text` stand for nothing; 0 where there are none.
 pub(super) fn nothing_before(text: &[u8]) -> usize {
     match text {
         [.., 0] => 1,
@@ -216,7 +216,7 @@ fn entity(rest: &[u8]) -> Option<Escape> {
     }
 }
 
-/// The character reference of which `before` bytes stand before its digits.
+/// Returns the character reference whose digits come after `before` other bytes.
 fn number(digits: &[u8], radix: u16, before: u8) -> Option<Escape> {
     let mut value = 0;
     for (&found, length) in digits.iter().zip(before + 1..=LONGEST_ESCAPE as u8) {
@@ -259,10 +259,10 @@ fn hex_pair(digits: &[u8]) -> Option<u8> {
 }
 
 const NO_DIGIT: u8 = 0x80;
-/// More than a byte, and less than what a digit more makes too large for 16 bits.
+/// Greater than a byte, and small enough that one more digit still fits in 16 bits.
 const TOO_LARGE: u16 = 0x100;
 
-/// Names, what they stand for, and the length of the escape.
+/// The names, the bytes that they stand for, and the lengths of the escapes.
 const NAMED: [(&[u8], u8, u8); 5] = [
     (b"amp;", b'&', 5),
     (b"lt;", b'<', 4),
@@ -271,7 +271,7 @@ const NAMED: [(&[u8], u8, u8); 5] = [
     (b"apos;", b'\'', 6),
 ];
 
-/// NULs of a character of UTF-32, at most.
+/// The most NULs of a character in UTF-32.
 pub(super) const MOST_NULS: usize = 3;
 /// Bytes of the longest escape: a character reference with leading zeros.
 pub(super) const LONGEST_ESCAPE: usize = 10;

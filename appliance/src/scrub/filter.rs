@@ -1,13 +1,14 @@
 //! A filter of hashes.
 
-/// Says of most hashes that they are not in a table, at the price of a word of memory.
+/// Tells of most hashes that they are not in a table, at the price of reading one word of memory.
 #[derive(Default)]
 pub(super) struct Filter {
     /// A bit for each hash, by its highest bits and its lowest.
     words: Vec<u64>,
-    /// Another for each, by those in the middle. Only what passes the first is held against it.
+    /// Another bit for each hash, by the bits in its middle. Only hashes that pass the first are
+    /// checked against it.
     others: Vec<u64>,
-    /// How far to shift a hash so that the number of a word is left.
+    /// The shift that leaves the number of a word from a hash.
     shift: u32,
 }
 
@@ -31,15 +32,15 @@ impl Filter {
         is_set(&self.words, self.shift, hash) && is_set(&self.others, self.shift, other(hash))
     }
 
-    /// Words of which the one by the highest bits of a hash has the bit by its lowest ones, if the
-    /// filter holds it; and how far to shift a hash so that the number of a word is left.
+    /// Returns the words and the shift. The highest bits of a hash, after the shift, select a word;
+    /// if the filter holds the hash, that word has the bit of the hash's lowest bits.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn parts(&self) -> (&[u64], u32) {
         (&self.words, self.shift)
     }
 }
 
-/// The same hash with its middle at both ends.
+/// Returns the same hash with its middle at both ends.
 #[inline]
 fn other(hash: u64) -> u64 {
     hash.rotate_left(u64::BITS / 2)
@@ -56,8 +57,9 @@ fn set(words: &mut [u64], shift: u32, hash: u64) {
     }
 }
 
-/// With half a hash to one in a word of the filter, one window in 64 to 128 passes it by chance.
+/// With half a hash to a whole one in each word of the filter, one window in 64 to 128 passes it by
+/// chance.
 const HASHES_A_WORD: usize = 1;
 /// Words of the smallest filter: hardly a window passes that of one secret by chance, and those of
-/// all widths together leave the text its room in a processor's nearest cache.
+/// all widths together leave room for the text in a processor's nearest cache.
 const LEAST_WORDS: usize = 256;

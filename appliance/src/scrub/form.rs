@@ -1,4 +1,4 @@
-//! The forms in which a secret may come back, and how one is recognised around a given place.
+//! The forms in which a secret may come back, and the recognition of one around a given place.
 
 use std::{ops::Range, sync::Arc};
 
@@ -16,7 +16,7 @@ pub(super) struct Form {
     stable: Range<usize>,
 }
 
-/// Which other byte may stand for a byte of the text.
+/// Other bytes that may stand for a byte of the text.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Alphabet {
     Exact,
@@ -27,12 +27,12 @@ enum Alphabet {
 }
 
 impl Form {
-    /// Every form of `value`.
+    /// Returns every form of `value`.
     pub(super) fn all(value: &[u8]) -> Vec<Self> {
         texts(value).map(|(text, alphabet)| Self::new(text, alphabet)).collect()
     }
 
-    /// Every form of `value` as it looks in a field name, which is always lower case.
+    /// Returns every form of `value` as it looks in a field name, which is always lower case.
     pub(super) fn all_lower_case(value: &[u8]) -> Vec<Self> {
         let lower = |text: Zeroizing<Vec<u8>>| Zeroizing::new(text.to_ascii_lowercase());
         texts(value).map(|(text, alphabet)| Self::new(lower(text), alphabet)).collect()
@@ -43,12 +43,12 @@ impl Form {
         Self { text: Arc::new(text), alphabet, stable }
     }
 
-    /// The bytes of the form as it stands where none is escaped.
+    /// Returns the bytes of the form where none is escaped.
     pub(super) fn text(&self) -> &[u8] {
         &self.text
     }
 
-    /// The occurrences whose byte number `offset` begins at `at`.
+    /// Returns the occurrences whose byte number `offset` begins at `at`.
     pub(super) fn around(&self, text: &[u8], at: usize, offset: usize) -> Option<Occurrences> {
         let (before, after) = self.text.split_at_checked(offset)?;
         let mut ends = Positions::one(at);
@@ -62,14 +62,14 @@ impl Form {
         Some(Occurrences { begins, ends })
     }
 
-    /// The part that a search may look for: what is stable, or, where next to nothing is, all of
-    /// it. Such a form is found as it is, and as one encoder writes it.
+    /// Returns the part that a search may search for: the stable part or, where it is too short,
+    /// all of the form. Then the form is found as it is, and as one encoder writes it.
     pub(super) fn searchable(&self) -> Range<usize> {
         if self.is_stable() { self.stable.clone() } else { 0..self.text.len() }
     }
 
-    /// Bytes of the windows in which it is looked for: what twelve of the value take, where there
-    /// is room for so many.
+    /// Returns the width of the windows by which it is found: the bytes that twelve of the value
+    /// take, where there is room for so many.
     pub(super) fn width(&self) -> usize {
         let widths = match self.alphabet {
             Alphabet::Exact => [LONG, SHORT].as_slice(),
@@ -84,7 +84,7 @@ impl Form {
         self.stable.len() >= SHORT
     }
 
-    /// The bytes that may stand for this byte of the text.
+    /// Returns the bytes that may stand for this byte of the text.
     pub(super) fn twins(&self, byte: u8) -> impl Iterator<Item = u8> + use<> {
         let twin = match (self.alphabet, byte) {
             (Alphabet::Base64, b'+') => Some(b'-'),
@@ -99,7 +99,7 @@ impl Form {
         self.twins(byte).any(|twin| found == twin)
     }
 
-    /// Where `byte` may end that begins at `at`.
+    /// Adds the places where `byte` may end that begins at `at`.
     fn step(&self, byte: u8, text: &[u8], mut at: usize, next: &mut Positions) {
         for _ in 0..=MOST_NOTHINGS {
             let rest = text.get(at..).unwrap_or_default();
@@ -120,7 +120,7 @@ impl Form {
         }
     }
 
-    /// Where `byte` may begin that ends at `end`.
+    /// Adds the places where `byte` may begin that ends at `end`.
     fn step_back(&self, byte: u8, text: &[u8], mut end: usize, next: &mut Positions) {
         for _ in 0..=MOST_NOTHINGS {
             let before = text.get(..end).unwrap_or_default();
@@ -141,16 +141,16 @@ impl Form {
     }
 }
 
-/// The texts of all forms of `value`.
+/// Returns the texts of all forms of `value`.
 fn texts(value: &[u8]) -> impl Iterator<Item = (Zeroizing<Vec<u8>>, Alphabet)> {
     let plain = [(Zeroizing::new(value.to_vec()), Alphabet::Exact), (hex(value), Alphabet::Hex)];
     plain.into_iter().chain((0..3).map(|offset| (base64_core(value, offset), Alphabet::Base64)))
 }
 
-/// Where in a text a search may look for it: the part, as near to the end as may be, that reads the
-/// same wherever the form stands and whichever of its bytes are escaped. The beginning may be taken
-/// for digits of an escape that stands before it, the end for the beginning of one that goes on,
-/// and a value may hold what reads as an escape itself.
+/// Returns the part of a form that a search may search for: the one, as near to the end as
+/// possible, that reads the same wherever the form stands and whichever of its bytes are escaped. A
+/// reader may take the beginning for digits of an escape before it, and the end for the beginning
+/// of one that goes on, and a value may itself hold a text that reads as an escape.
 fn stable(text: &[u8]) -> Range<usize> {
     let mut runs: Vec<Range<usize>> = Vec::new();
     let (first, mut escape_end) = (swallowed(text).max(1), 0);
@@ -170,7 +170,8 @@ fn stable(text: &[u8]) -> Range<usize> {
     long.or(runs.iter().max_by_key(|run| run.len())).cloned().unwrap_or_default()
 }
 
-/// How many bytes at the beginning of `text` may be taken for the rest of an escape before it.
+/// Returns how many bytes at the beginning of `text` may be taken for the rest of an escape before
+/// it.
 fn swallowed(text: &[u8]) -> usize {
     let begun = |before: &&[u8]| {
         let head = text.get(..LONGEST_ESCAPE.min(text.len())).unwrap_or_default();
@@ -180,9 +181,9 @@ fn swallowed(text: &[u8]) -> usize {
     BEGUN.iter().map(begun).max().unwrap_or(0)
 }
 
-/// Whether what stands at `at` may belong to an escape where the text stands by itself, or may be
-/// misread where it is written as one: a backslash before it is then taken together with that of
-/// the escape.
+/// Whether the byte at `at` may belong to an escape where the text stands by itself, or may be
+/// misread where it is written as an escape: a backslash before it is then read together with that
+/// of the escape.
 fn is_unstable(text: &[u8], at: usize) -> bool {
     let first = at.saturating_sub(LONGEST_ESCAPE - 1);
     let behind_backslash = at > 0 && text.get(at - 1) == Some(&b'\\');
@@ -195,21 +196,20 @@ fn is_unstable(text: &[u8], at: usize) -> bool {
         })
 }
 
-/// Whether an escape that `rest` begins with may end beyond it.
+/// Whether an escape at the beginning of `rest` may end beyond it.
 fn goes_on(rest: &[u8]) -> bool {
     let within = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'#';
     rest.len() < LONGEST_ESCAPE && rest.iter().skip(1).all(within)
 }
 
-/// What a text may be read as around one place: an occurrence from each of the beginnings to each of
-/// the ends.
+/// The possible occurrences around one place: one from each of the beginnings to each of the ends.
 pub(super) struct Occurrences {
     begins: Positions,
     ends: Positions,
 }
 
 impl Occurrences {
-    /// The longest of those that are `wanted`.
+    /// Returns the longest of those that are `wanted`.
     pub(super) fn longest(&self, wanted: impl Fn(&Range<usize>) -> bool) -> Option<Range<usize>> {
         let from = |&begin: &usize| self.ends.0.iter().map(move |&end| begin..end);
         let all = self.begins.0.iter().flat_map(from);
@@ -217,7 +217,8 @@ impl Occurrences {
     }
 }
 
-/// Places in a text: nearly always one, more only where a secret holds what reads as an escape.
+/// Places in a text: nearly always one, and more only where a secret holds a text that reads as an
+/// escape.
 struct Positions(Vec<usize>);
 
 impl Positions {
@@ -245,8 +246,8 @@ fn hex(value: &[u8]) -> Zeroizing<Vec<u8>> {
     text
 }
 
-/// The base64 of `value` after `offset` unknown bytes, without the characters at either end that
-/// depend on what stands beside it.
+/// Returns the base64 of `value` after `offset` unknown bytes, without the characters at either end
+/// that depend on neighbouring bytes.
 fn base64_core(value: &[u8], offset: usize) -> Zeroizing<Vec<u8>> {
     let mut padded = Zeroizing::new(vec![0; offset + value.len()]);
     padded.iter_mut().skip(offset).zip(value).for_each(|(to, from)| *to = *from);
@@ -263,15 +264,15 @@ const BEGUN: [&[u8]; 26] = [
     b"=", b"=4",
 ];
 
-/// Bytes between two of a form that are nothing, at most: UTF-32 has three, and a soft line break
-/// may stand beside them.
+/// The most bytes that stand for nothing between two of a form: UTF-32 has three, and a soft line
+/// break may stand beside them.
 const MOST_NOTHINGS: usize = 5;
 
-/// Bytes of a window in which a form is looked for: of a value, of its hexadecimal and base64
-/// forms, and of one that has no room for such.
+/// The bytes of a window by which a form is found: of a value, of its hexadecimal and base64 forms,
+/// and of one that is too short for these.
 pub(super) const LONG: usize = 12;
 pub(super) const HEX: usize = 2 * LONG;
 pub(super) const BASE64: usize = LONG / 3 * 4;
 pub(super) const SHORT: usize = 8;
-/// A stable part that is as good as a longer one.
+/// The length from which one stable part is as good as a longer one.
 const LONG_RUN: usize = 72;

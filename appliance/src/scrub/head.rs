@@ -1,8 +1,8 @@
-//! Response heads and trailers, and what a request may ask for so that its response can be read.
+//! Masks response heads and trailers, and limits a request so that its response can be read.
 //!
-//! Errs on the side of refusal: an encoding or a part that cannot be scanned is no response. Where
-//! a body is decoded on the way, [`super::decoded_head`] has made the head one without a coding
-//! before.
+//! Errs on the side of refusal: a response with an encoding or a part that cannot be scanned is
+//! refused. Where a body is decoded on the way, [`super::decoded_head`] has removed the coding from
+//! the head before.
 
 use bytes::{Bytes, BytesMut};
 use http::{
@@ -20,11 +20,11 @@ use super::{
 };
 use crate::{policy::ResponseRules, reason::Reason};
 
-/// What was done to a head or to trailers.
+/// A report of the changes to a head or to trailers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HeadReport {
-    /// Bytes of field values that were masked, and of the names of fields that were removed
-    /// because a secret stood in the name.
+    /// Bytes of field values that were masked, and of the names of fields that were removed because
+    /// a secret stood in the name.
     pub masked: u64,
     /// As [`super::MaskStream::near_misses`].
     pub near_misses: u64,
@@ -57,10 +57,10 @@ pub fn mask_trailers(masks: &Masks, rules: &ResponseRules, trailers: &mut Header
     report
 }
 
-/// Makes a request ask for a response that can be read: no coding but those `accepted` that it asks
-/// for, no character set by choice, no delta, no compressed messages inside gRPC, Connect or
-/// WebSocket, and no part of a whole unless ranges are allowed. A part that is compressed could not
-/// be read. `TE` keeps `trailers` alone, which gRPC needs.
+/// Makes a request ask for a response that can be read: only those of its codings that are
+/// `accepted`, no choice of a character set, no delta, no compressed messages inside gRPC, Connect
+/// or WebSocket, and no part of a whole unless ranges are allowed. A part that is compressed could
+/// not be read. `TE` keeps `trailers` alone, which gRPC needs.
 pub fn request_encodings(rules: &ResponseRules, accepted: Accepted, headers: &mut HeaderMap) {
     let in_part = rules.ranges && headers.contains_key(RANGE);
     let accepted = if in_part { Accepted::Identity } else { accepted };
@@ -135,7 +135,7 @@ fn mask_value(masks: &Masks, value: &mut HeaderValue, report: &mut HeadReport) {
     let mut text = BytesMut::from(value.as_bytes());
     report.masked += overwrite(&mut text, 0, &scan.covered);
     let sensitive = value.is_sensitive();
-    // Asterisks keep a valid value valid; an empty one is what is left should that be wrong.
+    // Asterisks keep a valid value valid. The empty value is a fallback that is never used.
     *value =
         HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or(HeaderValue::from_static(""));
     value.set_sensitive(sensitive);
@@ -149,7 +149,7 @@ static MESSAGE_CODINGS_ACCEPTED: [HeaderName; 2] = [
     HeaderName::from_static("connect-accept-encoding"),
 ];
 
-/// gRPC, and Connect's streams.
+/// The types of gRPC, and of Connect's streams.
 static ENVELOPED: [&[u8]; 2] = [b"application/grpc", b"application/connect+"];
 
 static CODINGS: [HeaderName; 3] = [

@@ -1,13 +1,13 @@
-//! Where a text has bytes that an escape may begin with, and where its last run begins, with vector
-//! instructions where the processor has them.
+//! Finds the bytes of a text that an escape may begin with, and the beginning of its last run, with
+//! vector instructions where the processor has them.
 
 use super::{
     block::{self, BLOCK, Block, BlockWalk, filled},
     vector::Vectors,
 };
 
-/// The next block, of those at multiples of [`BLOCK`], with a mark from `at` on in a run that may
-/// be long: where it begins, and these marks.
+/// Returns the next block, of those at multiples of [`BLOCK`], with a mark from `at` on in a run
+/// that may be long: its beginning, and these marks.
 pub(super) fn next_marked(
     text: &[u8],
     at: usize,
@@ -20,14 +20,14 @@ pub(super) fn next_marked(
     }
 }
 
-/// What stands at `at`, and spaces behind the text. `None` where nothing does.
+/// Returns the block at `at`, filled up with spaces behind the text; `None` at the text's end.
 #[inline]
 fn block_at(text: &[u8], at: usize) -> Option<Block> {
     let rest = text.get(at..).filter(|rest| !rest.is_empty())?;
     Some(rest.first_chunk().map_or_else(|| Block::of(&filled(rest)), Block::of))
 }
 
-/// How many bytes at the end of `text`, in whole blocks, end no run, if line ends do not.
+/// Returns how many bytes at the end of `text`, in whole blocks, end no run, if line ends do not.
 pub(super) fn held_at_end(text: &[u8], vectors: Option<Vectors>) -> usize {
     let (_, blocks) = text.as_rchunks();
     let held = match vectors {
@@ -37,19 +37,19 @@ pub(super) fn held_at_end(text: &[u8], vectors: Option<Vectors>) -> usize {
     held * BLOCK
 }
 
-/// Appends `from` to `text`, which has room for it. Says how much of it, at least, stands before
-/// the first byte that an escape may begin with.
+/// Appends `from` to `text`, which has room for it. Returns a number of appended bytes before the
+/// first one that an escape may begin with; there may be more.
 pub(super) fn append(text: &mut Vec<u8>, from: &[u8], vectors: Option<Vectors>) -> usize {
     let unmarked = vectors.map_or(0, |vectors| vectors.append_unmarked(text, from));
     let rest = from.get(unmarked..).unwrap_or_default();
-    // So small that the copy stays in the processor's nearest cache: of one long copy it need not,
-    // and the search reads it next.
+    // The pieces are so small that the copy stays in the processor's nearest cache, where the
+    // search reads it next; one long copy might not stay there.
     rest.chunks(COPIED_AT_ONCE).for_each(|piece| text.extend_from_slice(piece));
     unmarked
 }
 
-/// The next byte from `at` on that an escape may begin with, where none is expected soon: a search
-/// that is dear to begin, and cheap for each byte.
+/// Returns the next byte from `at` on that an escape may begin with, where none is expected soon:
+/// by a search that is expensive to begin, and cheap for each byte.
 fn next_mark(text: &[u8], at: usize) -> Option<usize> {
     let rest = text.get(at..)?;
     let (mut begin, mut size) = (0, LEAST_SEARCH);
@@ -66,10 +66,9 @@ fn next_mark(text: &[u8], at: usize) -> Option<usize> {
     None
 }
 
-/// Bytes that are searched for some kinds of marks before they are searched for the others, at
-/// first.
+/// Bytes in which some kinds of marks are searched for before the other kinds are, at first.
 const LEAST_SEARCH: usize = 256;
-/// Bytes that are copied at once: below the least from which the C library takes another way.
+/// Bytes that are copied at once: fewer than those from which the C library copies in another way.
 const COPIED_AT_ONCE: usize = 1024;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The compiled set of forms, and what an occurrence of one is covered with.
+//! The compiled set of forms, and the mask that covers an occurrence of one.
 
 use std::{ops::Range, sync::Arc};
 
@@ -13,14 +13,14 @@ use crate::secrets::SecretValue;
 
 /// Every form of some sets of secrets. Immutable; shared through an `Arc`.
 ///
-/// The forms are zeroised when it is dropped. The search holds hashes of them alone.
+/// The forms are zeroised when the set is dropped. The search holds only hashes of them.
 pub struct Masks {
-    /// Of secrets that an operator has bound.
+    /// The forms of secrets that an operator has bound.
     bound: Vec<Arc<MaskSet>>,
-    /// Of credentials that an API minted. An agent may have chosen any of them.
+    /// The forms of credentials that an API minted. An agent may have chosen any of them.
     minted: Vec<Arc<MaskSet>>,
     reach: usize,
-    /// What the search uses of the processor.
+    /// The vector instructions that the search uses.
     vectors: Option<Vectors>,
 }
 
@@ -31,12 +31,13 @@ struct MaskSet {
 }
 
 impl Masks {
-    /// Compiles the forms of `values`; all versions of a secret that may come back belong in.
+    /// Compiles the forms of `values`, which must include all versions of a secret that may come
+    /// back.
     pub fn new<'a>(values: impl IntoIterator<Item = &'a SecretValue>) -> Self {
         Self::compiled(values, Vectors::detected())
     }
 
-    /// As [`Self::new`], for a processor that has these instructions.
+    /// As [`Self::new`], for a processor with these instructions.
     pub(super) fn compiled<'a>(
         values: impl IntoIterator<Item = &'a SecretValue>,
         vectors: Option<Vectors>,
@@ -58,9 +59,9 @@ impl Masks {
         Self { bound: vec![Arc::new(set)], minted: vec![], reach: reach(longest), vectors }
     }
 
-    /// The forms of all of these, of secrets that are bound and of credentials that were minted.
-    /// Each that was compiled by itself is looked for by itself, so that a further secret does not
-    /// cost the compilation of all others.
+    /// Joins the forms of all of these, of secrets that are bound and of credentials that were
+    /// minted. Sets that were compiled separately are searched for separately, so that a further
+    /// secret does not cost the compilation of all others.
     pub fn joined<'a>(
         bound: impl IntoIterator<Item = &'a Self>,
         minted: impl IntoIterator<Item = &'a Self>,
@@ -87,25 +88,25 @@ impl Masks {
         self.bound.is_empty() && self.minted.is_empty()
     }
 
-    /// What the search uses of the processor.
+    /// Returns the vector instructions that the search uses.
     pub(super) fn vectors(&self) -> Option<Vectors> {
         self.vectors
     }
 
-    /// Bytes that a stream keeps, at most, to see an occurrence whole. It is one of
-    /// [`REACHES`], so that it does not tell how long a secret is.
+    /// Returns how many bytes a stream keeps, at most, to see an occurrence whole. The number is
+    /// one of [`REACHES`], so that it does not tell how long a secret is.
     pub fn reach(&self) -> usize {
         self.reach
     }
 
     /// Finds every occurrence in `text`, of which the first `bound_before` bytes are known to
-    /// belong to one of a bound secret. Near misses from `counted_to` on are not counted: where
-    /// the text goes on, an occurrence may have begun there.
+    /// belong to one of a bound secret. Near misses from `counted_to` on are not counted: where the
+    /// text goes on, an occurrence may have begun there.
     ///
     /// Where an occurrence of a minted credential touches one of a bound secret and does not hold
-    /// all of it, the bound one alone is found. An agent that chose the credential would else learn from what is masked
-    /// whether the two agree where they meet, byte by byte. For the same reason no near miss is
-    /// counted there.
+    /// all of it, only the bound one is found. Otherwise an agent that chose the credential would
+    /// learn from the mask whether the two agree where they meet, byte by byte. For the same reason
+    /// no near miss is counted there.
     pub(super) fn scan(
         &self,
         text: Text<'_>,
@@ -113,14 +114,14 @@ impl Masks {
         bound_before: usize,
     ) -> ScanResult {
         let Some((bound, minted)) = self.search(|set| &set.values, text, bound_before) else {
-            // Whoever has a secret of his own making in here could hold up everybody: nothing of
-            // such a text passes, and it counts as guessing.
+            // An agent whose own secrets are in here could hold up everybody: nothing of such a
+            // text passes, and it counts as guessing.
             return ScanResult::exhausted(text.bytes.len());
         };
         let mut covered = bound.covered.clone();
         covered.extend(minted.covered);
         let covered = union(covered);
-        // What one set takes for a guess may be an occurrence of another.
+        // A guess by one set's search may be an occurrence of another set.
         let is_own_guess = |at: usize| !holds(&bound.covered, at);
         let is_guess =
             |at: usize| !holds(&covered, at) && !touches(&bound.covered, at..at + LONGEST_WINDOW);
@@ -131,8 +132,9 @@ impl Masks {
         ScanResult { covered, bound: bound.covered, near_misses }
     }
 
-    /// What is found of bound secrets, in order, and of minted credentials apart from them, by the
-    /// searches that `of` picks. `None` where that takes more comparing than is done for a text.
+    /// Returns the occurrences of bound secrets, in order, and separately those of minted
+    /// credentials, by the searches that `of` picks. `None` where the comparisons exceed the bound
+    /// for a text.
     fn search(
         &self,
         of: impl Fn(&MaskSet) -> &Scanner,
@@ -153,7 +155,7 @@ impl Masks {
         Some((bound, minted))
     }
 
-    /// Whether something of a value would be masked.
+    /// Whether any part of a value would be masked.
     pub fn hides(&self, value: &SecretValue) -> bool {
         !self.scan(value.expose().into(), usize::MAX, 0).covered.is_empty()
     }
@@ -169,16 +171,16 @@ impl Masks {
 struct Scanner {
     forms: Vec<Form>,
     searches: Vec<Box<dyn WindowSearch>>,
-    /// Whether some form is looked for that has no stable part.
+    /// Whether some form that is searched for has no stable part.
     has_unstable: bool,
     vectors: Option<Vectors>,
 }
 
-/// What is searched, and what is known of it.
+/// A text to search, and a fact about it.
 #[derive(Clone, Copy)]
 pub(super) struct Text<'a> {
     pub(super) bytes: &'a [u8],
-    /// No escape begins before this place.
+    /// The place before which no escape begins.
     pub(super) marks: usize,
 }
 
@@ -192,14 +194,14 @@ impl<'a> From<&'a [u8]> for Text<'a> {
 const COMPARED: usize = 64;
 const COMPARED_AT_LEAST: usize = 1 << 20;
 
-/// What a scan found.
+/// The result of a scan.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct ScanResult {
     /// The bytes that belong to an occurrence, in order and apart from each other.
     pub(super) covered: Vec<Range<usize>>,
     /// Those of them that belong to an occurrence of a bound secret.
     pub(super) bound: Vec<Range<usize>>,
-    /// Places where a window of a form stands, and not the form.
+    /// The number of places where a window of a form stands, but not the form.
     pub(super) near_misses: u64,
 }
 
@@ -210,11 +212,11 @@ impl ScanResult {
     }
 }
 
-/// What the scan for one set found, in no order.
+/// The result of the scan for one set, in no order.
 #[derive(Default)]
 struct Found {
     covered: Vec<Range<usize>>,
-    /// Where a window of a form stands, and not the form.
+    /// The places where a window of a form stands, but not the form.
     near: Vec<usize>,
 }
 
@@ -233,8 +235,8 @@ impl Scanner {
         Self { forms, searches, has_unstable, vectors }
     }
 
-    /// Finds every occurrence in `text` that meets none of `others` in part. `None`
-    /// where that takes more comparing than is done for it.
+    /// Finds every occurrence in `text` that does not meet one of `others` in part. `None` where
+    /// the comparisons exceed the bound for the text.
     fn scan(&self, text: Text<'_>, others: Others<'_>) -> Option<Found> {
         let bytes = text.bytes;
         let mut scan = Found::default();
@@ -252,7 +254,8 @@ impl Scanner {
                 scan.near.push(at);
             }
         };
-        // First, while what was just copied is in the processor's nearest cache.
+        // This search comes first, while the bytes just copied are in the processor's nearest
+        // cache.
         self.decoded(text, &mut found);
         for search in &self.searches {
             search.in_text(bytes, &mut found);
@@ -260,8 +263,9 @@ impl Scanner {
         (left > 0).then_some(scan)
     }
 
-    /// Searches what the escapes of `text` stand for. Forms with a stable part are found where all
-    /// escapes are read. One without may itself read as escapes of another kind than the writer's.
+    /// Searches the decoded escapes of `text`. Forms with a stable part are found where all escapes
+    /// are decoded. A form without one may itself read as escapes of another kind than the
+    /// writer's.
     fn decoded(&self, text: Text<'_>, found: &mut OnWindow<'_>) {
         let present = self.in_parts(text, Families::ALL, found);
         if self.has_unstable && present.is_mixed() {
@@ -288,7 +292,7 @@ impl Scanner {
     }
 }
 
-/// The same bytes in ranges that are in order and apart from each other.
+/// Returns the same bytes in ranges that are in order and apart from each other.
 pub(super) fn union(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
     ranges.sort_unstable_by_key(|range| range.start);
     let mut joined: Vec<Range<usize>> = Vec::new();
@@ -302,11 +306,11 @@ pub(super) fn union(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
     joined
 }
 
-/// Ranges that are in order and apart from each other, of which the one at the beginning goes on
-/// before it where the number is not 0.
+/// Ranges that are in order and apart from each other, and the number of bytes known from before:
+/// where it is not 0, the range at the beginning is the rest of an occurrence that began earlier.
 type Others<'a> = (&'a [Range<usize>], usize);
 
-/// Whether the range touches one of the others that it does not hold.
+/// Whether the range touches one of the others without holding it.
 fn meets_in_part((others, before): Others<'_>, range: &Range<usize>) -> bool {
     let next = others.partition_point(|it| it.end < range.start);
     let touched = others.get(next..).unwrap_or_default().iter();
@@ -328,8 +332,8 @@ fn touches(ranges: &[Range<usize>], range: Range<usize>) -> bool {
     ranges.get(next).is_some_and(|it| it.start <= range.end)
 }
 
-/// Overwrites the covered bytes from `begin` of a text of which `text` is what follows `begin`.
-/// Returns how many there were. NULs stay, so that UTF-16 stays UTF-16.
+/// Overwrites the covered bytes of a text from `begin` on; `text` is the part from there. Returns
+/// how many there were. NULs stay, so that UTF-16 stays UTF-16.
 pub(super) fn overwrite(text: &mut [u8], begin: usize, covered: &[Range<usize>]) -> u64 {
     let mut masked = 0;
     for range in covered {
@@ -347,12 +351,12 @@ fn reach(longest_value: usize) -> usize {
     REACHES.into_iter().find(|&reach| bytes <= reach).unwrap_or(bytes)
 }
 
-/// What stands in the place of every byte of a secret.
+/// The byte that stands in the place of every byte of a secret.
 pub(super) const MASK: u8 = b'*';
-/// Bytes that one byte of a value takes, at most, in a form that comes back whole however slowly
-/// it comes: `&#x0041;`.
+/// The most bytes that one byte of a value takes in a form that comes back whole however slowly it
+/// arrives: `&#x0041;`.
 const LONGEST_SPELLING: usize = 8;
-/// Bytes of a text that one window takes, at most, written as escapes.
+/// The most bytes of a text that one window takes, written as escapes.
 const LONGEST_WINDOW: usize = HEX * 2 * LONGEST_SPELLING;
 /// Bytes that a stream may keep: for values of at most 256, 1,024 and 8,192 bytes.
 const REACHES: [usize; 3] = [2 << 10, 8 << 10, 64 << 10];
@@ -366,7 +370,7 @@ mod tests {
     use super::{super::stream::MaskStream, *};
     use crate::scrub::oracle::masks;
 
-    /// How an API spells what it sends.
+    /// Returns the ways in which an API may spell a text.
     fn spellings(text: &str) -> Vec<Vec<u8>> {
         let each = |spell: fn(u8) -> String| text.bytes().map(spell).collect::<String>();
         let mut all = vec![
@@ -379,8 +383,8 @@ mod tests {
         all.into_iter().map(String::into_bytes).collect()
     }
 
-    /// Which bytes an agent receives masked of a text that comes in two pieces, with or without a
-    /// pause between them, and what is counted.
+    /// Returns which bytes of a text an agent receives masked, where the text comes in two pieces,
+    /// with or without a pause between them, and the counts.
     fn received(
         masks: &Arc<Masks>,
         text: &[u8],
@@ -402,7 +406,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(256))]
 
         /// An agent has a text minted that is a guess at some bytes at the end or the beginning of
-        /// a key with what it knows to stand beside the key.
+        /// a key, with the bytes that it knows to stand beside the key.
         #[test]
         fn a_minted_text_tells_nothing_of_an_overlapping_key(
             key in "[a-z0-9]{16,40}",
@@ -420,7 +424,7 @@ mod tests {
             let of = |key: &str| {
                 let all = Arc::new(Masks::joined([&*masks(&[key])], [&*minted]));
                 let text = if before { format!("{pad}{key} ") } else { format!("?key={key}{pad} ") };
-                // What came before a pause in the middle of a key was given out as it was.
+                // Bytes before a pause in the middle of a key were given out as they were.
                 let cut = (cut, pause && !before);
                 spellings(&text).iter().map(|text| received(&all, text, cut)).collect::<Vec<_>>()
             };
@@ -429,7 +433,7 @@ mod tests {
             prop_assert_eq!(agreeing, of(&other));
         }
 
-        /// A credential that holds all of a key is masked whole, as one is whose beginning came
+        /// A credential that holds all of a key is masked whole, also where its beginning came
         /// before.
         #[test]
         fn a_minted_credential_around_a_key_is_masked(

@@ -11,16 +11,16 @@
 //! - each of these with any of its bytes, each by itself, written as one of the escapes of
 //!   [`escape`], and in UTF-16 and UTF-32.
 //!
-//! [`MaskStream`] does so for a body in chunks of any size. What it keeps back, and what the search
-//! costs, does not depend on how far the body agrees with a secret: an agent that may store bytes
-//! at an API and read them back would else learn one from the sizes or the times of what it
-//! receives. A whole match does tell, since that is what masks are for: whoever guesses all of a
-//! value sees it masked. Values that can be guessed are no secrets.
+//! [`MaskStream`] does so for a body in chunks of any size. The bytes that it keeps back, and the
+//! cost of the search, do not depend on how far the body agrees with a secret: otherwise an agent
+//! that may store bytes at an API and read them back would learn one from the sizes or the times of
+//! the answers. A whole match does tell, since that is the purpose of masks: an agent that guesses
+//! all of a value sees it masked. Values that can be guessed are no secrets.
 //!
-//! A compressed body is decoded first ([`Decoder`]). Whatever cannot be read (an encoding that is
-//! not known, a range that may cut a secret in two) is refused rather than passed. Transforms
-//! beyond this list pass; so do the up to six bits of a secret that its outermost base64 characters
-//! share with their neighbours, and what came before an upstream's pause in the middle of a secret.
+//! A compressed body is decoded first ([`Decoder`]). A body that cannot be read (an unknown
+//! encoding, a range that may cut a secret in two) is refused rather than passed. Transforms beyond
+//! this list pass; so do the up to six bits of a secret that its outermost base64 characters share
+//! with their neighbours, and the bytes before an upstream's pause in the middle of a secret.
 
 mod block;
 mod coding;

@@ -1,10 +1,10 @@
-//! What stands for [`Vectors`] where the processor is of another kind: there are none.
+//! Stands for [`Vectors`] on processors of other kinds, which have none.
 
 #[cfg(test)]
 use super::block::Block;
 use super::filter::Filter;
 
-/// No such proof can be had.
+/// A type without values: there is no such processor here.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Vectors {}
 

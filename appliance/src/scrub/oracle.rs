@@ -1,8 +1,8 @@
-//! The scrubber against a slow and plain reading of what it promises.
+//! Tests the scrubber against a slow and plain reading of its promises.
 //!
 //! The oracle decodes: at every place and for every form it undoes escapes byte by byte and
 //! compares with a text made without any code of this module. A byte is masked if and only if an
-//! occurrence covers it, whatever the chunks.
+//! occurrence covers it, in any chunks.
 
 use std::{
     collections::BTreeSet,
@@ -30,13 +30,13 @@ pub(super) fn masks(secrets: &[&str]) -> Arc<Masks> {
     Arc::new(Masks::new(&values))
 }
 
-/// As on a processor without vector instructions.
+/// Masks as on a processor without vector instructions.
 fn portable(secrets: &[&str]) -> Arc<Masks> {
     let values: Vec<_> = secrets.iter().map(|text| secret(text)).collect();
     Arc::new(Masks::compiled(&values, None))
 }
 
-/// Each looked for by itself.
+/// Masks that search for each secret separately.
 fn apart(secrets: &[&str]) -> Arc<Masks> {
     let each: Vec<_> = secrets.iter().map(|secret| masks(&[secret])).collect();
     Arc::new(Masks::joined(each.iter().map(|masks| &**masks), []))
@@ -46,8 +46,8 @@ fn unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
 }
 
-/// What an escape at the beginning of `text` decodes to, `None` for nothing; its length; and the
-/// family that it is of.
+/// Returns the byte that each escape at the beginning of `text` stands for, `None` for nothing; its
+/// length; and its family.
 fn escapes(text: &[u8]) -> Vec<(Option<u8>, usize, char)> {
     let digits = |from: usize, to: usize, radix: u32| {
         let digits = std::str::from_utf8(text.get(from..to)?).ok()?;
@@ -85,10 +85,11 @@ fn escapes(text: &[u8]) -> Vec<(Option<u8>, usize, char)> {
     found
 }
 
-/// Whether a byte of a form may stand as another.
+/// Whether a byte of a form may stand for another.
 type Same = fn(u8, u8) -> bool;
 
-/// The ends of every occurrence of `want` that begins at `at`; `same` compares decoded bytes.
+/// Returns the ends of every occurrence of `want` that begins at `at`; `same` compares decoded
+/// bytes.
 fn ends(text: &[u8], at: usize, want: &[u8], same: Same) -> Vec<usize> {
     let mut ends = vec![at];
     for (number, &byte) in want.iter().enumerate() {
@@ -99,7 +100,7 @@ fn ends(text: &[u8], at: usize, want: &[u8], same: Same) -> Vec<usize> {
             for (found, length, _) in plain.into_iter().chain(escapes(rest)) {
                 match found {
                     Some(found) if same(byte, found) => next.push(end + length),
-                    // What is nothing stands between two bytes, not before the first.
+                    // An escape for nothing stands between two bytes, not before the first.
                     None if number > 0 => ends.push(end + length),
                     _ => (),
                 }
@@ -112,7 +113,7 @@ fn ends(text: &[u8], at: usize, want: &[u8], same: Same) -> Vec<usize> {
     ends
 }
 
-/// The characters of base64 that stay the same whatever surrounds the secret.
+/// Returns the characters of base64 that stay the same whatever surrounds the secret.
 fn core(secret: &str, offset: usize) -> Vec<u8> {
     let [low, high] = [0x00u8, 0xff].map(|fill| {
         STANDARD_NO_PAD.encode([&vec![fill; offset], secret.as_bytes(), &[fill; 3]].concat())
@@ -176,7 +177,7 @@ fn percent(text: &str, keep: impl Fn(u8) -> bool, upper: bool) -> String {
     text.bytes().map(escape).collect()
 }
 
-/// A secret as others would write it, made by their rules.
+/// Returns a secret as others would write it, made by their rules.
 fn written(secret: &str) -> Vec<String> {
     let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
     let component = |byte: u8| unreserved(byte) || b"!*'()".contains(&byte);
@@ -230,7 +231,7 @@ fn written(secret: &str) -> Vec<String> {
     forms
 }
 
-/// How many of [`written`] are of the whole secret.
+/// The number of texts of [`written`] that hold the whole secret.
 const WHOLE: usize = 23;
 
 const SECRETS: [&str; 4] = [
@@ -240,7 +241,7 @@ const SECRETS: [&str; 4] = [
     "aaaaaaaaaaaaaaaa",
 ];
 
-/// Half of it reads as escapes.
+/// A secret of which half reads as escapes.
 const ODD: &str = "%25%25\\\\\\\\//\"\"\\u005c";
 
 static ALL: LazyLock<[Arc<Masks>; 3]> =
@@ -250,7 +251,7 @@ static ALL: LazyLock<[Arc<Masks>; 3]> =
 fn every_form_is_masked_whole() {
     for secret in SECRETS {
         for form in written(secret).iter().take(WHOLE) {
-            // A NUL of UTF-16 before or behind the secret is of the text around it.
+            // A NUL of UTF-16 before or behind the secret belongs to the text around it.
             let text = format!("<{form}>");
             let plain = form.trim_matches('\0');
             let stars = plain.replace(|byte| byte != '\0', "*");
@@ -272,7 +273,7 @@ fn a_value_that_reads_as_escapes_is_masked_as_encoded() {
     }
 }
 
-/// What an escape may begin with before a value whose first bytes are its last.
+/// Beginnings of an escape before a value whose first bytes are the escape's last.
 const BEGUN: [&str; 12] =
     ["", "%", "%4", "\\", "\\u004", "\\u", "\\x4", "&#6", "&#x0", "=", "=4", "\\\\"];
 
@@ -294,11 +295,12 @@ fn an_escaped_short_value_is_masked_whatever_stands_before() {
     }
 }
 
-/// What may end an escape that a value's last bytes begin.
+/// Ends of an escape that a value's last bytes begin.
 const ENDED: [&str; 9] = ["", "1", "41", "5;", "t;", "u0041", "\"", "\n", "x41"];
 
-/// Values whose last bytes begin an escape, and what it begins with. An encoder of that family
-/// leaves none of them as it is; of a value below twelve bytes, one that did would not be read.
+/// Values whose last bytes begin an escape, and the escape's first byte. An encoder of that family
+/// writes none of them unchanged; if one did so with a value below twelve bytes, the value would
+/// not be found.
 const OPEN: [(&str, &str); 11] = [
     ("abcdefg%4", "%"),
     ("abcdefgh%", "%"),
@@ -351,8 +353,7 @@ fn a_value_with_backslashes_is_masked_with_escapes_behind_them() {
     }
 }
 
-/// At every place of a block of bytes that are looked at as one, and beside whatever ends the run
-/// that it stands in or does not.
+/// The form stands at every place of a block, and beside bytes that end its run or do not.
 #[test]
 fn a_form_is_found_among_spaces_and_other_escapes() {
     let secret = "sk-proj-0123456789abcdefgh";
@@ -415,7 +416,7 @@ fn base64_is_masked_at_every_offset_except_its_ends() {
 fn every_single_split_gives_the_same() {
     for secret in SECRETS {
         let masks = masks(&[secret]);
-        // Many writers leave this or that secret as it is.
+        // Many writers leave one secret or another unchanged.
         for form in BTreeSet::from_iter(written(secret)) {
             let text = format!("x{}{form}{form}%7", &form[..form.len() / 2]);
             let expected = oracle(&[secret], text.as_bytes());
@@ -534,7 +535,7 @@ fn most_of_a_secret_is_a_near_miss() {
         0
     );
     assert!(near(&secret.replace("sk", "Sk").repeat(20)) > 10);
-    // What is a part of another secret that is there is no guess, wherever that is looked for.
+    // A part of another secret that stands there is no guess, however the secrets are searched for.
     let other = secret.replace("sk-proj", "sk-team");
     let text = format!("{secret} {other} ").repeat(20);
     for masks in [super::oracle::masks(&[secret, &other]), apart(&[secret, &other])] {
@@ -547,9 +548,8 @@ fn most_of_a_secret_is_a_near_miss() {
 }
 
 proptest! {
-    /// Whoever guesses a beginning, an end or a middle learns nothing before it is twelve bytes
-    /// long, in whatever form it is written: of a key of digits six bytes would be a million
-    /// guesses.
+    /// An agent that guesses a beginning, an end or a middle learns nothing below twelve bytes, in
+    /// any form: of a key of digits six bytes would be a million guesses.
     #[test]
     fn fewer_than_twelve_bytes_are_no_near_miss(
         secret in "[0-9a-f]{24,64}",
@@ -560,7 +560,7 @@ proptest! {
         let guess = &secret.as_bytes()[begin % (secret.len() - 11)..][..11];
         let mut padded = vec![0; pad];
         padded.extend(guess);
-        // Without the characters that unknown neighbours are part of.
+        // The characters that unknown neighbours share are left out.
         let base64 = STANDARD_NO_PAD.encode(&padded);
         let base64 = &base64[(pad * 8).div_ceil(6)..padded.len() * 8 / 6];
         let hex: String = guess.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -584,7 +584,7 @@ struct Renewal<'a> {
 }
 
 impl<'a> Renewal<'a> {
-    /// From masks of `old` to those of `old` and `new`.
+    /// Begins with masks of `old`, and goes on with those of `old` and `new`.
     fn new(old: &'a [&'a str], new: &'a [&'a str]) -> Self {
         Self { old, new, before: masks(old), after: masks(&[old, new].concat()) }
     }
@@ -598,8 +598,8 @@ impl<'a> Renewal<'a> {
         out
     }
 
-    /// That at each of `cuts` nothing is missed: all of `old`, and of `new` what begins there or
-    /// after. And that nothing is changed that is neither.
+    /// Asserts that at each of `cuts` nothing is missed: all of `old`, and of `new` the occurrences
+    /// that begin there or after; and that no other byte is changed.
     fn assert_at(&self, text: &[u8], cuts: impl IntoIterator<Item = usize>) {
         let old = oracle(self.old, text);
         let both = oracle(&[self.old, self.new].concat(), text);
@@ -626,7 +626,7 @@ fn newer_masks_at_any_split_lose_no_byte_or_mask() {
             renewal.assert_at(text.as_bytes(), 0..=text.len());
         }
     }
-    // Where nothing was known before, and where nothing is any more.
+    // Two more cases: no secret was known before, and none is known any more.
     let text = format!("k-{new} k-");
     Renewal::new(&[], news).assert_at(text.as_bytes(), 0..=text.len());
     let forgotten = Renewal { before: masks(news), after: masks(&[]), old: &[], new: &[] };
@@ -715,8 +715,8 @@ proptest! {
         Renewal::new(old, new).assert_at(&body, [at.index(body.len() + 1)]);
     }
 
-    /// What an agent can see of a stream: the sizes of what is given out, chunk by chunk, pause by
-    /// pause and at the end, and what it could count.
+    /// An agent can see the sizes of a stream's output, chunk by chunk, pause by pause and at the
+    /// end, and the numbers that it could count.
     #[test]
     fn output_sizes_tell_nothing_of_the_secret(
         (one, other, body, in_envelopes) in guesses(),
@@ -745,8 +745,8 @@ proptest! {
     }
 }
 
-/// A secret, another that agrees with it in some of its beginning, and a body that is full of
-/// guesses at both, in every form.
+/// A secret, another with the same beginning, and a body that is full of guesses at both, in every
+/// form.
 fn guesses() -> impl Strategy<Value = (String, String, Vec<u8>, bool)> {
     ("[a-zA-Z0-9_-]{16,40}", "[a-zA-Z0-9_-]{16,40}", any::<prop::sample::Index>())
         .prop_map(|(one, other, at)| {

@@ -1,11 +1,12 @@
-//! A part of an answer, cut out of the whole after it was masked.
+//! Cuts a part out of the whole answer after that was masked.
 //!
-//! Where an API would send a part, a secret could be read in two halves, of which neither is one.
-//! So the whole is asked for, and the part that the agent wanted is cut out of what was masked: a
-//! download that broke off goes on where it was. To ask the API for a wider part would be cheaper;
-//! but whether its bytes may be joined with those of before is the API's to say, and what a mask
-//! needs around it (64 KiB and all that came before an escape) not always known. One plain range is
-//! cut; for any other the whole comes, which RFC 9110 (section 14.2) leaves to servers.
+//! Where an API would send a part, a secret could be read in two halves, of which no mask finds
+//! either. So the gateway asks for the whole, masks it, and cuts out the part that the agent
+//! wanted: a download that broke off goes on where it stopped. To ask the API for a wider part
+//! would be cheaper; but only the API can tell whether its bytes may be joined with earlier ones,
+//! and the surroundings that a mask needs (64 KiB and everything that came before an escape) are
+//! not always known. One plain range is cut; for any other the whole is sent, which RFC 9110
+//! (section 14.2) leaves to servers.
 
 use bytes::Bytes;
 use http::{
@@ -23,7 +24,7 @@ pub struct Part {
     condition: Option<HeaderValue>,
 }
 
-/// What is left of a body of which a part is passed on.
+/// The rest of a body of which a part is passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
     skip: u64,
@@ -31,7 +32,7 @@ pub struct Window {
 }
 
 impl Part {
-    /// What a request asks for, where it is one range of bytes that says where it begins.
+    /// Returns the part that a request asks for, where that is one range of bytes with a beginning.
     pub fn of(method: &Method, headers: &HeaderMap) -> Option<Self> {
         let only = |name| {
             let mut values = headers.get_all(name).iter();
@@ -46,9 +47,9 @@ impl Part {
         (is_plain && part.last.is_none_or(|last| last >= part.first)).then_some(part)
     }
 
-    /// Makes the head of a whole answer that of the part. `None`, and the head as it was, where the
-    /// whole is to be passed on: it is no such answer, it is another one than the agent has a part
-    /// of, or too much would have to be skipped.
+    /// Turns the head of a whole answer into that of the part. Returns `None` and leaves the head
+    /// as it was where the whole must be passed on: the answer is not a whole one, it differs from
+    /// the answer that the agent has a part of, or too much would have to be skipped.
     pub fn cut(&self, status: &mut StatusCode, headers: &mut HeaderMap) -> Option<Window> {
         let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
         let length = number(lengths.next()?.to_str().ok()?)?;
@@ -79,7 +80,7 @@ impl Part {
 }
 
 impl Window {
-    /// What is in the window of the next bytes of the body.
+    /// Returns those of the next bytes of the body that are in the window.
     pub fn cut(&mut self, bytes: Bytes) -> Bytes {
         let length = |count: u64| usize::try_from(count).unwrap_or(usize::MAX).min(bytes.len());
         let begin = length(self.skip);
@@ -89,13 +90,13 @@ impl Window {
         bytes.slice(begin..end)
     }
 
-    /// Bytes that are still to come.
+    /// Returns the number of bytes that are still to come.
     pub fn left(&self) -> u64 {
         self.take
     }
 }
 
-/// Checksums of the whole are none of a part, and clients hold the part against them.
+/// Removes checksums of the whole, which are wrong for a part, and which clients check.
 fn remove_checksums(headers: &mut HeaderMap) {
     let of_whole =
         |name: &HeaderName| name.as_str().starts_with("x-amz-checksum-") || *name == GOOGLE_HASH;
@@ -105,13 +106,13 @@ fn remove_checksums(headers: &mut HeaderMap) {
 
 const GOOGLE_HASH: HeaderName = HeaderName::from_static("x-goog-hash");
 
-/// As HTTP writes it: digits alone.
+/// Reads a number as HTTP writes it: digits alone.
 fn number(text: &str) -> Option<u64> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse().ok().filter(|_| digits)
 }
 
-/// Bytes that are fetched and not passed on, at most.
+/// The most bytes that are fetched and not passed on.
 const MOST_SKIPPED: u64 = 4 << 30;
 
 #[cfg(test)]

@@ -1,21 +1,21 @@
 //! A search whose work does not tell how far a text agrees with a form.
 //!
-//! Each form has a region of some consecutive bytes near its end, and every window of `WIDTH`
-//! bytes inside it is in a table. A window is what twelve bytes of a value take in the form, so
-//! that nobody learns of fewer: of hexadecimal 24, of base64 16. The text is looked at in windows
-//! of that width at each multiple of a stride. The region is longer than a window by the stride
-//! less one, so that one of the windows that are looked at lies inside it wherever the form stands.
-//! A window is hashed under a random key and held against a filter: the same work for each,
-//! whatever it holds, unless all its bytes agree. Only then is the form itself compared. So whoever
-//! learns of a form by the time that a search takes has had a whole window of it before; and such a
-//! place that turns out not to be an occurrence is reported as a near miss.
+//! Each form has a region of some consecutive bytes near its end, and every window of `WIDTH` bytes
+//! inside it is in a table. A window has the bytes that twelve of a value take in the form, so that
+//! nobody learns of fewer: of hexadecimal 24, of base64 16. The text is examined in windows of that
+//! width at each multiple of a stride. The region is longer than a window by the stride less one,
+//! so that one of the examined windows lies inside it wherever the form stands. A window is hashed
+//! under a random key and looked up in a filter: the same work for each, whatever it holds, unless
+//! all its bytes agree. Only then is the form itself compared. So an agent that learns of a form by
+//! the time of a search has guessed a whole window of it before; and such a place that turns out
+//! not to be an occurrence is reported as a near miss.
 //!
-//! Where the text holds escapes, it is searched in the same way once more around them, decoded
-//! ([`super::decode`]).
+//! Where the text holds escapes, the parts around them are decoded and searched once more in the
+//! same way ([`super::decode`]).
 //!
-//! Where the processor has the instructions, a window is hashed by two rounds of AES, or else by a
-//! product. The table holds hashes and no bytes of a form. Windows of base64 and hexadecimal forms
-//! are passed over without a hash where they hold a byte that no such form has.
+//! Where the processor has the instructions, a window is hashed by two rounds of AES, otherwise by
+//! a product. The table holds hashes and no bytes of a form. Windows of base64 and hexadecimal
+//! forms are passed over without a hash where they hold a byte that no such form has.
 
 use std::{
     collections::HashMap,
@@ -32,26 +32,26 @@ use super::{
     vector::Vectors,
 };
 
-/// What is told of every window that may be one of a form.
+/// The callback for every window that may be one of a form.
 pub(super) type OnWindow<'a> = dyn FnMut(usize, &[Suspect]) + 'a;
 
 /// A search for windows of some width.
 pub(super) trait WindowSearch: Send + Sync {
-    /// Bytes of a window.
+    /// Returns the bytes of a window.
     fn width(&self) -> usize;
 
-    /// Bytes of a region: enough for one of the windows that are looked at, wherever it stands.
+    /// Returns the bytes of a region: enough for one of the examined windows, wherever it stands.
     fn region_bytes(&self) -> usize;
 
-    /// Calls `found` with the place of every window of `text` that may be one of a form: where it
-    /// begins, and which forms it may be of.
+    /// Calls `found` for every window of `text` that may be one of a form, with its beginning and
+    /// the forms that it may belong to.
     fn in_text(&self, text: &[u8], found: &mut OnWindow<'_>);
 
-    /// As [`Self::in_text`], for what was decoded.
+    /// As [`Self::in_text`], for decoded bytes.
     fn in_part(&self, part: &DecodedPart, found: &mut OnWindow<'_>);
 }
 
-/// Searches for all of `forms`.
+/// Returns the searches for all of `forms`.
 pub(super) fn searches(forms: &[Form], vectors: Option<Vectors>) -> Vec<Box<dyn WindowSearch>> {
     fn boxed<const WIDTH: usize>(
         forms: &[Form],
@@ -83,8 +83,8 @@ pub(super) struct Suspect {
 }
 
 impl<const WIDTH: usize> Search<WIDTH> {
-    /// A search for those of `forms` that are looked for in windows of this width. `None` where
-    /// there are none.
+    /// Makes a search for those of `forms` that have windows of this width. `None` where there are
+    /// none.
     fn new(forms: &[Form], vectors: Option<Vectors>) -> Option<Self> {
         let runs = || {
             let runs = forms.iter().enumerate().filter(|(_, form)| form.width() == WIDTH);
@@ -116,8 +116,8 @@ impl<const WIDTH: usize> Search<WIDTH> {
         }
     }
 
-    /// How many windows at the beginning of a text the filter does not let pass, at least. Most of
-    /// what a search costs is in here, so the loops hold nothing else.
+    /// Returns a number of windows at the beginning of a text that the filter does not let pass;
+    /// there may be more. Most of a search's cost is in here, so the loops hold nothing else.
     fn barren(&self, text: &[u8]) -> usize {
         match &self.key {
             HashKey::Aes(vectors, keys) => {
@@ -140,8 +140,9 @@ impl<const WIDTH: usize> Search<WIDTH> {
         windows.position(may_be_of_form).unwrap_or(all)
     }
 
-    /// Looks at what begins inside an escape and goes on behind it: the beginning of a form that
-    /// was taken for the rest of an escape before it. Only a form without a stable part needs it.
+    /// Examines windows that begin inside an escape and go on behind it: the beginning of a form
+    /// that was taken for the rest of an escape before it. Only a form without a stable part needs
+    /// this.
     fn at_joints(&self, part: &DecodedPart, found: &mut OnWindow<'_>) {
         let mut look = |begin: usize, head: &[u8], next: usize| {
             let mut window = [0; WIDTH];
@@ -158,7 +159,7 @@ impl<const WIDTH: usize> Search<WIDTH> {
                 let head = part.text().get(begin..joint.end).unwrap_or_default();
                 look(begin, head, joint.next);
             }
-            // Of two backslashes the second may begin an escape, whose other bytes were read as
+            // The second of two backslashes may begin an escape, whose other bytes were read as
             // they stand.
             let last = joint.end - 1;
             if let Some((byte, length)) = part.byte_at(last) {
@@ -173,8 +174,8 @@ impl<const WIDTH: usize> Search<WIDTH> {
         if self.filter.may_hold(hash) { self.known(hash) } else { None }
     }
 
-    /// Whether the first bytes of the window may be digits, where it may be hexadecimal: of hardly
-    /// any text they are. That tells of the text alone.
+    /// Whether a window may be of a form: the first bytes of a hexadecimal one must be digits,
+    /// which they are in hardly any text. The answer tells of the text alone.
     #[inline]
     fn may_be_of_form(window: &[u8; WIDTH]) -> bool {
         WIDTH != HEX
@@ -201,8 +202,8 @@ impl<const WIDTH: usize> Search<WIDTH> {
         }
     }
 
-    /// The last part of `run` whose windows few other forms share. What many values have in common,
-    /// such as a suffix, would make each place that looks like it expensive.
+    /// Returns the last part of `run` whose windows few other forms share. A part that many values
+    /// have in common, such as a suffix, would make each place that looks like it expensive.
     fn region(&self, form: &Form, run: Range<usize>) -> Range<usize> {
         let length = self.region_bytes().min(run.len());
         let crowd = |begin: usize| {
@@ -223,8 +224,8 @@ impl<const WIDTH: usize> Search<WIDTH> {
         begin..begin + length
     }
 
-    /// The hashes of the window at `offset`, in each alphabet that others may write it in. No
-    /// encoder changes from one to the other within a text.
+    /// Returns the hashes of the window at `offset`, in each alphabet that others may write it in.
+    /// No encoder changes from one to the other within a text.
     fn hashes(&self, form: &Form, offset: usize) -> impl Iterator<Item = u64> + use<WIDTH> {
         let window = form.text().get(offset..).and_then(<[u8]>::first_chunk::<WIDTH>);
         let window = Zeroizing::new(window.copied().unwrap_or([0; WIDTH]));
@@ -254,15 +255,16 @@ impl<const WIDTH: usize> WindowSearch for Search<WIDTH> {
     }
 }
 
-/// Whether eight letters may be hexadecimal digits. Of the letters, those have neither this bit set
-/// nor the next lower one with one of the lowest three.
+/// Whether eight letters may be hexadecimal digits. A letter that is a digit has neither this bit
+/// set nor the next lower one with one of the lowest three.
 #[inline]
 fn may_be_digits(word: u64) -> bool {
     let letters = word >> 6 & EACH;
     word & (letters << 4 | letters << 3) == 0
 }
 
-/// A window as three numbers, with letters in lower case: hexadecimal digits count in either.
+/// Returns a window as three numbers, with letters in lower case: hexadecimal digits count in
+/// either case.
 #[inline]
 fn words<const WIDTH: usize>(window: &[u8; WIDTH]) -> [u64; 3] {
     let first = window.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
@@ -278,8 +280,8 @@ fn words<const WIDTH: usize>(window: &[u8; WIDTH]) -> [u64; 3] {
     .map(|word| word | FOLD)
 }
 
-/// The key of a hash whose collisions nobody without it can look for. It counts letters in either
-/// case as the same: hexadecimal digits may be.
+/// The key of a hash, without which nobody can search for collisions. The hash counts letters in
+/// either case as the same, because hexadecimal digits may be.
 enum HashKey {
     Words([u64; 3]),
     /// The keys of two rounds of AES.
@@ -304,16 +306,16 @@ impl HashKey {
     }
 }
 
-/// Both halves of a product.
+/// Returns both halves of a product, combined.
 #[inline]
 fn hash_words([one, two, three]: [u64; 3], [first, second, third]: [u64; 3]) -> u64 {
-    // Rotated, so that the third does not take away what the first one put in.
+    // The third number is rotated, so that it does not cancel the first.
     let first = first ^ one ^ third.wrapping_mul(three | 1).rotate_left(32);
     let product = u128::from(first) * u128::from(second ^ two);
     (product >> 64) as u64 ^ product as u64
 }
 
-/// Takes a hash for itself.
+/// A hasher that returns the hash it is given.
 #[derive(Default)]
 struct AsItIs(u64);
 
@@ -333,15 +335,15 @@ impl Hasher for AsItIs {
     }
 }
 
-/// The most bytes from one window of the text that is looked at to the next.
+/// The greatest distance in bytes between two examined windows of the text.
 const MAX_STRIDE: usize = 96;
-/// Bytes from one part of a form that is tried for a region to the next.
+/// The distance in bytes between two parts of a form that are tried for a region.
 const REGION_STEP: usize = 4;
-/// Parts of a form that are tried for a region, about: an agent may have chosen the form.
+/// About the most parts of a form that are tried for a region: an agent may have chosen the form.
 const MOST_REGIONS: usize = 64;
-/// Forms that may share a window before another region is looked for.
+/// Forms that may share a window before another region is tried.
 const CROWD: usize = 4;
-/// Sets the bit in which the cases of a letter differ.
+/// The bit in which the cases of a letter differ, set in each byte.
 const FOLD: u64 = 0x2020_2020_2020_2020;
 /// One in each byte of a word.
 const EACH: u64 = 0x0101_0101_0101_0101;

@@ -1,15 +1,15 @@
 //! A body in chunks, masked as it passes.
 //!
-//! Whatever the chunks, the output is what masking the whole body at once would give. Kept back is
-//! the run of bytes at the end that an occurrence of a form could hold, at most
-//! [`Masks::reach`] of them. Which bytes those are depends on the body and its chunks and on
-//! nothing else: a run begins after each space, control character and byte above 0x7E, which no
-//! form holds, and after each message of gRPC and Connect. So the sizes and the times of what is
-//! given out say nothing of what the secrets are. A run is not broken by what stands inside forms:
-//! a NUL (UTF-16) and a line end after `=` (quoted-printable).
+//! Whatever the chunks, the output is the same as if the whole body were masked at once. The stream
+//! keeps back the run of bytes at the end that an occurrence of a form could hold, at most
+//! [`Masks::reach`] of them. The kept bytes depend on the body and its chunks and on nothing else:
+//! a run begins after each space, control character and byte above 0x7E, which no form holds, and
+//! after each message of gRPC and Connect. So the sizes and the times of the output say nothing
+//! about the secrets. Two bytes that stand inside forms do not end a run: a NUL (UTF-16) and a line
+//! end after `=` (quoted-printable).
 //!
-//! A body may take newer masks between two chunks. What was kept back is looked at with those, and
-//! what was found before stays found.
+//! A body may take newer masks between two chunks. The kept bytes are searched with the newer
+//! masks, and earlier occurrences stay masked.
 
 use std::{ops::Range, sync::Arc};
 
@@ -28,21 +28,21 @@ use super::{
 pub struct MaskStream {
     masks: Arc<Masks>,
     envelopes: Option<Envelopes>,
-    /// The run at the end of what was pushed.
+    /// The run at the end of the bytes that were pushed.
     run: Zeroizing<Vec<u8>>,
-    /// How many bytes of the run belong to an occurrence that began before them.
+    /// The number of bytes of the run that belong to an occurrence which began before them.
     known: usize,
-    /// The same, of a bound secret.
+    /// The same for an occurrence of a bound secret.
     known_bound: usize,
-    /// How many bytes of the run are with the receiver already.
+    /// The number of bytes of the run that the receiver has already.
     released: usize,
     masked: u64,
     near_misses: u64,
 }
 
 impl MaskStream {
-    /// A stream at its beginning. Where `in_envelopes`, the body is a sequence of messages, each
-    /// behind a byte of flags and its length in four bytes, as gRPC and Connect send them.
+    /// Begins a stream. Where `in_envelopes`, the body is a sequence of messages, each behind a
+    /// byte of flags and its length in four bytes, as gRPC and Connect send them.
     pub fn new(masks: Arc<Masks>, in_envelopes: bool) -> Self {
         Self {
             masks,
@@ -61,7 +61,7 @@ impl MaskStream {
         self.masks = masks;
     }
 
-    /// Takes a chunk and gives what is ready to be sent; that may be nothing.
+    /// Takes a chunk and returns the bytes that are ready to be sent; there may be none.
     pub fn push(&mut self, chunk: Bytes) -> Bytes {
         let message_end = self.envelopes.as_mut().and_then(|it| it.advance(&chunk));
         if self.masks.is_empty() && self.run.is_empty() {
@@ -79,22 +79,23 @@ impl MaskStream {
         self.pass(text, marks, run, run.max(message_end))
     }
 
-    /// Ends the stream and gives what was kept back.
+    /// Ends the stream and returns the bytes that were kept back.
     pub fn finish(&mut self) -> Bytes {
         let text = Bytes::copy_from_slice(&self.run);
         let end = text.len();
         self.pass(text, 0, end, end)
     }
 
-    /// Whether bytes are kept back that [`Self::release`] would give.
+    /// Whether bytes are kept back that [`Self::release`] would return.
     pub fn can_release(&self) -> bool {
         self.released < self.run.len()
     }
 
-    /// Gives all that is kept back, for a receiver that has waited: a message of a protocol that
-    /// the gateway does not know may have ended here, and both sides would wait for each other.
+    /// Returns all bytes that are kept back, for a receiver that has waited: a message of a
+    /// protocol that the gateway does not know may have ended here, and both sides would wait for
+    /// each other.
     ///
-    /// Should a secret have begun in it, its rest is masked when it comes.
+    /// If a secret has begun in these bytes, its rest is masked when it comes.
     pub fn release(&mut self) -> Bytes {
         if !self.can_release() {
             return Bytes::new();
@@ -104,19 +105,20 @@ impl MaskStream {
         self.pass(text, 0, 0, end)
     }
 
-    /// Bytes that were masked so far.
+    /// Returns the bytes that were masked so far.
     pub fn masked(&self) -> u64 {
         self.masked
     }
 
-    /// Places so far that look as if somebody were guessing: twelve bytes of a form, eight of a
-    /// short one, and not the form.
+    /// Returns how many places so far look like a guess: twelve bytes of a form, or eight of a
+    /// short one, without the rest of the form.
     pub fn near_misses(&self) -> u64 {
         self.near_misses
     }
 
-    /// Of a text that begins with the run of before, keeps what begins at `run` and gives what ends
-    /// at `ready` and was not given yet. Gives a chunk without a secret as it is, uncopied.
+    /// Takes a text that begins with the earlier run. Keeps the bytes from `run` on and returns
+    /// those up to `ready` that were not returned yet. A chunk without a secret is returned as it
+    /// is, uncopied.
     fn pass(&mut self, mut text: Bytes, marks: usize, run: usize, ready: usize) -> Bytes {
         let scan = self.masks.scan(Text { bytes: &text, marks }, run, self.known_bound);
         let ScanResult { mut covered, bound, near_misses } = scan;
@@ -144,19 +146,20 @@ impl MaskStream {
         given.freeze()
     }
 
-    /// Keeps these bytes in place of those that were kept.
+    /// Keeps these bytes in place of those that were kept before.
     fn keep(&mut self, run: &[u8]) {
         if self.run.capacity() < run.len() {
-            // A vector that grows would leave its old place as it is; dropped, it is wiped.
+            // A vector that grows would leave its old bytes in memory; one that is dropped is
+            // wiped.
             self.run = Zeroizing::new(Vec::with_capacity(run.len().next_power_of_two()));
         }
-        // What stands behind them in the buffer is wiped with the rest when the stream ends.
+        // Older bytes behind these in the buffer are wiped with the rest when the stream ends.
         self.run.clear();
         self.run.extend_from_slice(run);
     }
 }
 
-/// Two parts of what a stream gave as one. Copies nothing where one of them is empty.
+/// Joins two parts of a stream's output. Copies nothing where one of them is empty.
 pub fn joined(one: Bytes, two: Bytes) -> Bytes {
     match (one.is_empty(), two.is_empty()) {
         (true, _) => two,
@@ -165,7 +168,7 @@ pub fn joined(one: Bytes, two: Bytes) -> Bytes {
     }
 }
 
-/// Where the run at the end of `text` begins, no earlier than at `least`.
+/// Returns where the run at the end of `text` begins, no earlier than `least`.
 fn run_begin(text: &[u8], least: usize, vectors: Option<Vectors>) -> usize {
     let end = text.get(least..).unwrap_or_default();
     let line = memchr::memrchr2(b'\n', b'\r', end).map_or(0, |at| at + 1);
@@ -180,8 +183,8 @@ fn run_begin(text: &[u8], least: usize, vectors: Option<Vectors>) -> usize {
     least
 }
 
-/// How many bytes from `run` on belong to an occurrence that began before. There were `before` such
-/// bytes from the beginning on.
+/// Returns how many bytes from `run` on belong to an occurrence that began before. At the beginning
+/// of the text there were `before` such bytes.
 fn past(covered: &[Range<usize>], run: usize, before: usize) -> usize {
     match covered.iter().find(|range| range.start < run && range.end > run) {
         Some(range) => range.end - run,
@@ -190,7 +193,7 @@ fn past(covered: &[Range<usize>], run: usize, before: usize) -> usize {
     }
 }
 
-/// Two texts as one, and a place before which no escape begins in it.
+/// Returns two texts as one, and a place before which no escape begins in it.
 fn concatenated(one: &[u8], two: &[u8], vectors: Option<Vectors>) -> (Bytes, usize) {
     let mut text = Vec::with_capacity(one.len() + two.len());
     let in_one = marks::append(&mut text, one, vectors);
@@ -199,7 +202,7 @@ fn concatenated(one: &[u8], two: &[u8], vectors: Option<Vectors>) -> (Bytes, usi
     (text.into(), unmarked)
 }
 
-/// Whether no form holds the byte at `at`, which is no character that a value may have.
+/// Whether no form holds the byte at `at`, because no value may have this character.
 fn breaks_run(text: &[u8], at: usize) -> bool {
     let before = text.get(..at).unwrap_or_default();
     match text.get(at) {

@@ -1,9 +1,10 @@
-//! What the vector instructions of x86-64 do faster, on a processor that has them. Where it has
-//! none, [`super::search`] and [`super::block`] do the same without, and find the same.
+//! Faster versions of some functions, by the vector instructions of x86-64, for a processor that
+//! has them. On others, [`super::search`] and [`super::block`] do the same without, and find the
+//! same.
 //!
-//! [`Vectors`] is the proof that it has them, without which nothing in here can be called.
-//! Functions in here take no closures: the compiler does not put instructions of the one kind into
-//! functions of the other, and would call each.
+//! A value of [`Vectors`] is the proof that the processor has the instructions; nothing in here can
+//! be called without one. Functions in here take no closures: the compiler does not inline a
+//! function that uses the instructions into one that does not, and would call each.
 
 use std::arch::x86_64::{
     __m128i, __m256i, _mm_aesenc_si128, _mm_and_si128, _mm_cmpgt_epi8, _mm_cvtsi128_si64,
@@ -19,7 +20,7 @@ use super::{
     form::BASE64,
 };
 
-/// That the processor has AVX2, AES-NI and BMI.
+/// The proof that the processor has AVX2, AES-NI and BMI.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Vectors(());
 
@@ -47,20 +48,20 @@ impl Vectors {
         unsafe { next_marked(text, at, least) }
     }
 
-    /// How many of the blocks, from the last one backwards, hold nothing that ends a run.
+    /// Returns how many bytes of the blocks, from the last one backwards, end no run.
     pub(super) fn held_at_end(self, blocks: &[[u8; BLOCK]]) -> usize {
         // SAFETY: a value of this type is made only where the processor has the features.
         unsafe { held_at_end(blocks) }
     }
 
-    /// Appends to `text` the beginning of `from`, to before the first pair of blocks with a byte
-    /// that an escape may begin with. Says how much.
+    /// Appends to `text` the beginning of `from`, up to the first pair of blocks with a byte that
+    /// an escape may begin with. Returns how many bytes.
     pub(super) fn append_unmarked(self, text: &mut Vec<u8>, from: &[u8]) -> usize {
         // SAFETY: a value of this type is made only where the processor has the features.
         unsafe { append_unmarked(text, from) }
     }
 
-    /// The hash of a window, whatever the cases of its letters.
+    /// Returns the hash of a window, in which the case of letters makes no difference.
     pub(super) fn hash<const WIDTH: usize>(
         self,
         keys: &[[u8; 16]; 2],
@@ -70,8 +71,8 @@ impl Vectors {
         unsafe { hash_one(keys, window) }
     }
 
-    /// How many windows, of those that begin at multiples of `stride`, can be passed over, at
-    /// least, before one comes that the filter may hold.
+    /// Returns how many windows, of those that begin at multiples of `stride`, can be passed over
+    /// before one comes that the filter may hold; there may be more.
     pub(super) fn barren<const WIDTH: usize>(
         self,
         keys: &[[u8; 16]; 2],
@@ -100,7 +101,7 @@ fn next_marked(text: &[u8], at: usize, least: usize) -> Option<(usize, u64)> {
     block::next_marked!(text, at, least, block_at, next_mark)
 }
 
-/// What stands at `at`, and spaces behind the text. `None` where nothing does.
+/// Returns the block at `at`, filled up with spaces behind the text; `None` at the text's end.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn block_at(text: &[u8], at: usize) -> Option<Block> {
@@ -112,7 +113,8 @@ fn block_at(text: &[u8], at: usize) -> Option<Block> {
     }
 }
 
-/// Where, at the earliest, the next byte from `at` on is that an escape may begin with.
+/// Returns the earliest place from `at` on where the next byte that an escape may begin with can
+/// be.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn next_mark(text: &[u8], at: usize) -> Option<usize> {
@@ -120,7 +122,8 @@ fn next_mark(text: &[u8], at: usize) -> Option<usize> {
     Some(at + without_marks(pairs) * PAIR)
 }
 
-/// How many of the pairs of blocks stand before the first with a byte that may begin an escape.
+/// Returns how many of the pairs of blocks stand before the first with a byte that may begin an
+/// escape.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn without_marks(pairs: &[[u8; PAIR]]) -> usize {
@@ -146,8 +149,8 @@ fn held_at_end(blocks: &[[u8; BLOCK]]) -> usize {
 
 #[target_feature(enable = "avx2")]
 fn append_unmarked(text: &mut Vec<u8>, from: &[u8]) -> usize {
-    // Stores that cross a line of the cache cost more than loads that do.
-    // It may say that it does not know.
+    // Stores that cross a line of the cache cost more than loads that do. `align_offset` may return
+    // that it does not know.
     let to_line = text.spare_capacity_mut().as_ptr().align_offset(BLOCK);
     let to_line = if to_line < BLOCK { to_line } else { 0 };
     let (head, rest) = from.split_at(to_line.min(from.len()));
@@ -180,18 +183,18 @@ fn has_marks(bytes: &[u8; PAIR]) -> bool {
     _mm256_testz_si256(any, any) == 0
 }
 
-/// Where the bytes are that an escape may begin with.
+/// Returns the positions of bytes that an escape may begin with.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn marks_in(bytes: __m256i) -> __m256i {
-    // Each of them in the place of its lower four bits, which all differ; elsewhere one that has
-    // others.
+    // Each mark stands at the index of its lower four bits, which all differ; other indices hold a
+    // byte with other lower bits.
     let (percent, and, backslash, equals) = (0x25, 0x26, 0x5c, 0x3d);
     let marks = _mm_setr_epi8(0, 0, 0, 0, 0, percent, and, 0, 0, 0, 0, 0, backslash, equals, 0, 0);
     is_one_of(bytes, marks)
 }
 
-/// Where the bytes are that end no run.
+/// Returns the positions of bytes that end no run.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn held_in(bytes: __m256i) -> __m256i {
@@ -202,8 +205,8 @@ fn held_in(bytes: __m256i) -> __m256i {
     _mm256_or_si256(is_one_of(bytes, lines), _mm256_and_si256(above, below))
 }
 
-/// Where the bytes are that stand in the table in the place of their lower four bits. NUL always
-/// is.
+/// Returns the positions of bytes that the table holds at the index of their lower four bits. NUL
+/// is always among them.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn is_one_of(bytes: __m256i, table: __m128i) -> __m256i {
@@ -265,8 +268,9 @@ fn barren<const WIDTH: usize>(
     number
 }
 
-/// Looks at four windows at a time, so that they are on the way at once and share a jump. Most of
-/// what masking costs is in here. Says how many stand before a group of which one may be held.
+/// Examines four windows at a time, so that they are on the way at once and share a jump. Most of
+/// the cost of masking is in here. Returns how many windows stand before a group of which one may
+/// be held.
 #[inline]
 #[target_feature(enable = "avx2,aes,bmi1,bmi2")]
 #[allow(unsafe_code)]
@@ -344,8 +348,8 @@ unsafe fn any_passes<const WIDTH: usize>(
 }
 
 /// Whether each of the windows that begin at these places holds a byte that is neither base64 nor
-/// hexadecimal, where windows are of such forms alone. That takes fewer instructions than a hash,
-/// and tells of the text alone.
+/// hexadecimal, where only such forms have windows of this width. This takes fewer instructions
+/// than a hash, and tells of the text alone.
 ///
 /// # Safety
 ///
@@ -366,13 +370,13 @@ unsafe fn all_foreign<const WIDTH: usize>(places: [*const u8; GROUP]) -> bool {
         if WIDTH > BASE64 {
             foreign = _mm_or_si128(foreign, _mm_cmpgt_epi8(bytes, _mm_set1_epi8(b'f' as i8)));
         }
-        // Negative where the window holds none.
+        // The term is negative where the window holds no such byte.
         none |= _mm_movemask_epi8(foreign).wrapping_sub(1);
     }
     none >= 0
 }
 
-/// The hash of the window of which some bytes are the beginning.
+/// Returns the hash of the window that begins at `bytes`.
 ///
 /// # Safety
 ///
@@ -381,7 +385,7 @@ unsafe fn all_foreign<const WIDTH: usize>(places: [*const u8; GROUP]) -> bool {
 #[target_feature(enable = "avx2,aes")]
 #[allow(unsafe_code)]
 unsafe fn hash<const WIDTH: usize>([one, two]: [__m128i; 2], bytes: *const u8) -> u64 {
-    // Without the bit in which the cases of a letter differ.
+    // The mask leaves out the bit in which the cases of a letter differ.
     let fold = i64::from_le_bytes([!0x20; 8]);
     let window = match WIDTH {
         8 => _mm_set_epi64x(0, fold),
@@ -396,8 +400,8 @@ unsafe fn hash<const WIDTH: usize>([one, two]: [__m128i; 2], bytes: *const u8) -
         let last = unsafe { _mm_loadu_si128(bytes.add(8).cast()) };
         state = _mm_aesenc_si128(state, _mm_and_si128(last, window));
     }
-    // Two rounds make each bit depend on each byte of what they begin with. That is all of the
-    // window: of a long one, a round before them has taken in the first load, and the last one in
+    // Two rounds make each bit depend on each byte of their input. Their input is all of the
+    // window: for a long one, an earlier round has taken in the first load, with the last load in
     // the place of its key.
     let state = _mm_aesenc_si128(_mm_aesenc_si128(state, two), two);
     _mm_cvtsi128_si64(state) as u64
@@ -422,12 +426,12 @@ fn load(bytes: &[u8; 16]) -> __m128i {
     unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
 }
 
-/// Bytes that are read to hash a window, in one load or two.
+/// Returns how many bytes are read to hash a window, in one load or two.
 const fn read_bytes(width: usize) -> usize {
     if width > 16 { 24 } else { 16 }
 }
 
 /// Bytes of two blocks.
 const PAIR: usize = 2 * BLOCK;
-/// Windows that are looked at together.
+/// Windows that are examined together.
 const GROUP: usize = 4;

@@ -1,5 +1,5 @@
-//! A pair of AWS keys in one value, so that both are always of one lease and one version:
-//! `ID:SECRET`, or `ID:SECRET:TOKEN` where they are of a session. None of the three has a colon.
+//! A pair of AWS keys in one value, so that both always have one lease and one version:
+//! `ID:SECRET`, or `ID:SECRET:TOKEN` for the keys of a session. None of the three has a colon.
 
 use std::sync::Arc;
 
@@ -14,24 +14,24 @@ pub struct AwsKeys<'a> {
     pub id: &'a str,
     /// The key that signs. It is never sent.
     pub secret: &'a str,
-    /// The token of the session that the keys are good for.
+    /// The token of the session to which the keys belong.
     pub token: Option<&'a str>,
 }
 
 impl<'a> AwsKeys<'a> {
-    /// Reads a value; `None` for one that is no such pair.
+    /// Reads a value; returns `None` for one that is no such pair.
     pub fn of(value: &'a SecretValue) -> Option<Self> {
         let mut parts = std::str::from_utf8(value.expose()).ok()?.split(':');
         let (id, secret, token) = (parts.next()?, parts.next()?, parts.next());
-        // What else is in an id would end it in a signature.
+        // Any other byte in an id would end it in a signature.
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"_-.@+".contains(&b);
         let id_is_good = id.bytes().all(plain) && (1..=MAX_ID).contains(&id.len());
         let good = id_is_good && secret.len() >= MIN_SECRET && token != Some("");
         (good && parts.next().is_none()).then_some(Self { id, secret, token })
     }
 
-    /// What is masked beside the whole: each part that is as long as the least that a binding may
-    /// ask for.
+    /// Returns the parts that are masked besides the whole value: each part that is as long as the
+    /// least that a binding may ask for.
     pub(super) fn parts(value: &'a SecretValue) -> Vec<Arc<SecretValue>> {
         let Some(Self { id, secret, token }) = Self::of(value) else { return vec![] };
         let parts = [Some(id), Some(secret), token].into_iter().flatten();
@@ -43,9 +43,9 @@ impl<'a> AwsKeys<'a> {
     }
 }
 
-/// Bytes of an id; those of AWS have 16 to 128.
+/// Most bytes of an id; those of AWS have 16 to 128.
 const MAX_ID: usize = 128;
-/// Bytes of a secret key; those of AWS have 40.
+/// Least bytes of a secret key; those of AWS have 40.
 const MIN_SECRET: usize = 16;
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! The file of secrets: for a first run, and for installs without Vault. Encrypted at rest where it
-//! has a key ([`SealedFile`]), plain where it has none; one is never taken for the other.
+//! The file of secrets, for a first run and for installs without Vault. It is encrypted at rest if
+//! it has a key ([`SealedFile`]), and plain if it has none; one is never taken for the other.
 //!
 //! ```text
 //! # One secret a line: a name, an equals sign, the value.
@@ -7,14 +7,13 @@
 //! github = ghp_...
 //! ```
 //!
-//! Names are 1 to 64 bytes of `[A-Za-z0-9_.-]`. Spaces and tabs around the name and the value
-//! are not part of them; nothing else is taken away, and there are no quotes and no escapes.
-//! Empty lines and lines that begin with `#` are skipped; a `#` further on belongs to the value. A
-//! byte order mark at the beginning is not part of the first line. A line that is none of these is
-//! passed over, and the log names it. What it was to say is not known: a name that no other line
-//! has may stand there, so that what is held for it is not taken for withdrawn. A name on two lines
-//! has no value. Every group that policy lets use a name gets the same value: only Vault can tell
-//! them apart.
+//! Names are 1 to 64 bytes of `[A-Za-z0-9_.-]`. Spaces and tabs around the name and the value are
+//! not part of them; nothing else is removed, and there are no quotes and no escapes. Empty lines
+//! and lines that begin with `#` are skipped; a `#` further on belongs to the value. A byte order
+//! mark at the beginning is not part of the first line. Any other line is skipped, and the log
+//! names it. It may have been meant to set a name that no other line has, so values that are held
+//! for missing names do not count as withdrawn. A name on two lines has no value. Every group that
+//! may use a name under policy gets the same value: only Vault can tell them apart.
 
 use std::{
     collections::HashMap,
@@ -38,20 +37,21 @@ use crate::{
     reason::SecretCause,
 };
 
-/// A file of secrets; it is read again for each question, once for all that come together.
+/// A file of secrets. It is read again for each request, and once for all requests that come
+/// together.
 #[derive(Debug, Clone)]
 pub struct FileSource {
     path: PathBuf,
     key: Option<PathBuf>,
-    /// What the log was told of its lines.
+    /// The lines that the log was told of.
     said: Arc<Mutex<Vec<WrongLine>>>,
     reads: JoinedReads<Arc<Result<Content, FileError>>>,
 }
 
-/// What the file says, for as long as somebody waits for a part of it.
+/// The content of the file, kept for as long as a request waits for a part of it.
 struct Content {
     values: HashMap<Box<[u8]>, Zeroizing<Vec<u8>>>,
-    /// Whether some line may hide a name.
+    /// Whether a wrong line may hide a name.
     is_partial: bool,
 }
 
@@ -59,19 +59,20 @@ impl FileSource {
     /// Most bytes of the file.
     pub const MAX_BYTES: usize = lines::MAX_BYTES;
 
-    /// The file at `path`, encrypted with the key in the file `key` or plain. Not read yet.
+    /// Creates the source of the file at `path`, encrypted with the key in the file `key` or plain.
+    /// Does not read it yet.
     pub fn new(path: PathBuf, key: Option<PathBuf>) -> Self {
         Self { path, key, said: Arc::default(), reads: JoinedReads::default() }
     }
 
-    /// Reads the file once and says what is wrong with it as a whole, for the start of the daemon.
+    /// Reads the file once and returns a fault of the file as a whole, for the start of the daemon.
     pub fn check(&self) -> Result<(), FileError> {
         let content = self.read()?;
         self.tell(&read_lines(&content).wrong);
         Ok(())
     }
 
-    /// Tells the log of lines that are wrong, once.
+    /// Logs wrong lines, once.
     fn tell(&self, wrong: &[WrongLine]) {
         let mut said = lock(&self.said);
         if *said == wrong {
@@ -106,7 +107,7 @@ impl FileSource {
     }
 }
 
-/// The value of a name in a file that was read.
+/// Returns the value of a name in a file that was read.
 fn value(read: &Result<Content, FileError>, name: &str) -> Result<Zeroizing<Vec<u8>>, FetchError> {
     let unusable = |error: &FileError| FetchError::Outage(SecretCause::NotInFile, error.text());
     let Content { values, is_partial } = read.as_ref().map_err(unusable)?;
@@ -131,7 +132,7 @@ impl SecretSource for FileSource {
             let failed = FetchError::Outage(SecretCause::NotInFile, "reading the file broke off");
             let read = self.reads.ask(move || Arc::new(source.content())).await;
             let value = value(&*read.ok_or(failed)?, name)?;
-            // A line has no fields: every pick is the whole of it.
+            // A line has no fields: every pick takes all of it.
             let values = picks.iter().map(|_| Ok(value.clone().into())).collect();
             Ok(Fetched { values, lease: None, changes_in: None, narrowing: Arc::default() })
         })
@@ -141,7 +142,7 @@ impl SecretSource for FileSource {
 const HIDDEN: &str = "no line of the file has this name, and some are not understood: the log names \
     them";
 
-/// Lines that the log is told of at once.
+/// Most lines that are logged at once.
 const MAX_TOLD: usize = 16;
 
 #[cfg(test)]

@@ -1,16 +1,17 @@
 //! Whether a value could ever stand where the policy wants it. Pure.
 //!
-//! A value that cannot is answered 503 for each request, so that it is told as soon as it is read.
+//! Every request for a value that cannot is answered 503, so that is logged as soon as the value is
+//! read.
 
 use std::{collections::HashMap, sync::Arc};
 
 use super::{AwsKeys, SecretValue};
 use crate::policy::{Api, Binding, GroupName, Narrowing, Place, Policy, SecretRef};
 
-/// Whose value, and which.
+/// A group, and a secret of it.
 pub(crate) type GroupSecret = (GroupName, SecretRef);
 
-/// Where a policy wants each value.
+/// The places where a policy wants each value.
 #[derive(Default)]
 pub struct Uses(HashMap<GroupSecret, Vec<Use>>);
 
@@ -20,7 +21,7 @@ struct Use {
 }
 
 impl Uses {
-    /// Those of a policy.
+    /// Returns the uses in a policy.
     pub fn of(policy: &Policy) -> Self {
         let mut uses = Self::default();
         for api in &policy.apis {
@@ -34,17 +35,17 @@ impl Uses {
         uses
     }
 
-    /// Each value that some group may need.
+    /// Returns each value that some group may need.
     pub fn keys(&self) -> impl Iterator<Item = &(GroupName, SecretRef)> {
         self.0.keys()
     }
 
-    /// Whether a value is a pair of AWS keys, as some binding has it.
+    /// Returns whether a binding uses the value as a pair of AWS keys.
     pub(super) fn are_aws_keys(&self, key: &GroupSecret) -> bool {
         self.0.get(key).is_some_and(|uses| uses.iter().any(|one| one.binding.is_aws()))
     }
 
-    /// Why the value cannot be used in some place where it is wanted.
+    /// Returns why the value cannot be used in some place where it is wanted.
     pub(crate) fn unfit(
         &self,
         key: &GroupSecret,
@@ -61,7 +62,7 @@ impl Use {
     }
 }
 
-/// Why no request can have this value where the binding wants it.
+/// Returns why no request can have this value where the binding wants it.
 pub fn unfit(
     (api, binding): (&Api, &Binding),
     value: &SecretValue,

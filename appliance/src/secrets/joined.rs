@@ -1,4 +1,4 @@
-//! Reading once for all who ask at the same time.
+//! Reads that are shared by all who ask at the same time.
 
 use std::{
     fmt,
@@ -12,29 +12,29 @@ use futures_util::{
 
 use crate::locks::lock;
 
-/// Reads one after the other. Whoever asks gets what a read found that began after the question;
-/// all who ask while another is under way share the next.
+/// Reads one after the other. Every caller gets the result of a read that began after its call; all
+/// callers that ask while a read is under way share the next.
 pub(super) struct JoinedReads<T> {
     next: Arc<Mutex<Option<JoinedRead<T>>>>,
     /// Held by the read that is under way.
     turn: Arc<Mutex<()>>,
 }
 
-/// A read that several wait for; `None` where it broke off.
+/// A read that several callers wait for; `None` if it broke off.
 pub(super) type JoinedRead<T> = Shared<BoxFuture<'static, Option<T>>>;
 
 impl<T: Clone + Send + Sync + 'static> JoinedReads<T> {
-    /// The read that this question joins. `read` may block.
+    /// Returns the read that this call joins. `read` may block.
     pub(super) fn ask(&self, read: impl FnOnce() -> T + Send + 'static) -> JoinedRead<T> {
         let mut next = lock(&self.next);
-        // One that the runtime dropped before it began takes itself off no list.
+        // A read that the runtime dropped before it began does not remove itself.
         if let Some(joined) = next.as_ref().filter(|it| !matches!(it.peek(), Some(None))) {
             return joined.clone();
         }
         let (waiting, turn) = (Arc::clone(&self.next), Arc::clone(&self.turn));
         let running = tokio::task::spawn_blocking(move || {
             let _turn = lock(&turn);
-            // Who asks from here on is answered by another.
+            // Later callers are answered by another read.
             lock(&waiting).take();
             read()
         });
@@ -48,7 +48,7 @@ impl<T> Clone for JoinedReads<T> {
     }
 }
 
-/// What was read is told nobody.
+/// The result is never shown.
 impl<T> fmt::Debug for JoinedReads<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("JoinedReads").finish_non_exhaustive()

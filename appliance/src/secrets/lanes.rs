@@ -1,11 +1,11 @@
-//! How many questions go to the sources at once.
+//! The bounds on how many requests go to the sources at once.
 
 use std::time::Duration;
 
 use crate::policy::{GroupName, Location};
 
-/// Questions of one group to one kind of source have a bound of their own: neither a slow Vault
-/// may hold up the file, nor one group another.
+/// The requests of one group to one kind of source, which have a bound of their own: a slow Vault
+/// must not delay the file, nor one group another.
 pub(super) type Lane = (SourceKind, GroupName);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,11 +28,11 @@ pub(super) const fn kind(location: &Location) -> SourceKind {
 }
 
 impl SourceKind {
-    /// Questions to this kind at once: of one lane among so many, and of all groups together. The
-    /// longest due go first, and groups whose questions hang leave the others room.
+    /// Returns the most requests to this kind at once: of one of so many lanes, and of all groups
+    /// together. The longest due go first, and groups whose requests hang leave the others room.
     ///
-    /// A file is read once for all questions of a moment: they cost nothing to ask, and apart from
-    /// each other each of them is a read.
+    /// A file is read once for all requests of a moment: together they cost nothing, and apart each
+    /// of them is a read.
     pub(super) fn at_once(self, lanes: usize) -> (usize, usize) {
         match self {
             Self::Vault => {
@@ -43,8 +43,8 @@ impl SourceKind {
         }
     }
 
-    /// What is due within this time of another question is asked with it. Times are spread over
-    /// the last fifth of `refresh`, for the sake of a server.
+    /// Returns the time within which a request is sent together with one that is due. A server's
+    /// requests are spread over the last fifth of `refresh`.
     pub(super) fn asked_together(self, refresh: Duration) -> Duration {
         match self {
             Self::Vault => Duration::ZERO,
@@ -53,9 +53,9 @@ impl SourceKind {
     }
 }
 
-/// Questions of one [`Lane`] to Vault at once; fewer where there are so many lanes that these would
-/// fill all of [`REQUESTS_IN_ALL`].
+/// Most requests of one [`Lane`] to Vault at once; fewer where so many lanes would fill all of
+/// [`REQUESTS_IN_ALL`].
 pub(super) const REQUESTS_AT_ONCE: usize = 8;
 
-/// Questions of all groups to Vault at once.
+/// Most requests of all groups to Vault at once.
 pub(super) const REQUESTS_IN_ALL: usize = 64;

@@ -1,8 +1,8 @@
-//! The life of one lease: when it is prolonged, when it is replaced, when it ends. Pure: the time
-//! is an argument.
+//! The life of one lease: when it is renewed, when it is replaced, when it ends. Pure: the time is
+//! an argument.
 //!
-//! It errs towards ending early: what counts is the time at which a question was asked, not
-//! the time at which Vault answered it.
+//! Errs towards ending early: a life counts from the time at which a request was sent, not from the
+//! time at which Vault answered it.
 
 use std::time::{Duration, Instant};
 
@@ -12,11 +12,11 @@ use super::{
     timing::jittered,
 };
 
-/// A lease, and what is planned for it.
+/// A lease, and its next step.
 #[derive(Clone)]
 pub(super) struct LeaseSchedule {
     pub(super) lease: Lease,
-    /// The value is not used from then on.
+    /// The time from which the value is not used.
     pub(super) ends: Instant,
     renewal: LeaseRenewal,
     renewal_at: Instant,
@@ -26,23 +26,23 @@ pub(super) struct LeaseSchedule {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LeaseRenewal {
     Renew,
-    /// It cannot go on: another is read before it ends.
+    /// It cannot be renewed: another is read before it ends.
     Replace,
 }
 
-/// What is to be done about a lease.
+/// The next step of a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NextStep {
     /// Ask for another full life.
     Renew,
-    /// Read again, for another lease.
+    /// Read another lease.
     Read,
-    /// Ask whether it still stands.
+    /// Ask whether it is still good.
     Check,
 }
 
 impl LeaseSchedule {
-    /// The schedule of a lease that was asked for at `asked`.
+    /// Creates the schedule of a lease that was requested at `asked`.
     pub(super) fn new(lease: Lease, asked: Instant, check_every: Duration) -> Self {
         let life = lease.life.min(MAX_LIFE);
         let renewal = if lease.renewable { LeaseRenewal::Renew } else { LeaseRenewal::Replace };
@@ -55,7 +55,7 @@ impl LeaseSchedule {
         }
     }
 
-    /// What is next, and when.
+    /// Returns the next step and its time.
     pub(super) fn next(&self) -> (Instant, NextStep) {
         let renewal = match self.renewal {
             LeaseRenewal::Renew => NextStep::Renew,
@@ -68,9 +68,8 @@ impl LeaseSchedule {
         }
     }
 
-    /// Enters a renewal that was asked for at `asked`. One that gives less than was asked for
-    /// means that the lease is near its longest life. A lease that is due for replacement stays
-    /// due.
+    /// Notes a renewal that was requested at `asked`. A renewal for less than the full life means
+    /// that the lease is near its longest life. A lease that is due for replacement stays due.
     pub(super) fn prolong(&mut self, by: Prolonged, asked: Instant) {
         let life = by.life.min(MAX_LIFE);
         let whole = life + ROUNDING >= self.lease.life;
@@ -83,13 +82,13 @@ impl LeaseSchedule {
         self.ends = asked + life;
     }
 
-    /// When to ask whether it still stands.
+    /// Returns when to ask whether it is still good.
     pub(super) fn look_at(&self) -> Instant {
         self.check_at
     }
 
-    /// An API did not take its value: its source is asked about it at once, or for another where it
-    /// cannot tell.
+    /// Notes that an API refused its value: the source is asked about the lease at once, or for
+    /// another lease where it cannot tell.
     pub(super) fn reject(&mut self, now: Instant) {
         match self.lease.id.is_empty() {
             true => self.replace_now(now),
@@ -97,25 +96,26 @@ impl LeaseSchedule {
         }
     }
 
-    /// It was looked at.
+    /// Notes that it was checked.
     pub(super) fn look_later(&mut self, now: Instant, check_every: Duration) {
         self.check_at = now + jittered(check_every);
     }
 
-    /// It was ended, cannot be prolonged, or died with its token: read again at once.
+    /// Makes another read due at once, because the lease was ended, cannot be renewed, or ended
+    /// with its token.
     pub(super) fn replace_now(&mut self, now: Instant) {
         self.renewal = LeaseRenewal::Replace;
         self.renewal_at = now;
         self.check_at = self.check_at.max(now);
     }
 
-    /// The source cannot tell now: everything that was due waits for `wait`.
+    /// Delays everything that is due by `wait`, because the source cannot answer now.
     pub(super) fn put_off(&mut self, now: Instant, wait: Duration) {
         self.renewal_at = self.renewal_at.max(now + wait);
         self.check_at = self.check_at.max(now + wait);
     }
 
-    /// The machine was suspended for `slept`, which counts for everything.
+    /// Moves all times back: the machine was suspended for `slept`.
     pub(super) fn slept(&mut self, slept: Duration, now: Instant) {
         for at in [&mut self.ends, &mut self.renewal_at, &mut self.check_at] {
             *at = moved_back(*at, slept, now);
@@ -127,15 +127,16 @@ impl LeaseSchedule {
     }
 }
 
-/// Two thirds of a life, less some jitter.
+/// Returns two thirds of a life, less some jitter.
 fn two_thirds(life: Duration) -> Duration {
     jittered(life * 2 / 3)
 }
 
-/// A year. Keeps sums of instants in range.
+/// Longest life, a year. Keeps sums of instants in range.
 const MAX_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Vault counts whole seconds, and may have counted one by the time it answers.
+/// Deducted from each life: Vault counts whole seconds, and may have counted one by the time it
+/// answers.
 const ROUNDING: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
@@ -206,8 +207,8 @@ mod tests {
     }
 
     proptest! {
-        /// However a lease is treated, its end follows from what Vault said last, and the next
-        /// step comes before it unless the source could not tell.
+        /// However a lease is treated, its end follows from Vault's last answer, and the next step
+        /// comes before it unless the source could not answer.
         #[test]
         fn no_errand_moves_the_end(life in 0_u64..100_000, short in 0_u64..100_000, wait in 0_u64..60) {
             let now = Instant::now();

@@ -1,10 +1,10 @@
-//! What is known about every wanted secret, and what an answer of its source changes. Pure: the
-//! time is an argument.
+//! The ledger: the state of every demanded secret, and the effect of its source's answers. Pure:
+//! the time is an argument.
 //!
-//! A value is usable until `max_stale` after the source was last asked for it with success, and a
-//! lent one until its lease ends. A source that says "none" takes it away at once; a source that
-//! cannot answer leaves it until then. A value that is replaced, taken away or too old stays known
-//! for a day, so that it is still masked in responses.
+//! A value is usable until `max_stale` after its source last gave it, and a leased one until its
+//! lease ends. A source that says "none" takes the value away at once; a source that cannot answer
+//! leaves it until then. A value that is replaced, taken away or too old stays known for a day, so
+//! that it is still masked in responses.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -25,10 +25,10 @@ use crate::{
     reason::SecretCause,
 };
 
-/// What an answer changed, for the log.
+/// The change that an answer made, for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LedgerChange {
-    /// Nothing that an operator needs to hear of again.
+    /// Nothing that an operator needs to hear again.
     Same,
     /// The first value, or one after a failure.
     Arrived,
@@ -49,9 +49,9 @@ pub(super) struct Ledger {
 /// A value as it was read just now, before any check.
 pub(super) struct Fresh {
     pub(super) picked: PickedValue,
-    /// When the source was asked. It may have looked at any time from then on.
+    /// The time at which the source was asked. It may have looked at any time from then on.
     pub(super) asked: Instant,
-    /// `None` for a value that is not lent.
+    /// The end of the lease; `None` for a value without one.
     pub(super) lease_ends: Option<Instant>,
     pub(super) narrowing: Arc<Narrowing>,
 }
@@ -61,7 +61,7 @@ impl Ledger {
         Self { max_stale, generation: 0, entries: HashMap::new(), uses: Uses::default() }
     }
 
-    /// Takes `wanted` in place of what was wanted before.
+    /// Takes `wanted` as the secrets that are demanded now.
     pub(super) fn want(&mut self, wanted: &[GroupSecret], now: Instant) {
         let wanted: HashSet<&GroupSecret> = wanted.iter().collect();
         for &key in &wanted {
@@ -81,14 +81,15 @@ impl Ledger {
         self.forget_old(now);
     }
 
-    /// A source is about to be asked for this one again.
+    /// Notes that a source is about to be asked for this secret again.
     pub(super) fn await_answer(&mut self, key: &GroupSecret) {
         if let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.asked) {
             entry_mut(entry).asked = false;
         }
     }
 
-    /// Takes where values are wanted. Tells of those held that could not be used there.
+    /// Takes the places where values are wanted. Returns the held values that could not be used
+    /// there.
     pub(super) fn take_uses(&mut self, uses: Uses) -> Vec<(GroupSecret, LedgerChange)> {
         self.uses = uses;
         let mut changes = Vec::new();
@@ -101,7 +102,7 @@ impl Ledger {
         changes
     }
 
-    /// Enters what a source answered. An answer for what is no longer wanted is dropped.
+    /// Notes a source's answer. An answer about a secret that is no longer demanded is dropped.
     pub(super) fn record(
         &mut self,
         key: &GroupSecret,
@@ -135,7 +136,7 @@ impl Ledger {
         change
     }
 
-    /// Lets a held value live as long as its lease, which was prolonged.
+    /// Extends the life of a held value with its lease, which was renewed.
     pub(super) fn prolong(&mut self, key: &GroupSecret, lease_ends: Instant) -> LedgerChange {
         let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.held.is_some()) else {
             return LedgerChange::Same;
@@ -145,8 +146,8 @@ impl Ledger {
         if entry.failure.take().is_some() { LedgerChange::Arrived } else { LedgerChange::Same }
     }
 
-    /// The machine was suspended for `slept`: held values are older by that much. How long a
-    /// version stays known is not as exact.
+    /// Makes held values older by `slept`, for which the machine was suspended. The time for which
+    /// a version stays known is not as exact.
     pub(super) fn slept(&mut self, slept: Duration, now: Instant) {
         for entry in self.entries.values_mut().filter(|entry| entry.held.is_some()) {
             let held = entry_mut(entry).held.iter_mut();
@@ -179,7 +180,7 @@ impl SecretEntry {
     fn take(&mut self, fresh: HeldValue, now: Instant) -> (LedgerChange, bool) {
         let recovered = self.failure.take().is_some();
         if let Some(held) = self.held.as_mut().filter(|held| held.is_made_like(&fresh)) {
-            // The value itself stays: masks are made for it already.
+            // The value itself stays: masks are already made for it.
             held.good_until = fresh.good_until;
             held.narrowing = fresh.narrowing;
             return (if recovered { LedgerChange::Arrived } else { LedgerChange::Same }, false);
@@ -192,13 +193,12 @@ impl SecretEntry {
         (change, true)
     }
 
-    /// Makes the parts of what is held known, which is a pair of AWS keys. Gives whether they are
-    /// new.
+    /// Makes the parts of a held pair of AWS keys known. Returns whether they are new.
     fn part(&mut self) -> bool {
         self.held.as_mut().is_some_and(|held| add_keys(&mut held.parts, &held.value))
     }
 
-    /// The change where what is held can be used, and what is wrong where that is news.
+    /// Returns the change if the held value can be used, and otherwise its fault if that is news.
     fn fit(&mut self, key: &GroupSecret, uses: &Uses, change: LedgerChange) -> LedgerChange {
         let held = self.held.as_ref();
         let unfit = held.and_then(|held| uses.unfit(key, &held.value, &held.narrowing));
@@ -227,7 +227,7 @@ impl SecretEntry {
         (change, dropped)
     }
 
-    /// The retired versions with the held one among them; nothing is held any more.
+    /// Returns the retired versions and the held one, which is held no more.
     fn retire_held(&mut self, now: Instant) -> Vec<RetiredValue> {
         let mut retired = std::mem::take(&mut self.retired);
         if let Some(held) = self.held.take() {
@@ -248,7 +248,7 @@ impl SecretEntry {
 }
 
 impl HeldValue {
-    /// Whether the value, and every field that it was made of, are the other's.
+    /// Returns whether the value, and every field from which it was made, are the other's.
     fn is_made_like(&self, other: &Self) -> bool {
         let mut parts = self.parts.iter().zip(&other.parts);
         self.parts.len() == other.parts.len()
@@ -262,18 +262,19 @@ fn entry_mut(entry: &mut Arc<SecretEntry>) -> &mut SecretEntry {
 }
 
 fn check(bytes: Zeroizing<Vec<u8>>) -> Result<SecretValue, FetchError> {
-    // The floor here; what a binding demands beyond it is checked when the value is used.
+    // Only the least length of any value is checked here; a binding's own is checked when the value
+    // is used.
     SecretValue::load(bytes, SecretValue::FLOOR_BYTES)
         .map_err(|error| FetchError::Gone(SecretCause::ValueInvalid, error.text()))
 }
 
-/// A field of a template, if it is as long as the least that a binding may ask for.
+/// Returns a field of a template, if it is as long as the least that a binding may ask for.
 fn maskable(bytes: Zeroizing<Vec<u8>>) -> Option<Arc<SecretValue>> {
     SecretValue::load(bytes, SecretValue::FLOOR_BYTES).ok().map(Arc::new)
 }
 
-/// Adds the parts of a pair of AWS keys to the fields that the value was made of, which may stand
-/// elsewhere alone. Gives whether there are any new ones.
+/// Adds the parts of a pair of AWS keys, which may stand elsewhere alone, to the fields from which
+/// the value was made. Returns whether any is new.
 fn add_keys(parts: &mut Vec<Arc<SecretValue>>, value: &SecretValue) -> bool {
     let before = parts.len();
     for key in AwsKeys::parts(value) {
@@ -284,12 +285,13 @@ fn add_keys(parts: &mut Vec<Arc<SecretValue>>, value: &SecretValue) -> bool {
     parts.len() > before
 }
 
-/// Both values are the gateway's own, so that the time this takes tells nobody anything.
+/// Compares two values. Both are the gateway's own, so the time that this takes tells nobody
+/// anything.
 fn same(one: &SecretValue, other: &SecretValue) -> bool {
     one.expose() == other.expose()
 }
 
-/// How long a version stays known for masking after its last use.
+/// Time for which a version stays known for masking after its last use.
 const KNOWN_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// Most versions of one secret that stay known; the oldest go first. One a minute for a day.

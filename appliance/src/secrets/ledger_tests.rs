@@ -32,7 +32,7 @@ impl Scene {
         self.lent(at, value, None)
     }
 
-    /// Enters a value that is lent until `ends`.
+    /// Notes a value that is leased until `ends`.
     fn lent(&mut self, at: u64, value: &str, ends: Option<u64>) -> LedgerChange {
         let bytes = Zeroizing::new(value.as_bytes().to_vec());
         let lease_ends = ends.map(|ends| self.at(ends));

@@ -1,20 +1,20 @@
-//! What the lines of a file of secrets say, and why such a file is not used. Pure.
+//! The lines of a file of secrets, and the reasons why such a file is not used. Pure.
 
 use std::collections::HashSet;
 
 use super::PrivateFileError;
 
-/// Why a file of secrets is not used. Carries no part of its content.
+/// The reasons why a file of secrets is not used. Carries no part of its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{}", self.text())]
 pub enum FileError {
-    /// It cannot be read, or others can.
+    /// The file cannot be read, or others can read it.
     #[error(transparent)]
     File(PrivateFileError),
-    /// The file of its key cannot be read, or others can.
+    /// The file of its key cannot be read, or others can read it.
     #[error("its key_file: {0}")]
     Key(PrivateFileError),
-    /// The file of its key holds none.
+    /// The file of its key holds no key.
     NoKey,
     /// It has a key and is not encrypted.
     Plain,
@@ -28,7 +28,7 @@ pub enum FileError {
 }
 
 impl FileError {
-    /// What is wrong, without the path and the line.
+    /// Returns the fault, without the path and the line.
     pub const fn text(self) -> &'static str {
         match self {
             Self::File(error) => error.text(),
@@ -45,22 +45,22 @@ impl FileError {
 /// A name and its value.
 pub(super) type SecretLine<'a> = (&'a [u8], &'a [u8]);
 
-/// The number of a line, counted from 1, and what is wrong with it.
+/// The number of a line, counted from 1, and its fault.
 pub(super) type WrongLine = (usize, &'static str);
 
-/// What the lines of a file say.
+/// The content of a file's lines.
 pub(super) struct Lines<'a> {
     pub(super) entries: Vec<SecretLine<'a>>,
     pub(super) wrong: Vec<WrongLine>,
 }
 
-/// The entries of a whole file that has nothing wrong.
+/// Returns the entries of a whole file without a fault.
 pub(super) fn parse(content: &[u8]) -> Result<Vec<SecretLine<'_>>, FileError> {
     let Lines { entries, wrong } = read_lines(content);
     wrong.first().map_or(Ok(entries), |(line, what)| Err(FileError::Line(*line, what)))
 }
 
-/// All lines of a file.
+/// Reads all lines of a file.
 pub(super) fn read_lines(content: &[u8]) -> Lines<'_> {
     let content = content.strip_prefix(BYTE_ORDER_MARK).unwrap_or(content);
     let (mut entries, mut wrong): (Vec<SecretLine<'_>>, Vec<WrongLine>) = Default::default();
@@ -82,12 +82,12 @@ pub(super) fn read_lines(content: &[u8]) -> Lines<'_> {
             Ok(entry) => entries.push(entry),
         }
     }
-    // Which of two values is meant is not ours to say.
+    // Nothing says which of two values is meant.
     entries.retain(|(name, _)| !twice.contains(name));
     Lines { entries, wrong }
 }
 
-/// The entry of one line, without the space around it.
+/// Reads the entry of one line, without the space around it.
 pub(super) fn parse_line(line: &[u8]) -> Result<SecretLine<'_>, &'static str> {
     let at = line.iter().position(|byte| *byte == b'=').ok_or("expected NAME = VALUE")?;
     let (name, rest) = line.split_at(at);
@@ -117,7 +117,7 @@ fn is_name_byte(byte: &u8) -> bool {
 /// Most bytes of all lines.
 pub(super) const MAX_BYTES: usize = 1024 * 1024;
 
-/// What some editors write before UTF-8.
+/// The bytes that some editors write before UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 const MAX_NAME_BYTES: usize = 64;

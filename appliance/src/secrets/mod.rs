@@ -1,10 +1,9 @@
-//! The values behind the placeholders: how they are held, where they come from, how long they
-//! are good.
+//! The values behind the placeholders: their storage, their sources and their lifetimes.
 //!
 //! A [`SecretStore`] asks a [`SecretSource`] in the background and publishes a [`SecretSnapshot`].
-//! A request keeps the snapshot it began with and never waits for Vault. Everything is keyed by
-//! agent group and reference, so that Vault can give two groups two values for one reference. Every
-//! doubt is resolved towards "no value": the request is then answered 503.
+//! A request keeps the snapshot that it began with and never waits for Vault. Everything is keyed
+//! by agent group and reference, so that Vault can give two groups two values for one reference.
+//! Every doubt means "no value": the request is then answered 503.
 
 mod aws_keys;
 mod file;

@@ -1,8 +1,8 @@
 //! Reading a file that only the daemon may read.
 //!
-//! The checks are made on the open file, so that nothing can be swapped between check and read.
-//! A file that anybody else could have read is refused, not warned about: its content must be
-//! taken for known.
+//! The checks are made on the open file, so that nothing can be swapped between check and read. A
+//! file that another user could have read is refused, not warned about: its content must be taken
+//! for known.
 
 use std::{
     fs::File,
@@ -14,7 +14,7 @@ use std::{
 use rustix::fs::{FsWord, OFlags, fstatfs};
 use zeroize::Zeroizing;
 
-/// Why a file is not used. Carries no part of its content.
+/// The reasons why a file is not used. Carries no part of its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{}", self.text())]
 pub enum PrivateFileError {
@@ -33,7 +33,7 @@ pub enum PrivateFileError {
 }
 
 impl PrivateFileError {
-    /// What the operator should know, without the path.
+    /// Returns the text for the operator, without the path.
     pub const fn text(self) -> &'static str {
         match self {
             Self::Unreadable(io::ErrorKind::NotFound) => "there is no such file",
@@ -53,7 +53,8 @@ impl PrivateFileError {
     }
 }
 
-/// The content of `path`, at most `max_bytes` of it, if nobody but root and this user can read it.
+/// Returns the content of `path`, at most `max_bytes` of it, if nobody except root and this user
+/// can read it.
 pub(crate) fn read_private(
     path: &Path,
     max_bytes: usize,
@@ -61,8 +62,8 @@ pub(crate) fn read_private(
     read_of(path, max_bytes, None)
 }
 
-/// The same of a file that others may read, and that may be behind links: it is a regular file, and
-/// nothing here waits for a writer.
+/// Does the same for a file that others may read, and that may be behind links: it must be a
+/// regular file, and the read does not wait for a pipe's writer.
 pub(crate) fn read_regular(
     path: &Path,
     max_bytes: usize,
@@ -72,8 +73,8 @@ pub(crate) fn read_regular(
     read_bounded(&file, max_bytes)
 }
 
-/// [`read_private`] for root who edits a file in another user's name: it may belong to the owner
-/// of its folder too, if only that user and root can put files there.
+/// [`read_private`] for root who edits a file for another user: the file may also belong to the
+/// owner of its folder, if only that user and root can put files there.
 pub(crate) fn read_to_edit(
     path: &Path,
     max_bytes: usize,
@@ -82,8 +83,8 @@ pub(crate) fn read_to_edit(
     read_of(path, max_bytes, owner.map(|(user, _)| user))
 }
 
-/// The user and group of the folder that holds `path`, where this process is root and nobody but
-/// that user and root can write there.
+/// Returns the user and group of the folder that holds `path`, if this process is root and nobody
+/// except that user and root can write there.
 pub(crate) fn folder_owner(path: &Path) -> io::Result<Option<(u32, u32)>> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let meta = std::fs::metadata(folder.unwrap_or(Path::new(".")))?;
@@ -132,7 +133,7 @@ fn regular(file: &File) -> Result<std::fs::Metadata, PrivateFileError> {
     if meta.is_file() { Ok(meta) } else { Err(PrivateFileError::NotRegular) }
 }
 
-/// `beside` is a user whose file it may be beside root and this process.
+/// Checks the open file. `beside` is a user who may own it, besides root and this process.
 fn check(file: &File, beside: Option<u32>) -> Result<(), PrivateFileError> {
     let meta = regular(file)?;
     let owners = [Some(0), Some(rustix::process::geteuid().as_raw()), beside];
@@ -145,9 +146,10 @@ fn check(file: &File, beside: Option<u32>) -> Result<(), PrivateFileError> {
     Ok(())
 }
 
-/// systemd shows a service its credentials in a file system in memory that only root and the
-/// service can enter. Where the service has a user of its own, an access list lets that user in,
-/// and the mode shows it as the group's (`systemd.exec(5)`, `LoadCredential=`; `acl(5)`).
+/// Returns whether the file is a service's credential. systemd shows these in a file system in
+/// memory that only root and the service can enter. Where the service has a user of its own, an
+/// access list lets that user in, and the mode shows it as the group's (`systemd.exec(5)`,
+/// `LoadCredential=`; `acl(5)`).
 fn is_credential(file: &File, meta: &std::fs::Metadata) -> bool {
     let of_root = meta.uid() == 0 && meta.gid() == 0 && meta.mode() & 0o777 == 0o440;
     of_root && fstatfs(file).is_ok_and(|on| IN_MEMORY.contains(&on.f_type))
@@ -166,7 +168,7 @@ fn read_full(mut file: &File, buffer: &mut [u8]) -> Result<usize, PrivateFileErr
     Ok(filled)
 }
 
-/// `RAMFS_MAGIC` and `TMPFS_MAGIC` (`statfs(2)`); systemd takes either, as the kernel allows.
+/// `RAMFS_MAGIC` and `TMPFS_MAGIC` (`statfs(2)`); systemd uses either, whichever the kernel allows.
 const IN_MEMORY: [FsWord; 2] = [0x8584_58f6, 0x0102_1994];
 
 #[cfg(test)]

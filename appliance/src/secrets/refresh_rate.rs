@@ -1,18 +1,18 @@
-//! What makes a value be read sooner than each `refresh`: the engine's word of when it changes, and
-//! an API that does not take it any more. Pure: the time is an argument.
+//! The reasons to read a value sooner than after each `refresh`: the engine says when it changes,
+//! or an API refuses it. Pure: the time is an argument.
 //!
-//! An agent can bring about as many refusals of an API as it likes. So they count once a `refresh`
-//! for a value that stays, and not more often than each [`LEAST`] for one that changes with each
+//! An agent can cause as many refusals of an API as it likes. So they count once in each `refresh`
+//! for a value that stays, and not more often than once in [`LEAST`] for one that changes with each
 //! read.
 
 use std::time::{Duration, Instant};
 
 use super::timing::jittered;
 
-/// The haste of one location.
+/// The read times of one location.
 #[derive(Debug, Default)]
 pub(super) struct RefreshRate {
-    /// Reads in a row that came when the value should have been another.
+    /// Reads in a row that came after the value should have changed.
     overdue: u32,
     rejected: Option<Instant>,
     /// Whether the value has changed since then.
@@ -20,7 +20,7 @@ pub(super) struct RefreshRate {
 }
 
 impl RefreshRate {
-    /// When to read next, after a read at `asked` that brought what changes in `changes_in`.
+    /// Returns when to read next, after a read at `asked` whose value changes in `changes_in`.
     pub(super) fn next_read(
         &mut self,
         refresh: Duration,
@@ -33,7 +33,7 @@ impl RefreshRate {
             return now;
         }
         let Some(time) = changes_in else { return regular };
-        // The engine counts whole seconds and looks every few of them.
+        // The engine counts whole seconds and checks every few of them.
         self.overdue = if time < SECOND { self.overdue.saturating_add(1) } else { 0 };
         match self.overdue > MOST_OVERDUE {
             true => regular,
@@ -41,7 +41,7 @@ impl RefreshRate {
         }
     }
 
-    /// An API did not take the value. True where that is a reason to read at once.
+    /// Notes that an API refused the value. Returns true where that is a reason to read at once.
     pub(super) fn reject(&mut self, refresh: Duration, now: Instant) -> bool {
         let pause = if self.changed { LEAST.min(refresh) } else { refresh };
         if self.rejected.is_some_and(|then| now < then + pause) {
@@ -51,7 +51,7 @@ impl RefreshRate {
         true
     }
 
-    /// The value is another than before.
+    /// Notes that the value is another than before.
     pub(super) const fn changed(&mut self) {
         self.changed = true;
     }
@@ -59,7 +59,7 @@ impl RefreshRate {
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Reads of a value that is overdue, each a second after the one before, until it is read each
+/// Reads of an overdue value, each a second after the one before. After these it is read each
 /// `refresh` again: its engine does not rotate it.
 const MOST_OVERDUE: u32 = 10;
 
@@ -113,7 +113,7 @@ mod tests {
     }
 
     proptest! {
-        /// However many refusals an agent makes of a value that stays.
+        /// This holds however many refusals of a value that stays an agent causes.
         #[test]
         fn agents_at_most_double_how_often_the_gateway_asks(
             steps in prop::collection::vec(0_u64..30, 1..200),

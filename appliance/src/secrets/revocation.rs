@@ -1,14 +1,14 @@
-//! Leases on their way back. Pure: the time is an argument.
+//! The revocation queue: leases that are being given back. Pure: the time is an argument.
 //!
-//! A source that cannot be reached is asked again until the lease has ended by itself. What is
-//! refused is not asked again, and the log says so.
+//! A source that cannot be reached is asked again until the lease has ended by itself. A refused
+//! revocation is not repeated, and the log has it.
 
 use std::time::{Duration, Instant};
 
 use super::{FetchError, source::Lease, timing::back_off};
 use crate::policy::GroupName;
 
-/// The leases that are to be given back.
+/// The leases that wait to be given back.
 #[derive(Default)]
 pub(super) struct RevocationQueue {
     waiting: Vec<Revocation>,
@@ -22,15 +22,15 @@ pub(super) struct Revocation {
     pub(super) lease: Lease,
     ticket: u64,
     due: Instant,
-    /// It has ended by itself then.
+    /// The time at which it ends by itself.
     ends: Instant,
     tries: u32,
     asking: bool,
 }
 
 impl RevocationQueue {
-    /// Plans the return of a lease at `due`. `ends` may be too early; it is known at least as
-    /// long as it takes to try.
+    /// Plans the revocation of a lease at `due`. `ends` may be too early, so the lease stays in the
+    /// queue at least as long as it takes to try.
     pub(super) fn add(&mut self, group: &GroupName, lease: Lease, due: Instant, ends: Instant) {
         if self.waiting.len() >= MAX_WAITING {
             let soonest =
@@ -45,7 +45,8 @@ impl RevocationQueue {
         self.waiting.push(Revocation { group, lease, ticket, due, ends, tries: 0, asking: false });
     }
 
-    /// What is due now, as far as the bound on questions at once allows, and when the next is.
+    /// Returns the revocations that are due now, as far as the bound on requests at once allows,
+    /// and the time of the next.
     pub(super) fn take_due(&mut self, now: Instant) -> (Vec<Revocation>, Option<Instant>) {
         self.waiting.retain(|one| one.asking || now < one.ends || one.tries == 0);
         let asking = self.waiting.iter().filter(|one| one.asking).count();
@@ -60,7 +61,7 @@ impl RevocationQueue {
         (due, later.min())
     }
 
-    /// Enters what the source said. `true` where the lease has to end by itself.
+    /// Notes the source's answer. Returns `true` where the lease has to end by itself.
     pub(super) fn enter(
         &mut self,
         returned: &Revocation,
@@ -80,19 +81,19 @@ impl RevocationQueue {
         !again && answer.is_err()
     }
 
-    /// All of them; nothing waits afterwards.
+    /// Takes all of them; none waits afterwards.
     pub(super) fn take_all(&mut self) -> impl Iterator<Item = (GroupName, Lease)> {
         std::mem::take(&mut self.waiting).into_iter().map(|one| (one.group, one.lease))
     }
 }
 
-/// Returns at once.
+/// Revocations at once.
 const AT_ONCE: usize = 4;
 
 /// Most leases that wait; the one that ends soonest makes room.
 const MAX_WAITING: usize = 1_024;
 
-/// A lease whose end is not known is tried for this long.
+/// Time for which the revocation of a lease with unknown end is tried.
 const LEAST_TRY: Duration = Duration::from_secs(60);
 
 #[cfg(test)]

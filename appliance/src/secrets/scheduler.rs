@@ -1,11 +1,11 @@
-//! What is asked of the sources and when, and what their answers mean. Pure: the time is an
-//! argument.
+//! The refresh scheduler: decides which requests go to the sources and when, and what their answers
+//! mean. Pure: the time is an argument.
 //!
-//! Secrets of one location are read together: one question, one lease, and values that change
-//! together. A value that is not lent is read each `refresh`; a lent one only when its lease has
-//! to be replaced, for each read of it makes another user somewhere. A lease with no value in it
-//! that can be used is given back, and read again each `refresh`. Every lease that is known is
-//! either held by a plan or about to be given back: no path drops one in between.
+//! Secrets of one location are read together: one request, one lease, and values that change
+//! together. A value without a lease is read each `refresh`; a leased one only when its lease has
+//! to be replaced, because each read of it makes another user somewhere. A lease without any usable
+//! value is given back, and read again each `refresh`. Every known lease is either held by a plan
+//! or about to be given back: no path drops one in between.
 
 use std::{
     collections::HashMap,
@@ -26,33 +26,33 @@ use super::{
 };
 use crate::policy::{GroupName, Location, SecretRef};
 
-/// Everything wanted, held and planned.
+/// Everything that is demanded, held and planned.
 pub(super) struct RefreshScheduler {
     refresh: Duration,
     ledger: Ledger,
     plans: HashMap<ReadTarget, TargetPlan>,
     pub(super) revocations: RevocationQueue,
     tickets: u64,
-    /// How long the machine was suspended, in all.
+    /// The time for which the machine was suspended, in all.
     slept: Duration,
 }
 
-/// Who reads, and what.
+/// The group that reads, and the location.
 pub(super) type ReadTarget = (GroupName, Location);
 
-/// A question to a source.
+/// A request to a source.
 #[derive(Clone)]
 pub(super) struct SourceRequest {
     pub(super) target: ReadTarget,
     pub(super) references: Vec<SecretRef>,
     pub(super) about: About,
     asked: Instant,
-    /// How long the machine had been suspended by then.
+    /// The time for which the machine had been suspended by then.
     slept: Duration,
     ticket: u64,
 }
 
-/// What a question is about.
+/// The subject of a request.
 #[derive(Clone)]
 pub(super) enum About {
     Read,
@@ -60,39 +60,40 @@ pub(super) enum About {
     Check(Lease),
 }
 
-/// What a source answered.
+/// A source's answer.
 pub(super) enum SourceReply {
     Read(Result<Fetched, FetchError>),
     Renewed(Result<Prolonged, FetchError>),
     Checked(Result<Standing, FetchError>),
 }
 
-/// What changed, for the log.
+/// The changes, for the log.
 pub(super) type Changes = Vec<(SecretRef, LedgerChange)>;
 
-/// What is planned for a target.
+/// The plan for a target.
 struct TargetPlan {
-    /// Tells this plan from an earlier one for the same target, whose answers may still come.
+    /// Tells this plan from an earlier one for the same target, whose answers may still arrive.
     ticket: u64,
     references: Vec<SecretRef>,
-    /// When it is read next, where nothing is lent.
+    /// The time of the next read, where there is no lease.
     due: Instant,
     outages: u32,
     asking: bool,
     schedule: Option<LeaseSchedule>,
-    /// When a lease was last asked for.
+    /// The time at which a lease was last requested.
     lent: Option<Instant>,
     doubt: Doubt,
     rate: RefreshRate,
 }
 
-/// Whether the group may still have what it was lent, where the source does not say.
+/// Whether the group may still have its lease, where the source does not say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Doubt {
     No,
-    /// A read has to tell.
+    /// A read has to decide it.
     Open,
-    /// A read with the token of this generation succeeded, which may have it and may not ask.
+    /// A read with the token of this generation succeeded: the group may have the lease, but may
+    /// not ask about it.
     Settled(u64),
 }
 
@@ -108,7 +109,7 @@ impl RefreshScheduler {
         }
     }
 
-    /// Takes `wanted` in place of what was wanted before. Leases that nothing needs any more are
+    /// Takes `wanted` as the secrets that are demanded now. Leases that nothing needs any more are
     /// given back at once.
     pub(super) fn want(&mut self, wanted: &[GroupSecret], now: Instant) {
         self.ledger.want(wanted, now);
@@ -129,12 +130,13 @@ impl RefreshScheduler {
         }
     }
 
-    /// Takes where values are wanted. Tells of those held that could not be used there.
+    /// Takes the places where values are wanted. Returns the held values that could not be used
+    /// there.
     pub(super) fn take_uses(&mut self, uses: Uses) -> Vec<(GroupSecret, LedgerChange)> {
         self.ledger.take_uses(uses)
     }
 
-    /// Makes every read that no lease has made due, due.
+    /// Makes every read due that no lease has put off.
     pub(super) fn ask_again(&mut self, now: Instant) {
         for ((group, _), plan) in &mut self.plans {
             plan.due = now;
@@ -143,14 +145,14 @@ impl RefreshScheduler {
         }
     }
 
-    /// An API did not take this value. True where it is asked for at once.
+    /// Notes that an API refused this value. Returns true where it is read again at once.
     pub(super) fn reject(&mut self, (group, reference): &GroupSecret, now: Instant) -> bool {
         let plan = self.plans.get_mut(&(group.clone(), reference.location()));
         plan.is_some_and(|plan| plan.reject(self.refresh, now))
     }
 
-    /// The machine was suspended for `slept`: everything that ends or is due, is so by that much
-    /// earlier, and what is asked now was asked by that much earlier.
+    /// Moves all times back: the machine was suspended for `slept`, so everything ends or is due
+    /// that much earlier, and requests under way were sent that much earlier.
     pub(super) fn slept(&mut self, slept: Duration, now: Instant) {
         self.slept += slept;
         self.ledger.slept(slept, now);
@@ -160,7 +162,7 @@ impl RefreshScheduler {
         }
     }
 
-    /// Forgets what is too old to be masked.
+    /// Forgets versions that are too old to be masked.
     pub(super) fn forget_old(&mut self, now: Instant) {
         self.ledger.forget_old(now);
     }
@@ -169,7 +171,8 @@ impl RefreshScheduler {
         self.ledger.snapshot()
     }
 
-    /// What is due now, as far as the bound on questions at once allows, and when to look again.
+    /// Returns the requests that are due now, as far as the bound on requests at once allows, and
+    /// when to look again.
     ///
     /// A due read that has to wait for its turn is woken by an answer, and not by the clock.
     pub(super) fn take_due(
@@ -221,14 +224,14 @@ impl RefreshScheduler {
         (requests, look_again)
     }
 
-    /// Until when what is due at this kind of source is asked for now.
+    /// Returns the time up to which due reads of this kind of source are sent now.
     fn due_until(&self, of: SourceKind, now: Instant) -> Instant {
         let mut own = self.plans.iter().filter(|((_, location), _)| kind(location) == of);
         let asked = own.any(|(_, plan)| !plan.asking && plan.next().0 <= now);
         if asked { now + of.asked_together(self.refresh) } else { now }
     }
 
-    /// Enters what a source answered to `request`.
+    /// Notes a source's answer to `request`.
     pub(super) fn enter(
         &mut self,
         request: &SourceRequest,
@@ -252,7 +255,7 @@ impl RefreshScheduler {
             SourceReply::Renewed(Ok(prolonged)) => {
                 plan.outages = 0;
                 let Some(schedule) = &mut plan.schedule else {
-                    // It had ended by our clock, and lives on by Vault's.
+                    // The lease had ended by our clock, and is still good by Vault's.
                     if let About::Renew(lease) = &request.about {
                         self.revocations.add(group, lease.clone(), now, now + prolonged.life);
                     }
@@ -303,7 +306,7 @@ impl RefreshScheduler {
         }
     }
 
-    /// Every lease that is held or was not given back yet; they are forgotten here.
+    /// Returns every lease that is held or was not given back yet, and forgets it.
     pub(super) fn take_leases(&mut self) -> Vec<(GroupName, Lease)> {
         let held = self.plans.iter_mut().filter_map(|((group, _), plan)| {
             plan.schedule.take().map(|schedule| (group.clone(), schedule.lease))
@@ -324,7 +327,8 @@ impl RefreshScheduler {
         }
         let mut schedule =
             answer.lease.map(|lease| LeaseSchedule::new(lease, request.asked, refresh));
-        // Held, it would be prolonged to its longest life, and what repairs it seen only then.
+        // If the lease were held, it would be renewed to its longest life, and a repair would show
+        // only then.
         let usable =
             |value: &Result<PickedValue, _>| value.as_ref().is_ok_and(PickedValue::is_usable);
         if !answer.values.iter().any(usable)
@@ -377,7 +381,7 @@ impl RefreshScheduler {
     fn wake(&mut self, of: SourceKind, now: Instant) {
         for (_, plan) in self.plans.iter_mut().filter(|((_, location), _)| kind(location) == of) {
             if plan.outages > 0 {
-                // Not all at once: the source has only just come back.
+                // They do not all ask at once, because the source has only just come back.
                 plan.due = plan.due.min(now + spread(WAKE_TIME));
             }
         }
@@ -399,7 +403,7 @@ impl TargetPlan {
         }
     }
 
-    /// A field that no earlier read picked is read at once.
+    /// Reads a field at once that no earlier read picked.
     fn take_references(&mut self, references: Vec<SecretRef>, now: Instant) {
         let more = references.iter().any(|one| !self.references.contains(one));
         self.references = references;
@@ -408,9 +412,10 @@ impl TargetPlan {
         }
     }
 
-    /// A lease that was lent to an older token ends with that one. Gives back the lease that has
-    /// ended by our clock: a renewal whose answer was lost lets it live on by Vault's. Another is
-    /// read at once, or when the source is asked again that did not answer.
+    /// Acts on a new token: a lease of an older token ends with that one. Returns a lease that has
+    /// ended by our clock, to be given back, because a renewal whose answer was lost keeps it alive
+    /// in Vault. Another lease is read at once, or, if the source did not answer, when it is asked
+    /// again.
     fn notice(&mut self, generation: u64, now: Instant) -> Option<Lease> {
         let ended = self.schedule.take_if(|schedule| schedule.has_ended(now));
         if ended.is_some() && self.outages == 0 {
@@ -432,7 +437,7 @@ impl TargetPlan {
         };
         let (NextStep::Read, Some(lent)) = (step, self.lent) else { return (at, step) };
         let at = at.max(lent + BETWEEN_LEASES);
-        // A right that is taken meanwhile is not to wait for that.
+        // A right that is withdrawn meanwhile must be noticed before that.
         let look_at =
             self.schedule.as_ref().map(LeaseSchedule::look_at).filter(|look_at| *look_at < at);
         look_at.map_or((at, step), |look_at| (look_at, NextStep::Check))
@@ -460,8 +465,8 @@ impl TargetPlan {
         self.schedule.iter_mut().for_each(|schedule| schedule.replace_now(now));
     }
 
-    /// Reads again at once, however young the lease is; but once for each token where that
-    /// succeeds, or each look would make another lease.
+    /// Reads again at once, however young the lease is, but once for each token if that succeeds,
+    /// because otherwise each check would make another lease.
     fn settle(&mut self, now: Instant) {
         let generation = self.schedule.as_ref().map(|schedule| schedule.lease.generation);
         if generation.is_some_and(|it| self.doubt == Doubt::Settled(it)) {
@@ -472,8 +477,8 @@ impl TargetPlan {
         self.replace_now(now);
     }
 
-    /// A lease is looked at, anything else is read, unless the source is away: that it is asked for
-    /// as soon as it can be.
+    /// Checks a lease, and reads any other value. Does neither while the source is away, because it
+    /// will be asked as soon as possible anyway.
     fn reject(&mut self, refresh: Duration, now: Instant) -> bool {
         let now_is_news = self.outages == 0 && self.rate.reject(refresh, now);
         if now_is_news {
@@ -483,7 +488,7 @@ impl TargetPlan {
         now_is_news
     }
 
-    /// Its lease was looked at.
+    /// Notes that its lease was checked.
     fn look_later(&mut self, now: Instant, wait: Duration) {
         self.schedule.iter_mut().for_each(|schedule| schedule.look_later(now, wait));
     }
@@ -499,17 +504,17 @@ impl TargetPlan {
 const NO_ANSWER: FetchError =
     FetchError::Outage(crate::reason::SecretCause::VaultUnreachable, "the answer lacks a value");
 
-/// Within how long everything that waits for a source is asked, once it answers again.
+/// Time within which everything that waits for a source is asked, once it answers again.
 const WAKE_TIME: Duration = Duration::from_secs(2);
 
-/// What a request that began with an old value has to reach its service and be let in.
+/// Time that a request with an old value has to reach its service and be accepted.
 const GRACE: Duration = Duration::from_secs(60);
 
-/// Least time between two leases of one location: a lease with hardly any life must not become a
-/// user each moment.
+/// Least time between two leases of one location: leases with hardly any life must not make a user
+/// each moment.
 const BETWEEN_LEASES: Duration = Duration::from_secs(5);
 
-/// How often the token's generation is looked at while anything is lent.
+/// Interval at which the token's generation is checked while there are leases.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Sleep of a scheduler with nothing to ask; any change wakes it sooner.

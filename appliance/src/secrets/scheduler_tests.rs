@@ -24,7 +24,7 @@ const DENIED: FetchError = FetchError::Gone(SecretCause::VaultDenied, "denied");
 const MISSING: FetchError = FetchError::Gone(SecretCause::ValueInvalid, "no such field");
 const ENDED: FetchError = FetchError::Gone(SecretCause::LeaseEnded, "not renewed");
 
-/// A Vault that lends, with a clock of its own.
+/// A Vault that gives leases, with a clock of its own.
 struct Lender {
     now: Instant,
     /// The lives of leases: at first and after each renewal, and at most in all.
@@ -33,11 +33,11 @@ struct Lender {
     generation: u64,
     down: bool,
     denied: bool,
-    /// Whether a question about a lease has no answer but that.
+    /// Whether the only answer about a lease is `Doubtful`.
     doubtful: bool,
     /// Whether no field is where it is looked for.
     astray: bool,
-    /// Whether what is there is no value that a header can hold.
+    /// Whether the value is one that no header can hold.
     broken: bool,
     /// Leases that were made, with their beginning and their end.
     made: Vec<(Instant, Instant)>,
@@ -71,7 +71,7 @@ impl Lender {
         lender
     }
 
-    /// With a long lease that was just made.
+    /// Creates one with a long lease that has just been made.
     fn looking_each_second() -> Self {
         let mut lender = Self::new(3_600, 36_000);
         lender.scheduler = RefreshScheduler::new(Duration::from_secs(1), STALE);
@@ -105,7 +105,7 @@ impl Lender {
         }
     }
 
-    /// Lets time pass until a renewal is asked for, which has no answer yet.
+    /// Lets time pass until a renewal is requested, which has no answer yet.
     fn pass_until_renewal(&mut self) -> SourceRequest {
         loop {
             let generation = self.generation;
@@ -191,7 +191,7 @@ impl Lender {
         self.scheduler.snapshot().current(&key.0, &key.1, 8, self.now).map(text)
     }
 
-    /// The lease whose values are in use now; both must be of one.
+    /// Returns the lease whose values are in use now; both must be of one.
     #[track_caller]
     fn in_use(&self) -> Option<usize> {
         let of = |key| {
@@ -304,7 +304,7 @@ fn a_right_taken_away_ends_value_and_lease_within_refresh() {
     assert_eq!(lender.in_use(), Some(1));
 }
 
-/// One whose policy was taken away whole cannot ask about it any more.
+/// A group whose policy was removed completely cannot ask about its lease any more.
 #[test]
 fn one_read_settles_a_doubt_about_even_a_young_lease() {
     let mut lender = Lender::looking_each_second();

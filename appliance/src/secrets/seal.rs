@@ -1,13 +1,14 @@
-//! How a file of secrets is encrypted at rest: one line that says so, then AES-256-GCM under a
+//! The encryption of a file of secrets at rest: one line that marks it, then AES-256-GCM under a
 //! random nonce. A file that was cut, altered or encrypted with another key is not opened at all.
 //!
 //! ```text
 //! cloakroom-secrets 1 LF   nonce, 12 bytes   ciphertext   tag, 16 bytes
 //! ```
 //!
-//! The key is 32 random bytes in a file of their own. A nonce is drawn for each writing, of which
-//! one key sees far fewer than the 2^32 that NIST SP 800-38D, section 8.3 allows. An old file under
-//! the same key cannot be told from the newest: whoever may replace the file can bring back what
+//! The key is 32 random bytes in a file of their own. Each writing draws a nonce; one key sees far
+//! fewer of them than the 2^32 that NIST SP 800-38D, section 8.3 allows. An old file under the same
+//! key cannot be told from the newest: a user who may replace the file can bring back its earlier
+//! content, and nothing else.
 //! it said before, and nothing else.
 
 use aws_lc_rs::{
@@ -20,21 +21,22 @@ use zeroize::Zeroizing;
 /// The key of a file of secrets. Never printed or cloned.
 pub(super) struct SealKey(RandomizedNonceKey);
 
-/// The system gave no randomness, or the cipher failed. Nothing was encrypted.
+/// The error where the system returned no random bytes, or the cipher failed. Nothing was
+/// encrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SealError;
 
-/// Whether the file says that it is encrypted.
+/// Returns whether the file is marked as encrypted.
 pub(super) fn is_sealed(content: &[u8]) -> bool {
     content.starts_with(HEADER)
 }
 
 impl SealKey {
-    /// A new key, as the text of its file.
+    /// Generates a key, as the text of its file.
     pub(super) fn generate() -> Result<Zeroizing<String>, SealError> {
         let mut bytes = Zeroizing::new([0; KEY_BYTES]);
         rand::fill(bytes.as_mut_slice()).map_err(|_| SealError)?;
-        // Room for all of it at once: a text that grows leaves copies behind.
+        // The text has room for all of it from the start: one that grows leaves copies behind.
         let mut text = Zeroizing::new(String::with_capacity(KEY_PREFIX.len() + 2 * KEY_BYTES));
         text.push_str(KEY_PREFIX);
         URL_SAFE_NO_PAD.encode_string(bytes.as_slice(), &mut text);
@@ -42,7 +44,7 @@ impl SealKey {
         Ok(text)
     }
 
-    /// The key that the text of a file holds, if it is one.
+    /// Returns the key that the text of a file holds, if it is one.
     pub(super) fn parse(text: &[u8]) -> Option<Self> {
         let digits = text.trim_ascii_end().strip_prefix(KEY_PREFIX.as_bytes())?;
         let mut bytes = Zeroizing::new([0; 2 * KEY_BYTES]);
@@ -51,7 +53,7 @@ impl SealKey {
         RandomizedNonceKey::new(&AES_256_GCM, key).ok().map(Self)
     }
 
-    /// The whole file for `plain`.
+    /// Returns the whole file for `plain`.
     pub(super) fn seal(&self, plain: &[u8]) -> Result<Vec<u8>, SealError> {
         let mut body = Zeroizing::new(Vec::with_capacity(plain.len() + AES_256_GCM.tag_len()));
         body.extend_from_slice(plain);
@@ -60,7 +62,7 @@ impl SealKey {
         Ok([HEADER, nonce.as_ref(), &body].concat())
     }
 
-    /// What was sealed, if the file is whole, unaltered and of this key.
+    /// Returns the decrypted content, if the file is whole, unaltered and of this key.
     pub(super) fn open(&self, file: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
         let (nonce, body) = file.strip_prefix(HEADER)?.split_first_chunk::<NONCE_LEN>()?;
         let mut body = Zeroizing::new(body.to_vec());

@@ -1,9 +1,9 @@
-//! The embedded store: a file of secrets that is encrypted at rest, and how it is changed.
+//! The embedded store: a file of secrets that is encrypted at rest, and its changes.
 //!
-//! Every change is made on the whole: read, checked, changed, checked, encrypted, written beside
+//! Every change is made to the whole: read, checked, changed, checked, encrypted, written beside
 //! the file and moved over it. If anything goes wrong, or the machine stops at any time, the file
-//! is as it was or as it was to be. Changes are made one after the other, under a lock beside the
-//! file.
+//! is either as before or fully changed. Changes are made one after the other, under a lock beside
+//! the file.
 
 use std::{
     fmt,
@@ -30,19 +30,19 @@ pub struct SealedFile {
     key: PathBuf,
 }
 
-/// How a file is read: as the daemon does, or as its editor does.
+/// The way in which a file is read: as the daemon does, or as its editor does.
 type FileReader = fn(&Path, usize) -> Result<Zeroizing<Vec<u8>>, PrivateFileError>;
 
-/// Why a file of secrets was not changed. Carries no part of its content.
+/// The reasons why a file of secrets was not changed. Carries no part of its content.
 #[derive(Debug, thiserror::Error)]
 pub enum EditError {
     /// It cannot be used as it is.
     #[error("{}{}", .0, remedy(.0))]
     File(FileError),
-    /// The name of a secret is not one.
+    /// The name cannot be that of a secret.
     #[error("{0}")]
     Name(&'static str),
-    /// The value is not one.
+    /// The value cannot be a secret.
     #[error(fmt = wrong_value)]
     Value(SecretError),
     /// There is no secret with this name.
@@ -66,13 +66,13 @@ pub enum EditError {
 }
 
 impl SealedFile {
-    /// The file at `path`, encrypted with the key in the file `key`. Nothing is read yet.
+    /// Returns the file at `path`, encrypted with the key in the file `key`. Reads nothing yet.
     pub fn new(path: PathBuf, key: PathBuf) -> Self {
         Self { path, key }
     }
 
-    /// Makes the key and an empty file, each with mode 0600, where they are missing. An existing
-    /// file is never overwritten. True where something was made.
+    /// Makes the key and an empty file, each with mode 0600, where they are missing. Never
+    /// overwrites an existing file. Returns true where something was made.
     pub fn init(&self) -> Result<bool, EditError> {
         let _lock = self.lock()?;
         let missing =
@@ -93,15 +93,15 @@ impl SealedFile {
         Ok(no_key || no_file)
     }
 
-    /// The names of the secrets, in their order.
+    /// Returns the names of the secrets, in their order.
     pub fn names(&self) -> Result<Vec<String>, EditError> {
         let content = self.read_with(read_to_edit).map_err(EditError::File)?;
         let entries = parse(&content).map_err(EditError::File)?;
         Ok(entries.iter().map(|(name, _)| String::from_utf8_lossy(name).into_owned()).collect())
     }
 
-    /// Sets a secret, new or not. One line end after the value is not part of it. True where the
-    /// name is new.
+    /// Sets a secret, new or not. One line end after the value is not part of it. Returns true
+    /// where the name is new.
     pub fn set(&self, name: &str, value: Zeroizing<Vec<u8>>) -> Result<bool, EditError> {
         let value = SecretValue::load(value, SecretValue::FLOOR_BYTES).map_err(EditError::Value)?;
         let line = Zeroizing::new([name.as_bytes(), b"=", value.expose()].concat());
@@ -121,7 +121,7 @@ impl SealedFile {
         Ok(new)
     }
 
-    /// Takes a secret out.
+    /// Removes a secret.
     pub fn remove(&self, name: &str) -> Result<(), EditError> {
         let _lock = self.lock()?;
         let content = self.read_with(read_to_edit).map_err(EditError::File)?;
@@ -134,7 +134,7 @@ impl SealedFile {
         self.write(&render(&entries)?)
     }
 
-    /// The lines of the file, decrypted.
+    /// Returns the lines of the file, decrypted.
     pub(super) fn read(&self) -> Result<Zeroizing<Vec<u8>>, FileError> {
         self.read_with(read_private)
     }
@@ -156,7 +156,7 @@ impl SealedFile {
     fn write(&self, lines: &[u8]) -> Result<(), EditError> {
         let key = self.read_key(read_to_edit).map_err(EditError::File)?;
         let sealed = key.seal(lines).map_err(|_| EditError::Cipher)?;
-        // Root may change what the daemon's user owns, and that user must be able to read it still.
+        // Root may change the file of the daemon's user, which must still be able to read it.
         let owner = match fs::symlink_metadata(&self.path) {
             Ok(meta) => Some((meta.uid(), meta.gid())),
             Err(_) => owner_beside(&self.path)?,
@@ -174,15 +174,15 @@ impl SealedFile {
     }
 }
 
-/// The file at `path`, or a new one. The folder may be another user's, who could have put anything
-/// there: a link leads nowhere, and a pipe is not waited for.
+/// Opens the lock file at `path`, or a new one. The folder may belong to another user, who could
+/// have put anything there: a link is not followed, and a pipe is not waited for.
 fn open_lock(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).mode(0o600);
     match options.clone().create_new(true).open(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Ok(lock) => {
-            // Who owns the folder takes the lock as well.
+            // The owner of the folder can take the lock as well.
             give_to(&lock, folder_owner(path)?)?;
             return Ok(lock);
         }
@@ -205,12 +205,12 @@ fn give_to(file: &File, owner: Option<(u32, u32)>) -> io::Result<()> {
     }
 }
 
-/// Who is to own a new file at `path`, where that is another one than this process.
+/// Returns the owner of a new file at `path`, if that is not this process.
 fn owner_beside(path: &Path) -> Result<Option<(u32, u32)>, EditError> {
     folder_owner(path).map_err(|error| EditError::Unwritable(path.to_owned(), error))
 }
 
-/// Lines that [`parse`] reads as these entries.
+/// Formats lines that [`parse`] reads as these entries.
 fn render(entries: &[SecretLine<'_>]) -> Result<Zeroizing<Vec<u8>>, EditError> {
     let bytes = entries.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
     if bytes > lines::MAX_BYTES {
@@ -226,7 +226,7 @@ fn render(entries: &[SecretLine<'_>]) -> Result<Zeroizing<Vec<u8>>, EditError> {
     Ok(lines)
 }
 
-/// Moves a file to `path` when all of it is on the disk. The lock says that nobody else is at it.
+/// Moves a file to `path` once all of it is on the disk. The lock keeps others away.
 fn put(
     path: &Path,
     content: &[u8],
@@ -234,7 +234,7 @@ fn put(
     how: RenameFlags,
 ) -> Result<(), EditError> {
     let beside = with_ending(path, ".new");
-    // Left by a change that broke off.
+    // A change that broke off has left it.
     match fs::remove_file(&beside) {
         Err(error) if !is_absent(&error) => return Err(EditError::Unwritable(beside, error)),
         _ => {}
@@ -256,7 +256,7 @@ fn create(path: &Path, content: &[u8], owner: Option<(u32, u32)>) -> Result<(), 
     written.map_err(|error| EditError::Unwritable(path.to_owned(), error))
 }
 
-/// A name that is not yet on the disk can be gone after a crash.
+/// Flushes the folder. Without that, a crash can lose a new name.
 fn sync_folder(path: &Path) -> Result<(), EditError> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     File::open(folder.unwrap_or(Path::new(".")))
@@ -292,7 +292,7 @@ fn wrong_value(error: &SecretError, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     }
 }
 
-/// The largest file's header, nonce and tag, and some room.
+/// Bytes of the largest file's header, nonce and tag, and some room.
 const MAX_FILE_BYTES: usize = lines::MAX_BYTES + 128;
 const MAX_KEY_BYTES: usize = 4_096;
 
@@ -376,9 +376,9 @@ mod tests {
     fn a_key_is_there_whole_or_not_at_all() {
         let folder = TestFolder::new();
         let file = SealedFile::new(folder.0.join("secrets"), folder.0.join("key"));
-        // What an `init` that broke off leaves behind is in nobody's way.
+        // The remains of an `init` that broke off do not disturb.
         folder.write("key.new", b"cloakroom-ke", 0o600);
-        // A name under which nothing can be moved over the key: it is not begun in its place.
+        // With this folder the file of secrets cannot be written. The key is whole by then.
         fs::create_dir(folder.0.join("secrets.new")).unwrap();
         assert!(matches!(file.init(), Err(EditError::Unwritable(..))));
         assert!(file.read_key(read_private).is_ok() && !folder.0.join("key.new").exists());
@@ -417,7 +417,7 @@ mod tests {
     fn changes_at_the_same_time_are_all_kept() {
         let folder = TestFolder::new();
         let file = file(&folder);
-        // What a change that broke off leaves behind is in nobody's way.
+        // The remains of a change that broke off do not disturb.
         folder.write("secrets.new", b"half", 0o600);
         std::thread::scope(|scope| {
             for writer in 0..4 {

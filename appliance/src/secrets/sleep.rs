@@ -1,8 +1,7 @@
-//! The time that the machine was suspended for.
+//! The time for which the machine was suspended.
 //!
-//! Instants stand still meanwhile, and leases and the world do not. A deadline at an instant is
-//! moved back by that time. It errs towards ending early: where an instant cannot be moved, it is
-//! now.
+//! Instants stand still meanwhile, and leases and the world do not. So a deadline at an instant is
+//! moved back by that time. Errs towards ending early: an instant that cannot be moved becomes now.
 
 use std::time::{Duration, Instant};
 
@@ -15,13 +14,13 @@ pub(super) struct Slept {
 }
 
 impl Slept {
-    /// From `suspended` on, which is what [`suspended`] says.
+    /// Counts from `suspended` on, the value of [`suspended()`].
     pub(super) const fn new(suspended: Duration) -> Self {
         Self { known: suspended }
     }
 
-    /// How long the machine slept since the last time that this was told, now that it has been
-    /// `suspended` in all. `None` for less than a second: the clocks are not read as one.
+    /// Returns how long the machine slept since the last call; `suspended` is the total so far.
+    /// Returns `None` for less than a second, because the two clocks are not read together.
     pub(super) fn since(&mut self, suspended: Duration) -> Option<Duration> {
         let slept = suspended.checked_sub(self.known).filter(|slept| *slept > LEAST)?;
         self.known = suspended;
@@ -29,13 +28,14 @@ impl Slept {
     }
 }
 
-/// How long the machine was suspended since it started (`clock_gettime(2)`, `CLOCK_BOOTTIME`).
+/// Returns how long the machine was suspended since it started (`clock_gettime(2)`,
+/// `CLOCK_BOOTTIME`).
 pub(super) fn suspended() -> Duration {
     let counts = since_start(clock_gettime(ClockId::Boottime));
     counts.saturating_sub(since_start(clock_gettime(ClockId::Monotonic)))
 }
 
-/// `at`, less what was slept.
+/// Returns `at` less the time that was slept.
 pub(super) fn moved_back(at: Instant, slept: Duration, now: Instant) -> Instant {
     at.checked_sub(slept).unwrap_or(now)
 }

@@ -12,29 +12,29 @@ use crate::{
     reason::SecretCause,
 };
 
-/// All values at one moment. Immutable: a request keeps the one it began with.
+/// All values at one moment. Immutable: a request keeps the snapshot that it began with.
 #[derive(Default)]
 pub struct SecretSnapshot {
     pub(super) generation: u64,
     pub(super) entries: HashMap<GroupName, HashMap<SecretRef, Arc<SecretEntry>>>,
 }
 
-/// How many of the wanted secrets can be used.
+/// The number of demanded secrets that can be used.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SecretsHealth {
     /// Secrets with a usable value.
     pub available: usize,
-    /// The others, and why; sorted.
+    /// The other secrets, each with the cause; sorted.
     pub missing: Vec<(GroupName, SecretRef, SecretCause)>,
 }
 
 impl SecretSnapshot {
-    /// A number that grows whenever any value or known version changes, and only then.
+    /// Returns a number that grows whenever any value or known version changes, and only then.
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// The value to put on the wire at `now`, if it has at least `min_bytes`.
+    /// Returns the value to put on the wire at `now`, if it has at least `min_bytes`.
     ///
     /// Never waits, and takes no lock.
     pub fn current(
@@ -52,12 +52,12 @@ impl SecretSnapshot {
         Ok(Arc::clone(value))
     }
 
-    /// Why its source gave no value when it was last asked.
+    /// Returns why its source gave no value when it was last asked.
     pub fn failure(&self, group: &GroupName, reference: &SecretRef) -> Option<FetchError> {
         self.entry(group, reference)?.failure
     }
 
-    /// For how long the held value can still be used, if its source does not answer any more.
+    /// Returns how long the held value can still be used, if its source does not answer any more.
     pub fn good_for(
         &self,
         group: &GroupName,
@@ -67,13 +67,13 @@ impl SecretSnapshot {
         self.entry(group, reference)?.left(now)
     }
 
-    /// What the owner of a secret allows; `None` where no value is held.
+    /// Returns the owner restrictions of a secret; `None` where no value is held.
     pub fn narrowing(&self, group: &GroupName, reference: &SecretRef) -> Option<&Arc<Narrowing>> {
         self.entry(group, reference)?.held.as_ref().map(|held| &held.narrowing)
     }
 
-    /// Every version that responses must be masked for: the held one, and those of the last day.
-    /// Of the fields of a template those that have at least `min_bytes`.
+    /// Returns every version that responses must be masked for: the held one, and those of the last
+    /// day. Fields of a template are included if they have at least `min_bytes`.
     pub fn known(
         &self,
         group: &GroupName,
@@ -90,8 +90,8 @@ impl SecretSnapshot {
         })
     }
 
-    /// The versions of the last day of every secret of the group that left the policy: no binding
-    /// tells any more where they were used, so they are masked wherever the group goes.
+    /// Returns the versions of the last day of the group's secrets that left the policy. No binding
+    /// tells any more where they were used, so they are masked at all of the group's upstreams.
     pub fn left(&self, group: &GroupName) -> impl Iterator<Item = &Arc<SecretValue>> {
         let entries = self.entries.get(group).into_iter().flat_map(HashMap::values);
         entries
@@ -100,7 +100,7 @@ impl SecretSnapshot {
             .filter_map(|retired| retired.masked(SecretValue::MIN_BYTES))
     }
 
-    /// How many secrets can be used at `now`, for readiness.
+    /// Returns how many secrets can be used at `now`, for readiness.
     ///
     /// A value that could never be used in some place where it is wanted does not count.
     pub fn health(&self, now: Instant) -> SecretsHealth {
@@ -117,8 +117,8 @@ impl SecretSnapshot {
         health
     }
 
-    /// The secrets that are wanted and cannot be used at `now`, while they could be in the snapshot
-    /// `before`; sorted.
+    /// Returns the secrets that are demanded and cannot be used at `now`, but could be in the
+    /// snapshot `before`; sorted.
     pub fn lost_since(&self, before: &Self, now: Instant) -> Vec<(GroupName, SecretRef)> {
         let health = self.health(now);
         let had = |(group, reference, _): &(GroupName, SecretRef, SecretCause)| {
@@ -129,7 +129,7 @@ impl SecretSnapshot {
         lost.map(|(group, reference, _)| (group, reference)).collect()
     }
 
-    /// Whether every wanted secret was asked for since it was to be.
+    /// Returns whether every demanded secret was asked for since that was due.
     pub(super) fn all_asked(&self) -> bool {
         let mut entries = self.entries.values().flat_map(HashMap::values);
         entries.all(|entry| entry.asked || !entry.wanted)
@@ -146,9 +146,9 @@ pub(super) struct SecretEntry {
     pub(super) wanted: bool,
     pub(super) asked: bool,
     pub(super) held: Option<HeldValue>,
-    /// Why nothing is held, or why the last question failed.
+    /// The reason why nothing is held, or why the last request failed.
     pub(super) failure: Option<FetchError>,
-    /// Why what is held cannot be used in some place where it is wanted.
+    /// The reason why the held value cannot be used in some place where it is wanted.
     pub(super) unfit: Option<&'static str>,
     pub(super) before: SecretCause,
     pub(super) retired: Vec<RetiredValue>,
@@ -157,7 +157,7 @@ pub(super) struct SecretEntry {
 #[derive(Clone)]
 pub(super) struct HeldValue {
     pub(super) value: Arc<SecretValue>,
-    /// The fields that it was made of, where some binding may have them masked by themselves.
+    /// The fields from which the value was made, if a binding may have them masked by themselves.
     pub(super) parts: Vec<Arc<SecretValue>>,
     pub(super) good_until: Instant,
     pub(super) narrowing: Arc<Narrowing>,
@@ -166,7 +166,7 @@ pub(super) struct HeldValue {
 #[derive(Clone)]
 pub(super) struct RetiredValue {
     pub(super) value: Arc<SecretValue>,
-    /// A field of a template, and not the whole of it.
+    /// Whether this is a field of a template, and not the whole of it.
     pub(super) is_part: bool,
     pub(super) until: Instant,
 }
@@ -177,7 +177,8 @@ impl RetiredValue {
     }
 }
 
-/// Whether a field is so long that what looks like it is no chance, by the word of its binding.
+/// Returns whether a field is so long, by its binding's bound, that a similar text is no
+/// coincidence.
 fn is_long(part: &SecretValue, min_bytes: usize) -> bool {
     part.expose().len() >= min_bytes
 }
@@ -200,7 +201,7 @@ impl SecretEntry {
         Some(left).filter(|left| !left.is_zero())
     }
 
-    /// Why it is of no use, or of none in some place where it is wanted.
+    /// Returns why the value cannot be used at all, or not in some place where it is wanted.
     fn useless(&self, now: Instant) -> Option<SecretCause> {
         let fit = self.unfit.map_or(Ok(()), |_| Err(SecretCause::ValueInvalid));
         self.usable(now).and(fit).err()
@@ -209,7 +210,7 @@ impl SecretEntry {
     fn usable(&self, now: Instant) -> Result<&Arc<SecretValue>, SecretCause> {
         match (&self.held, self.failure) {
             (Some(held), _) if now < held.good_until => Ok(&held.value),
-            // Why no newer one came is what an operator can do something about.
+            // An operator can act on the reason why no newer value came.
             (_, Some(failure)) => Err(failure.cause()),
             (Some(_), None) => Err(SecretCause::LeaseEnded),
             (None, None) => Err(self.before),

@@ -1,9 +1,9 @@
-//! Where values come from: one question, two makers.
+//! The sources of values: one trait, two implementations.
 //!
-//! A source answers with values, with "there is none for this group" or with "I cannot tell
-//! now". The difference decides what happens to a value that is already held: the second drops
-//! it at once, the third keeps it for a while. Values may be lent: what was lent is prolonged
-//! and given back by its [`Lease`].
+//! A source answers with values, with "there is none for this group" or with "I cannot tell now".
+//! The difference decides what happens to a value that is already held: the second drops it at
+//! once, the third keeps it for a while. Values may be leased: they are renewed and given back by
+//! their [`Lease`].
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,9 +16,10 @@ use crate::{
     reason::SecretCause,
 };
 
-/// Something that can be asked for values.
+/// A source that can be asked for values.
 pub trait SecretSource: Send + Sync + 'static {
-    /// What `group` may have of `location`: one value for each of `picks`, in their order.
+    /// Returns the values of `location` that `group` may have: one for each of `picks`, in their
+    /// order.
     ///
     /// Ends within a time that the source bounds.
     fn fetch<'a>(
@@ -28,7 +29,7 @@ pub trait SecretSource: Send + Sync + 'static {
         picks: &'a [Pick],
     ) -> BoxFuture<'a, Result<Fetched, FetchError>>;
 
-    /// Asks for a lease to go on for another full life.
+    /// Renews a lease for another full life.
     fn renew<'a>(
         &'a self,
         _group: &'a GroupName,
@@ -37,7 +38,7 @@ pub trait SecretSource: Send + Sync + 'static {
         Box::pin(std::future::ready(Err(NOTHING_LENT)))
     }
 
-    /// Asks whether a lease is still good, and whether the group may still have what was lent.
+    /// Asks whether a lease is still good, and whether the group may still have its value.
     fn check<'a>(
         &'a self,
         _group: &'a GroupName,
@@ -56,49 +57,51 @@ pub trait SecretSource: Send + Sync + 'static {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// A number that changes with the token of the group: what older tokens were lent ends with
-    /// them.
+    /// Returns a number that changes with the token of the group: leases of older tokens end with
+    /// these tokens.
     fn generation(&self, _group: &GroupName) -> u64 {
         0
     }
 
-    /// An operator asks for another try with whatever was refused.
+    /// Allows another attempt at everything that was refused, because an operator asks for it.
     fn try_again(&self) {}
 
-    /// Keeps what the source needs between questions (a token) alive. Never returns.
+    /// Keeps a token alive that the source needs between requests. Never returns.
     fn tend(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::pending())
     }
 
-    /// Gives back what the source holds, at shutdown. Ends within a time that the source bounds.
+    /// Gives back all leases and tokens of the source, at shutdown. Ends within a time that the
+    /// source bounds.
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::ready(()))
     }
 }
 
-/// What one read brought.
+/// The result of one read.
 pub struct Fetched {
-    /// What each pick made of it, before any check of the value.
+    /// The result of each pick, before any check of the value.
     pub values: Vec<Result<PickedValue, FetchError>>,
-    /// Set where the values are lent.
+    /// Set where the values are leased.
     pub lease: Option<Lease>,
-    /// In how long others take their place, where the source says so and they are not lent.
+    /// The time after which other values replace these, if the source says so and there is no
+    /// lease.
     pub changes_in: Option<Duration>,
-    /// What the owner of the secret allows.
+    /// The owner restrictions of the secret.
     pub narrowing: Arc<Narrowing>,
 }
 
-/// What a pick made of an answer.
+/// The result of a pick.
 pub struct PickedValue {
     /// The value.
     pub whole: Zeroizing<Vec<u8>>,
-    /// The fields that it was made of, where they are not all of it: they are as secret, and are
-    /// masked like it.
+    /// The fields from which the value was made, where none is all of it: they are as secret, and
+    /// are masked like the value.
     pub parts: Vec<Zeroizing<Vec<u8>>>,
 }
 
 impl PickedValue {
-    /// Whether any binding could use it.
+    /// Returns whether any binding could use it.
     pub(crate) fn is_usable(&self) -> bool {
         SecretValue::check(&self.whole, SecretValue::FLOOR_BYTES).is_ok()
     }
@@ -110,54 +113,54 @@ impl From<Zeroizing<Vec<u8>>> for PickedValue {
     }
 }
 
-/// The terms on which values were lent.
+/// The terms of a lease.
 #[derive(Clone)]
 pub struct Lease {
-    /// What the source knows it by; empty for what ends by itself and cannot be given back. Who
-    /// holds this may end the lease: it is not shown.
+    /// The source's id of the lease; empty for a lease that ends by itself and cannot be given
+    /// back. The id allows its holder to end the lease, so it is not shown.
     pub id: Arc<Zeroizing<String>>,
-    /// How long it is good from the answer on.
+    /// Time for which it is good, counted from the answer.
     pub life: Duration,
-    /// Whether it can be prolonged.
+    /// Whether it can be renewed.
     pub renewable: bool,
-    /// The [`SecretSource::generation`] of the token that it was lent to.
+    /// The [`SecretSource::generation`] of the token under which it was made.
     pub generation: u64,
 }
 
-/// What a renewal brought.
+/// The result of a renewal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Prolonged {
-    /// How long the lease is good from the answer on.
+    /// Time for which the lease is good, counted from the answer.
     pub life: Duration,
-    /// Whether it can be prolonged again.
+    /// Whether it can be renewed again.
     pub renewable: bool,
 }
 
-/// How a lease stands.
+/// The state of a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
     /// It is good, as far as the source tells.
     Good,
-    /// It was ended before its time: there may be another to be had.
+    /// It was ended before its time: another one may be available.
     Ended,
-    /// The group may have lost the right to it, and nothing but reading again tells.
+    /// The group may have lost the right to it, and only another read tells.
     Doubtful,
 }
 
-/// Why there is no value. Both carry a cause and a fixed text for the operator, and nothing that
-/// a server or a file said.
+/// The reasons why there is no value. Each carries a cause and a fixed text for the operator, and
+/// nothing from a server or a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FetchError {
-    /// The source says that there is no value for this group: what is held is dropped.
+    /// The source says that there is no value for this group: the held value is dropped.
     Gone(SecretCause, &'static str),
-    /// The source cannot tell: what is held stays until it is too old.
+    /// The source cannot tell: the held value stays until it is too old.
     Outage(SecretCause, &'static str),
-    /// The same, and it asks to be left alone for this long.
+    /// The same, and the source asks not to be asked for this long.
     Busy(Duration),
 }
 
 impl FetchError {
-    /// The cause, for the audit.
+    /// Returns the cause, for the audit.
     pub const fn cause(self) -> SecretCause {
         match self {
             Self::Gone(cause, _) | Self::Outage(cause, _) => cause,
@@ -165,7 +168,7 @@ impl FetchError {
         }
     }
 
-    /// What the operator should know.
+    /// Returns the text for the operator.
     pub const fn text(self) -> &'static str {
         match self {
             Self::Gone(_, text) | Self::Outage(_, text) => text,
@@ -175,12 +178,12 @@ impl FetchError {
         }
     }
 
-    /// Whether the source says that there is no value.
+    /// Returns whether the source says that there is no value.
     pub const fn is_gone(self) -> bool {
         matches!(self, Self::Gone(..))
     }
 
-    /// How long the source asks to be left alone.
+    /// Returns how long the source asks not to be asked.
     pub(super) const fn asks_for(self) -> Duration {
         match self {
             Self::Busy(time) => time,
@@ -188,7 +191,7 @@ impl FetchError {
         }
     }
 
-    /// Whether an operator would hear the same of both.
+    /// Returns whether both have the same meaning for an operator.
     pub(super) fn is_like(self, other: Self) -> bool {
         (self.is_gone(), self.cause(), self.text())
             == (other.is_gone(), other.cause(), other.text())

@@ -1,11 +1,10 @@
 //! The task that keeps values fresh.
 //!
-//! It carries out what the [`RefreshScheduler`] plans: every location is read at the start and
-//! again each
-//! `refresh`, and what was lent is prolonged, replaced and given back. A source that cannot answer
-//! is asked again after one second, then ever more slowly, up to half a minute; the first answer
-//! wakes everything that waits for the same source, spread over two seconds. Requests never reach
-//! the source: they read the last [`SecretSnapshot`].
+//! It executes the plans of the [`RefreshScheduler`]: every location is read at the start and again
+//! each `refresh`, and leases are renewed, replaced and given back. A source that cannot answer is
+//! asked again after one second, then ever more slowly, up to half a minute; the first answer wakes
+//! everything that waits for the same source, spread over two seconds. Requests never reach the
+//! source: they read the last [`SecretSnapshot`].
 
 use std::{
     sync::{Arc, Mutex},
@@ -29,7 +28,7 @@ use crate::{
     policy::{GroupName, SecretRef},
 };
 
-/// The values of all wanted secrets, kept fresh by [`run`](Self::run).
+/// The values of all demanded secrets, kept fresh by [`run`](Self::run).
 pub struct SecretStore {
     source: Arc<dyn SecretSource>,
     scheduler: Mutex<RefreshScheduler>,
@@ -37,9 +36,9 @@ pub struct SecretStore {
     published: ArcSwap<SecretSnapshot>,
     /// Ticks with each snapshot.
     ticks: watch::Sender<()>,
-    /// Rings when what is wanted changes.
+    /// Notified when the demand changes.
     rewanted: Notify,
-    /// What an API did not take.
+    /// Secrets whose values an API refused.
     rejected: mpsc::Sender<GroupSecret>,
     rejections: Turns<mpsc::Receiver<GroupSecret>>,
 }
@@ -50,11 +49,11 @@ enum Event {
 }
 
 impl SecretStore {
-    /// A store without any value yet; nothing is asked before [`run`](Self::run).
+    /// Creates a store without any value; nothing is asked before [`run`](Self::run).
     ///
-    /// `refresh` is how often values are read: at most each second, and at least twice in
-    /// `max_stale`, or a value would end between two good reads. The configuration says nothing
-    /// else.
+    /// `refresh` is the interval at which values are read: at least a second, and at most half of
+    /// `max_stale`, because otherwise a value would end between two good reads. The configuration
+    /// allows nothing else.
     pub fn new(
         source: Arc<dyn SecretSource>,
         wanted: &[(GroupName, SecretRef)],
@@ -78,43 +77,44 @@ impl SecretStore {
         Arc::new(store)
     }
 
-    /// The values as they are now.
+    /// Returns the present values.
     pub fn snapshot(&self) -> Arc<SecretSnapshot> {
         self.published.load_full()
     }
 
-    /// The generation of the values as they are now: [`SecretSnapshot::generation`] for the price
-    /// of a look.
+    /// Returns the generation of the present values, [`SecretSnapshot::generation`], at the cost of
+    /// a load.
     pub fn generation(&self) -> u64 {
         self.published.load().generation()
     }
 
-    /// Takes the secrets of a new policy: values of the old one that it does not name are
-    /// dropped and their leases given back, and what is new is asked for at once.
+    /// Takes the secrets of a new policy. Values of the old policy that it does not name are
+    /// dropped and their leases given back, and new secrets are asked for at once.
     pub fn set_wanted(&self, wanted: &[(GroupName, SecretRef)]) {
         self.change(|scheduler| scheduler.want(wanted, Instant::now()));
         self.rewanted.notify_one();
     }
 
-    /// Takes where the policy wants values, to tell of those that could never stand there.
+    /// Takes the places where the policy wants values, to report values that could never stand
+    /// there.
     pub fn set_uses(&self, uses: Uses) {
         for ((group, secret), change) in self.change(|scheduler| scheduler.take_uses(uses)) {
             log(&group, vec![(secret, change)]);
         }
     }
 
-    /// Asks for every wanted secret again at once; what is held stays until the answer is there.
-    /// Lent values are left alone. A read that a source refused may be tried again.
+    /// Asks for every demanded secret again at once; a held value stays until the answer is there.
+    /// Leased values are left alone. A read that a source refused may be tried again.
     pub fn ask_again(&self) {
         self.source.try_again();
         self.lock().ask_again(Instant::now());
         self.rewanted.notify_one();
     }
 
-    /// An API did not take the value of a secret: it may have been replaced, and is asked for
+    /// Notes that an API refused the value of a secret. It may have been replaced, so it is read
     /// again, at once the first time. Neither waits nor tells the caller anything.
     pub fn reject(&self, group: &GroupName, secret: &SecretRef) {
-        // What does not fit is said again by the next request.
+        // A message that finds no room is repeated by the next request.
         let _ = self.rejected.try_send((group.clone(), secret.clone()));
     }
 
@@ -124,12 +124,11 @@ impl SecretStore {
         let mut ticks = self.ticks.subscribe();
         let all_asked =
             async { while !self.snapshot().all_asked() && ticks.changed().await.is_ok() {} };
-        // Too late is no error here: what has not arrived is answered 503 until it does.
+        // A timeout is no error here: a missing value is answered 503 until it arrives.
         let _ = tokio::time::timeout_at(deadline.into(), all_asked).await;
     }
 
-    /// Keeps the values fresh until `shutdown`, then gives back what was lent, and what the
-    /// source holds.
+    /// Keeps the values fresh until `shutdown`, then gives back the leases and the source's tokens.
     pub async fn run(self: Arc<Self>, shutdown: impl Future<Output = ()> + Send) {
         let ended = tokio::select! {
             () = shutdown => true,
@@ -137,7 +136,7 @@ impl SecretStore {
             () = self.source.tend() => false,
         };
         debug_assert!(ended, "neither the refresh nor the source's upkeep returns");
-        // What is not given back in time ends with the token that it was lent to.
+        // A lease that is not given back in time ends with its token.
         let _ = tokio::time::timeout(GIVE_BACK_TIME, self.give_all_back()).await;
         self.source.close().await;
     }
@@ -153,7 +152,8 @@ impl SecretStore {
             let wake = next.min(Instant::now() + LOOK_FOR_SLEEP);
             tokio::select! {
                 Some(event) = asked.next() => {
-                    // Whatever is there by now, so that one snapshot serves for all of it.
+                    // All events that have arrived by now, so that one snapshot serves for all of
+                    // them.
                     let mut events = vec![event];
                     while let Some(Some(event)) = asked.next().now_or_never() {
                         events.push(event);
@@ -167,7 +167,7 @@ impl SecretStore {
         }
     }
 
-    /// Until an API did not take a value, where that makes a read due.
+    /// Waits until an API refuses a value, if that makes a read due.
     async fn rejection(&self) {
         let mut rejections = self.rejections.lock().await;
         while let Some(key) = rejections.recv().await {
@@ -178,7 +178,7 @@ impl SecretStore {
         std::future::pending().await
     }
 
-    /// Takes into account that the machine was `suspended` in all, where that is news.
+    /// Takes into account that the machine was `suspended` for this time in all, if that is news.
     fn notice_sleep(&self, suspended: Duration) {
         let mut known = lock(&self.slept);
         if let Some(slept) = known.since(suspended) {
@@ -261,7 +261,7 @@ impl SecretStore {
         let mut scheduler = self.lock();
         let result = edit(&mut scheduler);
         scheduler.forget_old(Instant::now());
-        // Published under the lock, or an older snapshot could overtake a newer one.
+        // Published under the lock, because otherwise an older snapshot could overtake a newer one.
         self.published.store(Arc::new(scheduler.snapshot()));
         drop(scheduler);
         self.ticks.send_replace(());
@@ -290,13 +290,13 @@ fn log(group: &GroupName, changes: Changes) {
 
 const MIN_REFRESH: Duration = Duration::from_secs(1);
 
-/// A year. Keeps sums of instants in range.
+/// Longest time, a year. Keeps sums of instants in range.
 const MAX_STALE: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Refusals of APIs that wait to be looked at.
+/// Refusals of APIs that wait to be processed.
 const MAX_REJECTIONS: usize = 256;
 
-/// How soon it is seen that the machine was suspended, in which instants stand still.
+/// Interval at which a suspension of the machine, in which instants stand still, is noticed.
 const LOOK_FOR_SLEEP: Duration = Duration::from_secs(2);
 
 /// Time for all leases to be given back at shutdown.

@@ -6,26 +6,26 @@ use crate::policy::{FLOOR_VALUE_BYTES, MAX_VALUE_BYTES, MIN_VALUE_BYTES};
 
 /// The bytes of a credential: 8 to 8,192 of 0x21 to 0x7E.
 ///
-/// There is no Clone, Debug, Display or Serialize on purpose: share it through an `Arc`, and
-/// take the bytes only where they are put on the wire or masked.
+/// Clone, Debug, Display and Serialize are missing on purpose: share the value through an `Arc`,
+/// and take its bytes only where they are put on the wire or masked.
 pub struct SecretValue(Zeroizing<Box<[u8]>>);
 
-/// Why bytes are not a [`SecretValue`]. Carries no part of them.
+/// The reasons why bytes are no [`SecretValue`]. Carries no part of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{}", self.text())]
 pub enum SecretError {
-    /// Fewer bytes than the binding demands.
+    /// There are fewer bytes than the binding demands.
     TooShort,
-    /// More than [`SecretValue::MAX_BYTES`].
+    /// There are more than [`SecretValue::MAX_BYTES`].
     TooLong,
-    /// A byte outside 0x21 to 0x7E.
+    /// A byte is outside 0x21 to 0x7E.
     BadByte,
 }
 
 impl SecretValue {
-    /// Fewest bytes without the operator's word: shorter values cannot be masked well.
+    /// Fewest bytes, unless the operator says otherwise: shorter values cannot be masked well.
     pub const MIN_BYTES: usize = MIN_VALUE_BYTES;
-    /// Fewest bytes whatever the operator says.
+    /// Fewest bytes, whatever the operator says.
     pub const FLOOR_BYTES: usize = FLOOR_VALUE_BYTES;
     /// Most bytes.
     pub const MAX_BYTES: usize = MAX_VALUE_BYTES;
@@ -35,7 +35,7 @@ impl SecretValue {
         Self::check(&bytes, min_bytes).map(|value| Self(Zeroizing::new(value.into())))
     }
 
-    /// What [`SecretValue::load`] would keep of these bytes.
+    /// Returns the bytes that [`SecretValue::load`] would keep of these.
     pub(super) fn check(bytes: &[u8], min_bytes: usize) -> Result<&[u8], SecretError> {
         let value = without_line_end(bytes);
         if value.len() < min_bytes.max(Self::FLOOR_BYTES) {
@@ -50,13 +50,13 @@ impl SecretValue {
         Ok(value)
     }
 
-    /// The bytes, for the wire and for masking only.
+    /// Returns the bytes, for the wire and for masking only.
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
 }
 
-/// Without one LF or CRLF at the end.
+/// Returns the bytes without one LF or CRLF at the end.
 pub(crate) fn without_line_end(bytes: &[u8]) -> &[u8] {
     match bytes.strip_suffix(b"\n") {
         Some(line) => line.strip_suffix(b"\r").unwrap_or(line),
@@ -65,7 +65,7 @@ pub(crate) fn without_line_end(bytes: &[u8]) -> &[u8] {
 }
 
 impl SecretError {
-    /// What is wrong with it.
+    /// Returns the fault.
     pub const fn text(self) -> &'static str {
         match self {
             Self::TooShort => "the value is shorter than its binding allows",

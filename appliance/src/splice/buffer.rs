@@ -1,14 +1,15 @@
-//! Copy buffers that only a direction with bytes in hand holds. A few free ones stay with each
+//! Copy buffers. A direction holds one only while it has bytes. A few free ones stay with each
 //! thread, so that taking one costs no allocation.
 
 use std::{cell::RefCell, mem};
 
-/// [`Buffer::BYTES`] of initialised memory. Old bytes of other flows may be in it: only what was
-/// read into it may be written out.
+/// [`Buffer::BYTES`] of initialised memory. It may hold old bytes of other flows: only bytes that
+/// were read into it may be written out.
 pub(super) struct Buffer(Box<[u8]>);
 
 impl Buffer {
-    /// Bytes of one buffer. Above this, copying gains little and a stalled flow holds more.
+    /// Bytes of one buffer. A larger one gains little when copying, and a stalled flow would hold
+    /// more.
     pub(super) const BYTES: usize = 64 * 1024;
 
     pub(super) fn take() -> Self {
@@ -28,7 +29,7 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let bytes = mem::take(&mut self.0);
-        // At a thread's end there is no list any more, and the bytes are freed.
+        // At a thread's end the list is gone, and the bytes are freed.
         let _ = FREE.try_with(|free| {
             let mut free = free.borrow_mut();
             if free.len() < MAX_FREE {

@@ -1,15 +1,15 @@
-//! How a flow ends.
+//! The ways in which a flow ends.
 
 /// One of the two ends of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
     /// The side that connected to the gateway.
     Agent,
-    /// Whom the gateway connected to.
+    /// The server that the gateway connected to.
     Upstream,
 }
 
-/// How a flow ended.
+/// The way in which a flow ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SpliceEnd {
     /// Both sides sent their end, and all that came before it was delivered.
@@ -25,7 +25,7 @@ pub enum SpliceEnd {
 }
 
 impl SpliceEnd {
-    /// The word that the audit uses.
+    /// Returns the word that the audit uses.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::BothClosed => "closed",

@@ -1,8 +1,8 @@
 //! Pipes for splice(2), shared by all flows of a thread.
 //!
-//! A direction holds a pipe only while bytes are in it. A pipe with bytes of one flow in it never
-//! reaches another: it is closed. There are at most [`MAX_PIPES`] in the process; where one more
-//! is not to be had, for this bound or the kernel's, the caller copies instead.
+//! A direction holds a pipe only while bytes are in it. A pipe with bytes of one flow never reaches
+//! another: it is closed. The process has at most [`MAX_PIPES`]; where no further one is available,
+//! by this bound or the kernel's, the caller copies instead.
 
 use std::{
     cell::RefCell,
@@ -22,9 +22,9 @@ use crate::policy::Limits;
 
 /// A pipe on loan.
 ///
-/// It is filled only when it is empty and the caller empties it before filling it again. That
-/// makes `WouldBlock` of [`Pipe::fill`] mean that the socket is empty and never that the pipe is
-/// full, which splice(2) does not tell apart.
+/// It is filled only when it is empty, and the caller empties it before filling it again. So a
+/// `WouldBlock` of [`Pipe::fill`] means that the socket is empty and never that the pipe is full;
+/// splice(2) does not tell the two apart.
 pub(super) struct Pipe {
     ends: Arc<Ends>,
     held: usize,
@@ -38,7 +38,7 @@ struct Ends {
 }
 
 impl Pipe {
-    /// An empty pipe, where there is one to be had.
+    /// Returns an empty pipe, if one is available.
     pub(super) fn take() -> Option<Self> {
         let free = FREE.try_with(|free| free.borrow_mut().pop()).ok().flatten();
         let ends = match free {
@@ -48,18 +48,18 @@ impl Pipe {
         Some(Self { ends, held: 0 })
     }
 
-    /// Bytes in the pipe.
+    /// Returns the number of bytes in the pipe.
     pub(super) fn held(&self) -> usize {
         self.held
     }
 
-    /// Free pipes of this thread.
+    /// Returns the number of free pipes of this thread.
     #[cfg(test)]
     pub(super) fn free() -> usize {
         FREE.with(|free| free.borrow().len())
     }
 
-    /// Moves what `socket` has received into the empty pipe; 0 means the stream's end.
+    /// Moves the bytes that `socket` has received into the empty pipe; 0 means the stream's end.
     pub(super) fn fill(&mut self, socket: impl AsFd) -> io::Result<usize> {
         debug_assert_eq!(self.held, 0);
         let moved = splice(socket, None, &self.ends.write, None, self.ends.capacity, FLAGS)?;
@@ -103,7 +103,7 @@ impl Ends {
     }
 }
 
-/// One of the [`MAX_PIPES`].
+/// A slot of the [`MAX_PIPES`].
 struct PipeSlot;
 
 impl PipeSlot {
@@ -121,14 +121,14 @@ impl Drop for PipeSlot {
 
 const FLAGS: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
 
-/// Bytes to ask for, best first. 1 MiB halves the cost of a byte against 64 KiB; it is also
+/// Capacities to ask for, best first. 1 MiB halves the cost of a byte against 64 KiB; it is also
 /// the default of `fs.pipe-max-size`, above which the kernel refuses.
 const SIZES: [usize; 2] = [1024 * 1024, 256 * 1024];
 
-/// Below this, copying is no dearer.
+/// Least useful capacity. Below it, copying is as cheap.
 const MIN_BYTES: usize = 64 * 1024;
 
-/// Most pipes of the process. With bytes in all of them they pin 128 MiB.
+/// Most pipes of the process. Full, they pin 128 MiB.
 const MAX_PIPES: usize = Limits::PIPES;
 
 /// Most free pipes of one thread.
@@ -149,7 +149,7 @@ mod tests {
 
     use super::*;
 
-    /// A socket with `bytes` to be received.
+    /// Returns a socket with `bytes` to be received.
     fn socket_with(bytes: &[u8]) -> UnixStream {
         let (mut from, to) = UnixStream::pair().expect("a pair");
         from.write_all(bytes).expect("written");
@@ -179,7 +179,7 @@ mod tests {
         let mut room = [0; 5];
         far.read_exact(&mut room).expect("read");
         assert_eq!(&room, b"hello");
-        // The far end of `source` is gone, so what follows is the end and not a wait.
+        // The far end of `source` is gone, so the stream ends and does not wait.
         assert_eq!(pipe.fill(&source).expect("filled"), 0);
         far.set_nonblocking(true).expect("set");
         assert_eq!(pipe.fill(&far).expect_err("empty").kind(), io::ErrorKind::WouldBlock);

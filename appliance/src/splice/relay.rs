@@ -1,4 +1,4 @@
-//! Two directions, one task: the loop that moves bytes, and the clock that ends it.
+//! Two directions in one task: the loop that moves bytes, and the timer that ends it.
 
 use std::{
     future::poll_fn,
@@ -31,15 +31,15 @@ use crate::{
     net,
 };
 
-/// The operations of one side of a relay. It must not keep written bytes to itself until a flush.
+/// One side of a relay. It must not hold written bytes back until a flush.
 pub(super) trait Leg: AsyncRead + AsyncWrite + Unpin {
-    /// The socket for splice(2), where the leg is nothing but a socket.
+    /// Returns the socket for splice(2), if the leg is nothing but a socket.
     fn socket(&self) -> Option<&TcpStream>;
 
-    /// Has it notice a peer that is gone.
+    /// Makes it notice a peer that is gone.
     fn notice_absence(&self);
 
-    /// Has its closing reset the connection.
+    /// Makes its closing reset the connection.
     fn abort(&self);
 }
 
@@ -54,19 +54,19 @@ impl Leg for TcpStream {
     }
 
     fn abort(&self) {
-        // Fails only on a socket that is no longer connected.
+        // This fails only on a socket that is no longer connected.
         let _ = self.set_zero_linger();
     }
 }
 
-/// How long nothing may move.
+/// Times for which nothing may move.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
-    /// While both sides may still send.
+    /// The time while both sides may still send.
     pub(super) idle: Duration,
-    /// When one side has ended.
+    /// The time when one side has ended.
     pub(super) half_open: Duration,
-    /// How long a flow is none that lasts.
+    /// The age from which a flow is one that lasts.
     pub(super) lasting: Duration,
 }
 
@@ -100,7 +100,7 @@ impl<'a, A: Leg, U: Leg> Relay<'a, A, U> {
         }
     }
 
-    /// Has the pipes that it uses counted there.
+    /// Counts the pipes that the relay uses.
     pub(super) fn counted(mut self, taken: &Arc<Taken>) -> Self {
         for direction in [&mut self.up, &mut self.down] {
             direction.pipes = Some(Arc::clone(taken));
@@ -189,18 +189,18 @@ impl<A: Leg, U: Leg> Drop for Relay<'_, A, U> {
 struct Direction {
     stage: DirectionStage,
     held: Unwritten,
-    /// Bytes delivered.
+    /// Bytes that were delivered.
     delivered: u64,
-    /// Bytes that the last read brought.
+    /// Bytes of the last read.
     last_read: usize,
-    /// Whether a byte was read or written since this was last asked.
+    /// Whether a byte was read or written since the last check.
     moved: bool,
-    /// The other direction has ended, so that the sink is closed when this one ends, and is told by
+    /// Whether the other direction has ended, so that the sink is closed when this one ends, and is told by
     /// that.
     closes: bool,
-    /// splice(2) does not work on these sockets.
+    /// Whether splice(2) does not work on these sockets.
     copy_only: bool,
-    /// Where its pipes are counted, if anywhere.
+    /// The share against which its pipes are counted, if any.
     pipes: Option<Arc<Taken>>,
 }
 
@@ -208,7 +208,7 @@ struct Direction {
 enum DirectionStage {
     #[default]
     Open,
-    /// The source has ended; the sink is to be told once it has everything.
+    /// The source has ended; the sink is told once it has everything.
     Ending,
     Ended,
 }
@@ -226,7 +226,7 @@ enum Unwritten {
     },
 }
 
-/// Which end of a direction failed, and how.
+/// The end of a direction that failed, and its error.
 enum DirectionFailure {
     Source(io::Error),
     Sink(io::Error),
@@ -250,8 +250,8 @@ impl Direction {
         mem::take(&mut self.moved)
     }
 
-    /// Moves bytes until there is nothing to move, then is ready once the sink has been told of
-    /// the end. Gives way after [`POLL_BYTES`], so that one large flow does not starve others.
+    /// Moves bytes until there is nothing to move; is ready once the sink has been told of the end.
+    /// Yields after [`POLL_BYTES`], so that one large flow does not starve others.
     fn poll<R: Leg, W: Leg>(
         &mut self,
         cx: &mut Context<'_>,
@@ -275,7 +275,7 @@ impl Direction {
         }
         if self.stage == DirectionStage::Ending {
             match ready!(Pin::new(to).poll_shutdown(cx)) {
-                // The peer has reset since: it has no use for an end, and nothing was lost.
+                // The peer has reset since then: it has no use for an end, and nothing was lost.
                 Err(error) if error.kind() != io::ErrorKind::NotConnected => {
                     return Poll::Ready(Err(DirectionFailure::Sink(error)));
                 }
@@ -285,7 +285,7 @@ impl Direction {
         Poll::Ready(Ok(()))
     }
 
-    /// Writes all that is held.
+    /// Writes all bytes that are held.
     fn poll_write<W: Leg>(
         &mut self,
         cx: &mut Context<'_>,
@@ -328,7 +328,7 @@ impl Direction {
         }
     }
 
-    /// Reads into an empty hand; 0 means the end.
+    /// Reads when no bytes are held; 0 means the end.
     fn poll_read<R: Leg, W: Leg>(
         &mut self,
         cx: &mut Context<'_>,
@@ -351,7 +351,7 @@ impl Direction {
     }
 
     fn poll_copy<R: Leg>(&mut self, cx: &mut Context<'_>, from: &mut R) -> Poll<io::Result<usize>> {
-        // Asked first, so that waiting takes no buffer, not even for a moment.
+        // The socket is asked first, so that waiting takes no buffer, not even for a moment.
         if let Some(socket) = from.socket() {
             ready!(socket.poll_read_ready(cx))?;
         }
@@ -365,7 +365,7 @@ impl Direction {
         Poll::Ready(Ok(read))
     }
 
-    /// Reads through a pipe; `None` where that is not possible now.
+    /// Reads through a pipe; returns `None` where that is not possible now.
     fn poll_splice(
         &mut self,
         cx: &mut Context<'_>,
@@ -406,7 +406,7 @@ impl Unwritten {
     }
 }
 
-/// A sink that takes nothing will take nothing later either.
+/// Returns the error of a sink that accepts nothing, and will accept nothing later either.
 fn gone() -> io::Error {
     io::ErrorKind::WriteZero.into()
 }
@@ -418,8 +418,8 @@ fn is_transient(error: &io::Error) -> bool {
 /// Bytes that one direction moves before others get their turn: about half a millisecond.
 const POLL_BYTES: u64 = 2 * 1024 * 1024;
 
-/// Bytes after which a direction may be spliced: most flows never carry as much.
+/// Bytes after which a direction may be spliced: most flows never carry so many.
 const SPLICE_AFTER: u64 = 256 * 1024;
 
-/// A read below this many bytes is a message and not a bulk transfer; copying is cheaper then.
+/// A read of fewer bytes is a message and not a bulk transfer, for which copying is cheaper.
 const SPLICE_READ: usize = 8 * 1024;

@@ -1,10 +1,10 @@
-//! Credentials that an API mints, in its answers: each is found in its place, taken out, and a
-//! ticket stands there instead.
+//! Credentials that an API mints, in its answers: each is found in its place, taken out, and
+//! replaced by a ticket.
 //!
 //! Errs to refusal, and to too much: every member of JSON whose name some client takes for the
-//! listed one is looked at, each of those that are there twice included. A text in the place
-//! that cannot be a credential that is masked well is refused with the whole answer. The body of an
-//! answer that is no success is dropped where it cannot be read.
+//! listed one is examined, including each of two with one name. A text in the place that is no
+//! credential which can be masked well is refused with the whole answer. The body of an answer
+//! other than a success is dropped where it cannot be read.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -28,14 +28,14 @@ use crate::{
     tickets::Minted,
 };
 
-/// What was found in an answer, and where.
+/// The credentials that were found in an answer, and their spots.
 pub struct MintedAnswer {
     spots: Vec<Spot>,
-    /// Whether there is a body that is passed on.
+    /// Whether the answer's body is passed on.
     keeps_body: bool,
 }
 
-/// Where a ticket goes, and what stands around it.
+/// The spot for a ticket, and the text around it.
 struct Spot {
     at: SpotAt,
     around: Around,
@@ -48,11 +48,11 @@ enum SpotAt {
     Field(HeaderName, usize),
 }
 
-/// What the ticket stands in.
+/// The text around a ticket.
 enum Around {
-    /// Behind this.
+    /// The ticket stands behind this prefix.
     Prefix(Zeroizing<String>),
-    /// As the user or the password of Basic, with this as the other half.
+    /// The ticket is the user or the password of Basic, with this text as the other half.
     User {
         password: Arc<str>,
     },
@@ -61,15 +61,15 @@ enum Around {
     },
 }
 
-/// The rules for one place, of which the first whose scheme fits holds.
+/// The rules for one place, of which the first with a scheme that fits applies.
 type Rules<'a> = Vec<(&'a Arc<Mint>, &'a MintedAt)>;
 
-/// Finds what an answer to a request for `path` holds. Changes nothing.
+/// Finds the credentials in an answer to a request for `path`. Changes nothing.
 ///
 /// # Errors
 ///
-/// [`Reason::ResponseUnscannable`] where it cannot be told, or where what stands there is no credential
-/// that could be masked.
+/// [`Reason::ResponseUnscannable`] where this cannot be told, or where the text in a place is no
+/// credential that could be masked.
 pub fn find_minted<'a>(
     mints: impl Iterator<Item = &'a Arc<Mint>>,
     path: &str,
@@ -108,11 +108,11 @@ pub fn find_minted<'a>(
 }
 
 impl MintedAnswer {
-    /// Writes the tickets, one for each of what was found, in its order. Gives the body.
+    /// Writes the tickets, one for each credential that was found, in order. Returns the body.
     ///
     /// # Errors
     ///
-    /// `internal_error` where they do not belong to this answer.
+    /// `internal_error` where the tickets do not belong to this answer.
     pub fn write(
         self,
         tickets: &[Arc<str>],
@@ -165,7 +165,7 @@ impl Around {
     }
 }
 
-/// Takes the credential out of a text. Nothing where the text is empty.
+/// Takes the credential out of a text. `None` where the text is empty.
 fn take(text: &str, rules: &Rules<'_>) -> Result<Option<(Around, Minted)>, Reason> {
     if text.is_empty() {
         return Ok(None);
@@ -187,8 +187,8 @@ fn take(text: &str, rules: &Rules<'_>) -> Result<Option<(Around, Minted)>, Reaso
     Ok(Some((around, Minted { mint: Arc::clone(mint), value, beside })))
 }
 
-/// Whether the same bytes come again and again, as in no credential: a search for it would take
-/// every place of such a text for the beginning of another.
+/// Whether the same bytes occur again and again, as in no credential: a search for it would take
+/// every part of such a text for the beginning of another.
 fn repeats_itself(value: &[u8]) -> bool {
     let mut seen: HashMap<&[u8], u32> = HashMap::new();
     value.windows(REPEATED).any(|window| {
@@ -198,14 +198,15 @@ fn repeats_itself(value: &[u8]) -> bool {
     })
 }
 
-/// Bytes of a part that is counted, and how often it may stand in a credential.
+/// The length of a counted part in bytes, and the most times that it may occur in a credential.
 const REPEATED: usize = 12;
 const MOST_REPEATED: u32 = 4;
 
-/// Bytes of the other half of Basic, which is kept with each ticket. Policy's own have as many.
+/// The most bytes of the other half of Basic, which is kept with each ticket. Policy's texts for
+/// halves may be as long.
 const MAX_HALF: usize = 256;
 
-/// What stands around a credential, and it.
+/// Separates a credential from the text around it.
 fn parted(text: &str, scheme: &MintScheme) -> Option<(Around, Zeroizing<Vec<u8>>)> {
     let is_user = match scheme {
         MintScheme::Text(scheme) => return behind(text, scheme),
@@ -244,12 +245,12 @@ fn by_field<'a>(rules: &Rules<'a>) -> Vec<(&'a HeaderName, Rules<'a>)> {
 /// A body that is no JSON, or that has something else than a string in a place.
 struct Unreadable;
 
-/// The strings in the places of a body, each with the rules for it, by where they begin and end.
+/// The strings in the places of a body, each with its rules, by their beginnings and ends.
 type Strings<'a> = BTreeMap<(usize, usize), (Zeroizing<String>, Rules<'a>)>;
 
 fn strings<'a>(body: &[u8], rules: &Rules<'a>) -> Result<Strings<'a>, Unreadable> {
     let text = std::str::from_utf8(body).map_err(|_| Unreadable)?;
-    // It says whether it is JSON; what stands where is the second reader's to say.
+    // serde_json decides whether the text is JSON; the second reader finds the places.
     serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|_| Unreadable)?;
     let whole = Scan::new(text, 0).value().ok_or(Unreadable)?;
     let mut strings = Strings::new();
@@ -268,7 +269,7 @@ fn strings<'a>(body: &[u8], rules: &Rules<'a>) -> Result<Strings<'a>, Unreadable
     Ok(strings)
 }
 
-/// Where the values stand that a pattern names.
+/// Returns the ranges of the values that a pattern names.
 fn pointed(
     text: &str,
     whole: Range<usize>,
@@ -285,8 +286,8 @@ fn pointed(
     Ok(places)
 }
 
-/// Adds the members of that name of the object or the array there, or all of them. Of a name each
-/// spelling counts that some client takes for it.
+/// Adds the members of that name in the object or the array there, or all of them. Each spelling
+/// counts that some client takes for the name.
 fn members(
     text: &str,
     of: Range<usize>,
@@ -361,7 +362,8 @@ mod tests {
         ])
     }
 
-    /// The status, the fields and the body with tickets in them, and the values that these are for.
+    /// Returns the status, the fields and the body with tickets in them, and the values behind the
+    /// tickets.
     fn rewritten(
         status: u16,
         fields: &[(&'static str, &str)],
@@ -510,8 +512,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a server sends: what an agent gets holds no credential that stood in a place,
-        /// or is nothing. All prefixes of an answer are answers that broke off.
+        /// Whatever a server sends, the agent gets an answer without the credentials that stood in
+        /// places, or none. All prefixes of an answer count as answers that broke off.
         #[test]
         fn no_text_shows_what_stood_in_a_place(
             before in "[ {}\\[\\]\",:a\\\\]{0,6}",
@@ -525,7 +527,7 @@ mod tests {
             for part in [&text[..], text.get(..cut.index(text.len())).unwrap_or_default()] {
                 if let Ok((_, after, values)) = rewritten(200, &[], part.as_bytes()) {
                     let after = String::from_utf8(after).unwrap();
-                    // Where the text around makes another place of it, it is none.
+                    // The text around it may move it to another place, which is not listed.
                     let is_in_place = !values.is_empty();
                     prop_assert!(!is_in_place || !after.contains(SECRET), "{part} {after}");
                     let whole = before.trim().is_empty() && behind.trim().is_empty();

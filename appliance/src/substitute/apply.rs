@@ -1,9 +1,10 @@
-//! Writes values into a request, as a [`Substitution`] says. A head whose values cannot all be had
-//! is left as it was: it still holds nothing but placeholders.
+//! Writes values into a request, as a [`Substitution`] says. Where a value is missing, the head
+//! stays as it was: it still holds only placeholders.
 //!
 //! The buffers made here are zeroised when the last handle on the header value, the target or the
-//! body goes. Copies that hyper and rustls make of them while they send them are theirs, and are
-//! not. A target is not marked as sensitive, as header values are: nothing prints one after this.
+//! body is dropped. The copies that hyper and rustls make while they send are their own, and are
+//! not zeroised. A target is not marked as sensitive, as header values are: nothing prints one
+//! after this.
 
 use std::{fmt, ops::Range, sync::Arc};
 
@@ -32,12 +33,12 @@ use crate::{
     secrets::{AwsKeys, SecretValue},
 };
 
-/// What to put where in a request that has been examined. Only [`super::examine()`] and
+/// The values for a request that has been examined, and their spots. Only [`super::examine()`] and
 /// [`super::examine_whole()`] make one.
 #[derive(Debug)]
 pub struct Substitution {
     swaps: Vec<Swap>,
-    /// The body, where it was looked at.
+    /// The body, where it was examined.
     body: Option<Bytes>,
 }
 
@@ -52,19 +53,19 @@ pub(super) enum Swap {
         user: Half,
         password: Half,
     },
-    /// `at` is where the placeholder stands in the query, as it is on the wire.
+    /// `at` is the range of the placeholder in the query, as it is on the wire.
     Query {
         name: Box<str>,
         at: Range<usize>,
         claim: Claim,
     },
-    /// `at` is where the placeholder stands in the path, as it is on the wire.
+    /// `at` is the range of the placeholder in the path, as it is on the wire.
     Path {
         place: PathSlot,
         at: Range<usize>,
         claim: Claim,
     },
-    /// `at` is where the placeholder stands in the one field of offers.
+    /// `at` is the range of the placeholder in the one field of offers.
     Subprotocol {
         prefix: SubprotocolPrefix,
         value: HeaderValue,
@@ -76,7 +77,7 @@ pub(super) enum Swap {
         at: cookies::CookieSpan,
         claim: Claim,
     },
-    /// The request is [signed](Signing) anew, once it is otherwise as it is to be sent.
+    /// The gateway [signs](Signing) the request itself, once it is otherwise as it will be sent.
     Aws {
         form: SignatureForm,
         service: AwsName,
@@ -85,7 +86,7 @@ pub(super) enum Swap {
         times: Times,
         claim: Claim,
     },
-    /// `at` is what the value takes the place of, of JSON a string with its quotes.
+    /// `at` is the range that the value replaces: of JSON a string with its quotes.
     Body {
         place: BodyPlace,
         at: Range<usize>,
@@ -93,7 +94,7 @@ pub(super) enum Swap {
     },
 }
 
-/// What a swap writes to. A request has each at most once.
+/// A part of the request that a swap writes. A request has each at most once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Spot<'a> {
     Header(&'a HeaderName),
@@ -108,7 +109,7 @@ enum WrittenField {
     Target(TargetPart, Piece),
     Cookie(usize, Piece),
     Body(Piece),
-    /// A signature is written last.
+    /// The signature, which is written last.
     Later,
 }
 
@@ -119,7 +120,7 @@ pub(super) enum Half {
 }
 
 impl Substitution {
-    /// No two swaps are for one [`Spot`].
+    /// Makes a substitution of swaps, no two of which are for one [`Spot`].
     pub(super) fn new(swaps: Vec<Swap>, body: Option<Bytes>) -> Self {
         Self { swaps, body }
     }
@@ -129,12 +130,12 @@ impl Substitution {
         self.swaps.is_empty()
     }
 
-    /// The bindings whose values are needed: one for each placeholder.
+    /// Returns the bindings whose values are needed: one for each placeholder.
     pub fn bindings(&self) -> impl Iterator<Item = &Arc<Binding>> {
         self.value_places().map(|(binding, _)| binding)
     }
 
-    /// Where in the request the value of each binding is about to stand.
+    /// Returns each binding, and the place in the request where its value is about to stand.
     pub fn value_places(&self) -> impl Iterator<Item = (&Arc<Binding>, ValuePlace<'_>)> {
         self.swaps.iter().flat_map(Swap::claims).filter_map(|(claim, place)| match claim {
             Claim::Bound(binding) => Some((binding, place)),
@@ -142,15 +143,14 @@ impl Substitution {
         })
     }
 
-    /// The placeholders that stand in the request, and of its tickets what they are called, for the
-    /// audit.
+    /// Returns the placeholders in the request, and the labels of its tickets, for the audit.
     pub fn placeholders(&self) -> impl Iterator<Item = &Placeholder> {
         self.swaps.iter().flat_map(Swap::claims).map(|(claim, _)| claim.label())
     }
 
     /// Replaces the placeholders of the request that was examined, and removes
     /// `Proxy-Authorization`. Schemes are written as the binding has them, and values are marked as
-    /// sensitive. Gives the body as it is to be sent, where it was looked at.
+    /// sensitive. Returns the body as it is to be sent, where it was examined.
     ///
     /// # Errors
     ///
@@ -191,7 +191,7 @@ impl Substitution {
         Ok(body)
     }
 
-    /// How the request is signed, where its credential is a signature.
+    /// Returns how the request is signed, where its credential is a signature.
     ///
     /// # Errors
     ///
@@ -227,7 +227,7 @@ impl Substitution {
 }
 
 impl Swap {
-    /// The one thing that it writes.
+    /// Returns the one part that this swap writes.
     pub(super) fn spot(&self) -> Spot<'_> {
         match self {
             Self::Header { field, .. } => Spot::Header(field),
@@ -340,7 +340,7 @@ impl Half {
     }
 }
 
-/// The value behind a claim: what `lookup` says, or what the ticket holds.
+/// Returns the value behind a claim: that of `lookup`, or that of the ticket.
 fn value_of(
     claim: &Claim,
     lookup: &mut impl FnMut(&Binding) -> Result<Arc<SecretValue>, SecretCause>,
@@ -369,7 +369,7 @@ fn piece(
     Piece { at: at.clone(), text: escape(value.expose()) }
 }
 
-/// A value that is no token would make other offers of the rest.
+/// Writes a value into an offer. A value that is no token would split the offer into several.
 fn offer(
     offers: &HeaderValue,
     at: &Range<usize>,
@@ -385,7 +385,7 @@ fn offer(
     Ok(WrittenField::Header(SEC_WEBSOCKET_PROTOCOL, sensitive(text)?))
 }
 
-/// Sized before it is filled, so that no copy is left behind by growth.
+/// Joins the parts. The buffer has its size from the start: growth would leave copies behind.
 fn concat(parts: &[&[u8]]) -> Zeroizing<Vec<u8>> {
     let mut whole = Zeroizing::new(Vec::with_capacity(parts.iter().map(|part| part.len()).sum()));
     for part in parts {

@@ -1,9 +1,9 @@
 //! A signature of AWS (Signature Version 4) as an agent made it, in the head or in the query of a
-//! request. Its key is a placeholder, so that it proves nothing: what is read is whose it is, and
-//! what the request is to be signed for.
+//! request. Its key is a placeholder, so it proves nothing: it is read for its owner, and for the
+//! service and region that the request is to be signed for.
 //!
-//! Errs to refusal. What some server could take for a signature, and this does not, stays a
-//! credential like any other.
+//! Errs to refusal. A text that some server could take for a signature, and this module does not,
+//! stays a credential like any other.
 
 use std::{
     borrow::Cow,
@@ -49,17 +49,17 @@ pub(super) struct Found<'a> {
     form: SignatureForm,
     algorithm: Cow<'a, str>,
     credential: Cow<'a, str>,
-    /// When it was made, as in `20150830T123600Z`.
+    /// The time at which it was made, as in `20150830T123600Z`.
     date: Cow<'a, str>,
-    /// How long it is good from then on, where it says so.
+    /// The time for which it is good from then on, where it states one.
     life: Option<Duration>,
     /// The token of a session.
     token: Option<Cow<'a, str>>,
-    /// What the request says of its body.
+    /// The request's statement about its body.
     payload: Option<Cow<'a, str>>,
 }
 
-/// Finds the signature of a request. Nothing where it has none.
+/// Finds the signature of a request. Returns `None` where it has none.
 ///
 /// # Errors
 ///
@@ -79,7 +79,7 @@ pub(super) fn find(head: &Parts) -> Result<Option<Found<'_>>, Denial> {
     }
 }
 
-/// The one `Authorization` that is a signature. With a second one it is no more than the other.
+/// Returns the one `Authorization`, if it is a signature. With a second one neither is.
 fn authorization(headers: &HeaderMap) -> Option<&HeaderValue> {
     only(headers, &AUTHORIZATION).flatten().filter(|value| value.as_bytes().starts_with(PREFIX))
 }
@@ -133,9 +133,9 @@ fn in_query<'a>(headers: &'a HeaderMap, query: &'a str) -> Option<Found<'a>> {
     Some(Found { form, algorithm, credential, date, life, token, payload })
 }
 
-/// The decoded value under a name of the query, if it is there. `None` where the name is there
-/// twice, or where some server finds it and another does not: it is to stand there as it is, apart
-/// from others by `&` alone.
+/// Returns the decoded value under a name of the query, if it is there. `None` where the name is
+/// there twice, or where some server finds it and another does not: the name must stand there as it
+/// is, separated from others by `&` alone.
 fn one_value<'a>(query: &'a str, name: &str) -> Option<Option<Cow<'a, str>>> {
     let folded = fold_query(name);
     let alike = query_pairs(query).filter(|(other, _)| fold_query(other) == folded).count();
@@ -153,7 +153,7 @@ fn one_value<'a>(query: &'a str, name: &str) -> Option<Option<Cow<'a, str>>> {
     }
 }
 
-/// The text of a field, if it is there; `None` where it is there twice, or is no text.
+/// Returns the text of a field, if it is there; `None` where it is there twice, or is no text.
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Option<Cow<'a, str>>> {
     let Some(value) = only(headers, name)? else { return Some(None) };
     Some(Some(value.to_str().ok()?.into()))
@@ -165,7 +165,7 @@ fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Option<&'a Head
     values.next().is_none().then_some(value)
 }
 
-/// Names of fields, with `;` between two.
+/// Whether a text lists names of fields, separated by `;`.
 fn is_list(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_;".contains(&b);
     !text.is_empty() && text.bytes().all(plain)
@@ -177,27 +177,27 @@ fn is_hex(text: &str) -> bool {
 }
 
 impl Found<'_> {
-    /// Whether a field of the head is of the signature, and so no credential by itself.
+    /// Whether a field of the head belongs to the signature, and so is no credential by itself.
     pub(super) fn has_field(&self, name: &HeaderName) -> bool {
         self.form == SignatureForm::Head && [&AUTHORIZATION, &SECURITY_TOKEN].contains(&name)
     }
 
-    /// The same for a name in the query.
+    /// Whether a name in the query belongs to the signature.
     pub(super) fn has_query(&self, name: &str) -> bool {
         self.form == SignatureForm::Query && SIGNATURE_QUERIES.contains(&name)
     }
 
-    /// Its place, for the audit.
+    /// Returns its place, for the audit.
     pub(super) fn place(&self) -> String {
         place(self.form).to_owned()
     }
 
-    /// What becomes of it.
+    /// Returns the swap for this signature.
     ///
     /// # Errors
     ///
-    /// The words of substitution for a key that is no placeholder in this place; then, for one that
-    /// is, `duplicate_credential` for the token of another session, `signature_denied` and
+    /// The reasons of substitution for a key that is no placeholder in this place; then, for one
+    /// that is, `duplicate_credential` for the token of another session, `signature_denied` and
     /// `scope_denied`.
     pub(super) fn swap(&self, rules: &CredentialLookup<'_>, head: &Parts) -> Result<Swap, Denial> {
         let plain = self.algorithm == HMAC;
@@ -235,14 +235,14 @@ impl Found<'_> {
         })
     }
 
-    /// When AWS would take it.
+    /// Returns the times between which AWS would accept it.
     fn times(&self) -> Option<Times> {
         let made = moment(&self.date)?;
         let until = made + self.life.unwrap_or(CLOCKS_DIFFER);
         Some(Times { from: made - CLOCKS_DIFFER, until })
     }
 
-    /// What is signed of the body; `None` where pieces of it have signatures of their own.
+    /// Returns the payload to sign; `None` where pieces of the body have signatures of their own.
     fn payload(&self, service: &AwsName) -> Option<Payload> {
         let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
         let is_hash = |text: &str| text.len() == SHA256_HEX && text.bytes().all(digit);
@@ -257,7 +257,7 @@ impl Found<'_> {
 }
 
 impl<'a> Scope<'a> {
-    /// `KEY/DAY/REGION/SERVICE/aws4_request`, and without a region where it is for several.
+    /// Reads `KEY/DAY/REGION/SERVICE/aws4_request`, without a region where it is for several.
     fn parse(text: &'a str, has_region: bool) -> Option<Self> {
         let mut parts = text.split('/');
         let (key, day) = (parts.next()?, parts.next()?);
@@ -269,7 +269,7 @@ impl<'a> Scope<'a> {
     }
 }
 
-/// A time as in `20150830T123600Z`.
+/// Reads a time as in `20150830T123600Z`.
 fn moment(text: &str) -> Option<SystemTime> {
     let (day, time) = text.strip_suffix('Z')?.split_once('T')?;
     let digits =
@@ -283,7 +283,7 @@ fn moment(text: &str) -> Option<SystemTime> {
     OffsetDateTime::parse(&text, &Rfc3339).ok().map(SystemTime::from)
 }
 
-/// The host of a request whose authority has been checked.
+/// Returns the host of a request whose authority has been checked.
 fn host(head: &Parts) -> Option<Host> {
     let named = || head.headers.get(HOST)?.to_str().ok()?.parse::<Authority>().ok();
     let authority = head.uri.authority().cloned().or_else(named)?;
@@ -301,9 +301,9 @@ const fn place(form: SignatureForm) -> &'static str {
     }
 }
 
-/// What AWS takes of a link's `X-Amz-Expires`.
+/// The values of a link's `X-Amz-Expires` that AWS accepts.
 const LINK_SECONDS: RangeInclusive<u64> = 1..=604_800;
-/// What AWS takes between its own clock and a client's.
+/// The difference that AWS accepts between its own clock and a client's.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(15 * 60);
 
 const PREFIX: &[u8] = b"AWS4-";
@@ -312,8 +312,8 @@ const HEAD_FIELDS: [&str; 3] = ["Credential", "SignedHeaders", "Signature"];
 
 const CONTENT_SHA256_QUERY: &str = "X-Amz-Content-Sha256";
 
-/// Names of which one is enough for a server to look for a signature in the query, as
-/// [`fold_query`] writes them.
+/// Names of which one is enough for a server to expect a signature in the query, as [`fold_query`]
+/// writes them.
 const MARKS: [&str; 4] = ["xamzalgorithm", "xamzcredential", "xamzsignature", "xamzsecuritytoken"];
 
 const CONTENT_SHA256: HeaderName = HeaderName::from_static("x-amz-content-sha256");

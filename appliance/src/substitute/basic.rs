@@ -1,4 +1,4 @@
-//! `Authorization: Basic` (RFC 7617): decoded once and strictly, each half judged as a whole.
+//! `Authorization: Basic` (RFC 7617): decoded once and strictly, with each half judged as a whole.
 
 use std::sync::Arc;
 
@@ -13,11 +13,11 @@ use super::{
 };
 use crate::{policy::Place, reason::Reason};
 
-/// Judges what follows `Basic` and one space.
+/// Judges the text that follows `Basic` and one space.
 ///
-/// A half is good if it is a placeholder that its binding lists for that half. The other half
-/// must then be empty, be the text that the same place lists, or be good by another binding.
-/// One binding cannot fill both halves: that would be its value twice.
+/// A half is good if it is a placeholder that its binding lists for that half. The other half must
+/// then be empty, be the text that the same place lists, or be good by another binding. One binding
+/// cannot fill both halves: its value would be there twice.
 pub(super) fn classify(lookup: &CredentialLookup<'_>, encoded: &[u8]) -> Result<Swap, Denial> {
     let decoded = Zeroizing::new(
         STANDARD.decode(encoded).map_err(|_| Denial::from(Reason::CredentialMalformed))?,
@@ -51,8 +51,8 @@ pub(super) fn classify(lookup: &CredentialLookup<'_>, encoded: &[u8]) -> Result<
 /// A claim, and the text that may stand as the other half.
 type ListedClaim = (Claim, Arc<str>);
 
-/// What `half` is good for there, each with the text that is listed for the other half, or that
-/// stood there when it was minted.
+/// Returns the claims of `half` there, each with the text that is listed for the other half, or
+/// that stood there when the ticket's credential was minted.
 fn listed(
     lookup: &CredentialLookup<'_>,
     half: &[u8],

@@ -1,4 +1,4 @@
-//! A placeholder that stands in a cookie or in a body.
+//! Placeholders in cookies and in bodies.
 
 use std::sync::Arc;
 
@@ -153,7 +153,7 @@ fn asked(path: &str, kind: &str, fields: &[(&str, &str)]) -> Parts {
     head_to(Method::POST, path, &fields)
 }
 
-/// The body that goes out.
+/// Returns the body that goes out.
 fn sent(path: &str, kind: &str, body: impl Into<Bytes>) -> Result<Bytes, Reason> {
     let (mut parts, body) = (asked(path, kind, &[]), body.into());
     let substitution = examine_whole(&rules(), &parts, &body).map_err(|denial| denial.reason)?;
@@ -334,7 +334,7 @@ fn a_credential_in_a_body_counts_beside_others() {
 }
 
 proptest! {
-    /// The library reads what was asked, with the value in its one place.
+    /// The library reads the same document, with the value in its one place.
     #[test]
     fn outgoing_json_differs_by_the_value_alone(
         before in "[\\PC]{0,8}",

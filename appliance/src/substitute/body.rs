@@ -1,7 +1,7 @@
-//! What stands in the places of a body.
+//! The texts in the places of a body.
 //!
 //! A body with such a place is in the format that has it, whole, and in plain UTF-8, or is refused:
-//! a server that guesses would find a credential that was not looked at.
+//! a server that guesses would find a credential that was not examined.
 
 use std::{borrow::Cow, ops::Range};
 
@@ -22,13 +22,13 @@ use crate::{
     reason::Reason,
 };
 
-/// What stands in a place, or where some server would find what belongs there.
+/// The text in a place, or one that some server would take for it.
 #[derive(Debug)]
 pub(super) struct BodyValue<'a> {
     pub(super) place: &'a BodyPlace,
-    /// What is there, decoded once. Nothing where it is no text.
+    /// The text, decoded once; empty where the value is no text.
     pub(super) text: Cow<'a, str>,
-    /// Where to put a value; nothing where it is not exactly in the place.
+    /// The range for a value; `None` where the text is not exactly in the place.
     pub(super) at: Option<Range<usize>>,
 }
 
@@ -38,12 +38,12 @@ enum BodyFormat {
     Form,
 }
 
-/// What stands in these places of one request, whose body this is.
+/// Returns the texts in these places of one request, which has this body.
 ///
 /// # Errors
 ///
 /// `credential_malformed` where the body cannot be read in one way, and `duplicate_credential`
-/// where it has two of one place.
+/// where it has two texts for one place.
 pub(super) fn read<'a>(
     places: impl Iterator<Item = &'a BodyPlace>,
     headers: &HeaderMap,
@@ -72,10 +72,10 @@ pub(super) fn read<'a>(
     }
 }
 
-/// Whether every server decodes a form alike, and none takes it for another method's.
+/// Whether every server decodes a form alike, and none takes it for a request with another method.
 fn has_one_reading(form: &str, method: &Method) -> bool {
     let is_digit = |byte: u8| byte.is_ascii_hexdigit();
-    // Some take `%uXXXX` for an escape, and some end a text at a NUL.
+    // Some servers take `%uXXXX` for an escape, and some end a text at a NUL.
     let is_escape =
         |pair: &[u8]| pair.len() == 2 && pair.iter().copied().all(is_digit) && pair != b"00";
     let escapes = form.as_bytes().split(|&byte| byte == b'%').skip(1);
@@ -106,7 +106,7 @@ fn in_json<'a>(
     }))
 }
 
-/// Each field that some server takes for the one of the place.
+/// Returns each field that some server takes for the one of the place.
 fn in_form<'a>(place: &'a BodyPlace, body: &'a str) -> impl Iterator<Item = BodyValue<'a>> {
     let field = match place.spot() {
         BodySpot::Form(field) => Some(&**field),
@@ -115,7 +115,7 @@ fn in_form<'a>(place: &'a BodyPlace, body: &'a str) -> impl Iterator<Item = Body
     field.into_iter().flat_map(move |field| {
         let same = move |name: &str| query_readings(name).any(|one| one == fold_query(field));
         query_pairs(body).filter(move |(name, _)| same(name)).map(move |(name, value)| {
-            // Only one that is spelt so is looked for, which ends at a second.
+            // Only the exact spelling gets a range, and only where there is no second one.
             let at = if name == field { only_value(body, field, &value) } else { None };
             BodyValue { place, text: value, at }
         })
@@ -129,7 +129,8 @@ fn of(spot: &BodySpot) -> BodyFormat {
     }
 }
 
-/// What the fields say that the body is, where they say it in one way, and nothing else of it.
+/// Returns the format that the fields state, where they state it in one way, and nothing else of
+/// the body.
 fn format(headers: &HeaderMap) -> Option<BodyFormat> {
     let one = |name: HeaderName| {
         let mut values = headers.get_all(name).iter();
@@ -150,7 +151,7 @@ fn format(headers: &HeaderMap) -> Option<BodyFormat> {
     let format = match &*kind {
         "application/x-www-form-urlencoded" => BodyFormat::Form,
         "application/json" => BodyFormat::Json,
-        // Some servers know a form by the beginning of its type.
+        // Some servers recognise a form by the beginning of its type.
         other if other.starts_with("application/x-www-form-urlencoded") => return None,
         other if other.starts_with("application/") && other.ends_with("+json") => BodyFormat::Json,
         _ => return None,

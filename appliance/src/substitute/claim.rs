@@ -1,5 +1,5 @@
-//! What a text in a request is good for: a placeholder by its binding, a ticket by the rule that it
-//! was given by.
+//! The claim of a text in a request: a placeholder is good by its binding, a ticket by the mint
+//! that it came from.
 
 use std::{fmt, sync::Arc};
 
@@ -8,31 +8,31 @@ use crate::{
     tickets::Ticket,
 };
 
-/// What a text that was found is good for.
+/// A claim of a text that was found.
 #[derive(Clone)]
 pub(super) enum Claim {
     /// A placeholder of this binding.
     Bound(Arc<Binding>),
-    /// A ticket, and the rule that says where it may stand.
+    /// A ticket, and the rule that lists its places.
     Ticket(Arc<Mint>, Arc<Ticket>),
 }
 
-/// Whose a text is, as far as this group may know.
+/// The owner of a text, as far as this group may know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Owner {
     /// A placeholder, or a ticket, of this group at this API.
     Here(Placeholder),
-    /// One of this group at other APIs, or other hosts, only.
+    /// A placeholder or ticket of this group at other APIs, or other hosts, only.
     Elsewhere(Placeholder),
-    /// What looks like a ticket, and is none that is good: it has ended, it is of another gateway
-    /// or another group, or somebody made it up.
+    /// A text that looks like a ticket and is no good one: it has ended, it belongs to another
+    /// gateway or another group, or somebody invented it.
     Ended,
-    /// Nothing that this group holds; another group's placeholder is no exception.
+    /// No text that this group holds; another group's placeholder is no exception.
     Foreign,
 }
 
 impl Claim {
-    /// Where the text may stand.
+    /// Returns the places where the text may stand.
     pub(super) fn places(&self) -> &[Place] {
         match self {
             Self::Bound(binding) => &binding.places,
@@ -40,7 +40,7 @@ impl Claim {
         }
     }
 
-    /// How the audit names it.
+    /// Returns the audit's name for it.
     pub(super) fn label(&self) -> &Placeholder {
         match self {
             Self::Bound(binding) => &binding.placeholder,
@@ -48,7 +48,7 @@ impl Claim {
         }
     }
 
-    /// The text that stands as the other half of Basic, where the ticket knows it.
+    /// Returns the text that stands as the other half of Basic, where the ticket knows it.
     pub(super) fn beside(&self) -> Option<&Arc<str>> {
         match self {
             Self::Bound(_) => None,
@@ -56,7 +56,7 @@ impl Claim {
         }
     }
 
-    /// Whether both have the same value.
+    /// Whether both claims have the same value.
     pub(super) fn is(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Bound(one), Self::Bound(other)) => Arc::ptr_eq(one, other),

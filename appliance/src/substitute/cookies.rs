@@ -20,16 +20,17 @@ pub(super) struct Cookie<'a> {
     pub(super) at: CookieSpan,
 }
 
-/// Where the value of a cookie stands.
+/// The position of a cookie's value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct CookieSpan {
-    /// In which of the Cookie fields.
+    /// The index among the Cookie fields.
     field: usize,
     bytes: Range<usize>,
 }
 
-/// The cookies of a request. HTTP/2 may part them into several fields (RFC 9113, section 8.2.3); of
-/// those of HTTP/1.1 a server reads the first, the last, or all with a comma between.
+/// Reads the cookies of a request. HTTP/2 may split them into several fields (RFC 9113, section
+/// 8.2.3); of several fields in HTTP/1.1 a server reads the first, the last, or all with a comma
+/// between.
 ///
 /// # Errors
 ///
@@ -61,17 +62,19 @@ fn cookie(pair: &str, field: usize, start: usize) -> Option<Cookie<'_>> {
     good.then(|| Cookie { name, value, at: CookieSpan { field, bytes: from..from + value.len() } })
 }
 
-/// A byte of a cookie's value that no server takes for an end, a quote or an escape.
+/// Whether no server takes a byte of a cookie's value for an end, a quote or an escape.
 fn is_octet(byte: u8) -> bool {
     byte.is_ascii_graphic() && !matches!(byte, b'"' | b',' | b';' | b'\\')
 }
 
-/// A byte of a cookie's name (RFC 9110, section 5.6.2), except for `%`, which some servers decode.
+/// Whether a byte may be in a cookie's name (RFC 9110, section 5.6.2), except for `%`, which some
+/// servers decode.
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$&'*+-.^_`|~".contains(&byte)
 }
 
-/// A value in the place of a cookie's. There is no way to escape what cannot stand there.
+/// Makes a piece that puts a value in the place of a cookie's. Cookies have no escapes, so some
+/// values cannot stand there.
 pub(super) fn piece(at: &CookieSpan, value: &[u8]) -> Result<(usize, Piece), SecretCause> {
     if !value.iter().all(|&byte| is_octet(byte)) {
         return Err(SecretCause::ValueInvalid);
@@ -79,7 +82,7 @@ pub(super) fn piece(at: &CookieSpan, value: &[u8]) -> Result<(usize, Piece), Sec
     Ok((at.field, Piece { at: at.bytes.clone(), text: Zeroizing::new(value.to_vec()) }))
 }
 
-/// All Cookie fields, with each piece in its field.
+/// Returns all Cookie fields, with each piece in its field.
 pub(super) fn write(
     headers: &HeaderMap,
     mut pieces: Vec<(usize, Piece)>,

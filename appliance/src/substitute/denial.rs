@@ -1,16 +1,16 @@
-//! Why a request head is not forwarded.
+//! The reason why a request head is not forwarded, with its details.
 
 use super::claim::Owner;
 use crate::{policy::Placeholder, reason::Reason};
 
-/// Why a head is not forwarded.
+/// The reason why a head is not forwarded, with its details.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Denial {
     /// The reason word.
     pub reason: Reason,
     /// The placeholder that the request carried, where it is one of this group's.
     pub placeholder: Option<Placeholder>,
-    /// Where the credential stands that is not good, as in `header x-api-key` or `query key`.
+    /// The place of the credential that was refused, as in `header x-api-key` or `query key`.
     pub credential: Option<String>,
 }
 
@@ -20,7 +20,8 @@ impl From<Reason> for Denial {
     }
 }
 
-/// The denial for texts that are not where they belong: the most useful word that is true.
+/// Returns the denial for texts that are not where they belong: the most useful reason that is
+/// true.
 pub(super) fn astray(owners: impl Iterator<Item = Owner>) -> Denial {
     let mut denial = Denial::from(Reason::ForeignCredential);
     for owner in owners {

@@ -2,8 +2,8 @@
 //! doubt is a denial.
 //!
 //! The order is fixed: Connection, credentials, method, path. Credentials come before method and
-//! path, so that only the holder of a good placeholder learns which of those are listed, and an
-//! operator reads `method_denied` only where the method is what is wrong.
+//! path, so that only the holder of a good placeholder learns which methods and paths are listed,
+//! and an operator reads `method_denied` only where the method is the mistake.
 
 use std::{borrow::Cow, ops::Range};
 
@@ -31,16 +31,17 @@ use crate::{
     reason::Reason,
 };
 
-/// Finds the credentials of a request in whose body no place is, and what is to be done with each.
+/// Finds the credentials of a request without a place in its body, and decides what happens to
+/// each.
 ///
-/// `Proxy-Authorization` counts for nothing here, neither as a credential nor as a second one:
-/// it is addressed to a proxy, and [`Substitution::apply`] removes it whatever it holds.
+/// `Proxy-Authorization` does not count here, neither as a credential nor as a second one: it is
+/// addressed to a proxy, and [`Substitution::apply`] removes it whatever it holds.
 ///
 /// # Errors
 ///
-/// `http_malformed` where Connection names a credential field, which would have a later hop
-/// strip it; then the words of substitution; then `connect_denied`, `method_denied`,
-/// `path_denied` and `path_ambiguous`. `internal_error` where a place is in the body.
+/// `http_malformed` where Connection names a credential field, which a later hop would strip; then
+/// the reasons of substitution; then `connect_denied`, `method_denied`, `path_denied` and
+/// `path_ambiguous`. `internal_error` where a place is in the body.
 pub fn examine<'a>(
     lookup: impl Into<CredentialLookup<'a>>,
     head: &Parts,
@@ -52,11 +53,11 @@ pub fn examine<'a>(
     examine_both(&lookup, head, None)
 }
 
-/// The same of any request, with its whole body.
+/// Does the same for any request, with its whole body.
 ///
 /// # Errors
 ///
-/// As [`examine`], and `credential_malformed` where what stands in the places of the body cannot be
+/// As [`examine`], and `credential_malformed` where the texts in the places of the body cannot be
 /// told.
 pub fn examine_whole<'a>(
     lookup: impl Into<CredentialLookup<'a>>,
@@ -105,13 +106,13 @@ fn check_connection(rules: &CredentialLookup<'_>, head: &Parts) -> Result<(), De
     if nominated { Err(Reason::HttpMalformed.into()) } else { Ok(()) }
 }
 
-/// A value that stands where a credential would.
+/// A value in a place for credentials.
 enum Credential<'a> {
     /// In a header field.
     Header(&'a HeaderName, &'a HeaderValue),
-    /// In cookies of which none is a place.
+    /// In the Cookie field, where no cookie is a place.
     Cookies(&'a HeaderValue),
-    /// In a cookie, with the name of the place that it might be taken for.
+    /// In a cookie, with the name of the place that a server might take it for.
     Cookie(cookies::Cookie<'a>, Option<&'a str>),
     /// In the body.
     Body(body::BodyValue<'a>),
@@ -126,7 +127,8 @@ enum Credential<'a> {
 }
 
 impl Credential<'_> {
-    /// Its kind and its name, never its value: a name that is folded, or a place as policy has it.
+    /// Returns its kind and its name, never its value: a name that is folded, or a place as policy
+    /// has it.
     fn place(&self) -> String {
         match self {
             Self::Header(name, _) => format!("header {name}"),
@@ -151,7 +153,7 @@ fn signature<'a>(
     }
 }
 
-/// Those that are no part of the signature.
+/// Returns the credentials that do not belong to the signature.
 fn credentials<'a>(
     rules: &'a CredentialLookup<'a>,
     head: &'a Parts,
@@ -178,8 +180,8 @@ fn credentials<'a>(
         .collect()
 }
 
-/// Where one cookie is a place, each is looked at by itself; where none is, they are one
-/// credential, or none.
+/// Returns the cookies that may be credentials. Where one cookie is a place, each is examined by
+/// itself; where none is, they are one credential, or none.
 fn cookies<'a>(
     rules: &'a CredentialLookup<'a>,
     head: &'a Parts,
@@ -197,8 +199,9 @@ fn cookies<'a>(
     Ok(counts.map(|(cookie, place)| Credential::Cookie(cookie, place)).collect())
 }
 
-/// Beside others, every credential has to be a placeholder in its place, each in a field of its
-/// own: a server may read any of them, so a foreign key could ride beside a good placeholder.
+/// Judges all credentials. Where there are several, each has to be a placeholder in its place, in a
+/// field of its own: a server may read any of them, so a foreign key could ride beside a good
+/// placeholder.
 fn classify_all(
     rules: &CredentialLookup<'_>,
     head: &Parts,
@@ -268,7 +271,7 @@ fn classify_header(
         .ok_or_else(|| deny_credential(rules, text))
 }
 
-/// The swap for a token that is all of a field's text, or what follows a scheme there.
+/// Returns the swap for a token that is all of a field's text, or the part after a scheme.
 fn swap_at(claim: Claim, field: &HeaderName, (text, token): (&[u8], &[u8])) -> Option<Swap> {
     let scheme = claim.places().iter().find_map(|place| match place {
         Place::Header { name, scheme } if name == field => {
@@ -279,13 +282,13 @@ fn swap_at(claim: Claim, field: &HeaderName, (text, token): (&[u8], &[u8])) -> O
     Some(Swap::Header { field: field.clone(), scheme, claim })
 }
 
-/// What follows the first space.
+/// Returns the text after the first space.
 fn after_space(text: &[u8]) -> Option<&[u8]> {
     text.iter().position(|&byte| byte == b' ').and_then(|at| text.get(at + 1..))
 }
 
-/// The word for a credential that stands in no listed place: the whole value, or what follows
-/// its first space, decides whether it is one of this group's placeholders gone astray.
+/// Returns the denial for a credential that stands in no listed place: the whole value, or the text
+/// after its first space, decides whether it is one of this group's placeholders gone astray.
 fn deny_credential(rules: &CredentialLookup<'_>, text: &[u8]) -> Denial {
     let candidates = [Some(text), after_space(text)];
     astray(candidates.into_iter().flatten().map(|candidate| rules.owner(candidate)))
@@ -296,7 +299,8 @@ fn deny_offer(rules: &CredentialLookup<'_>, offers: &HeaderValue, at: &Range<usi
     astray(subprotocol::candidates(rules, offer).map(|candidate| rules.owner(candidate)))
 }
 
-/// Where no cookie is a place. They stand in pairs with `;` between two (RFC 6265, section 4.2.1).
+/// Returns the denial for cookies of which none is a place. They are pairs separated by `;` (RFC
+/// 6265, section 4.2.1).
 fn deny_cookies(rules: &CredentialLookup<'_>, value: &HeaderValue) -> Denial {
     let pairs = value.as_bytes().split(|&byte| byte == b';');
     astray(pairs.map(|pair| {

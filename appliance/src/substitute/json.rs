@@ -1,7 +1,7 @@
-//! Where a value stands in JSON (RFC 8259).
+//! Finds the position of a value in JSON (RFC 8259).
 //!
-//! `serde_json` reads the text and says whether it is JSON; what it read does not say where. So a
-//! second reader finds the place, and both have to see the same there.
+//! `serde_json` reads the text and decides whether it is JSON, but does not tell positions. So a
+//! second reader finds the position, and both have to see the same value there.
 
 use std::ops::Range;
 
@@ -15,36 +15,36 @@ pub(super) struct Document<'a> {
     value: Value,
 }
 
-/// What stands where a pointer leads.
+/// The value that a pointer leads to.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct PointedValue {
-    /// The whole value, a string with its quotes.
+    /// The range of the whole value, of a string with its quotes.
     pub(super) at: Range<usize>,
-    /// What it says; nothing where it is no string.
+    /// The decoded text; `None` where the value is no string.
     pub(super) text: Option<String>,
     /// Whether every name on the way is written as the pointer has it. Some servers would take
-    /// other ones for it.
+    /// other spellings for it.
     pub(super) exact: bool,
 }
 
-/// Why there is no one place where a pointer leads.
+/// The reason why a pointer does not lead to one value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PointerFault {
-    /// It is no JSON, or two readers disagree.
+    /// The text is no JSON, or two readers disagree.
     Malformed,
     /// Two members have one name, or names that some server takes for one.
     Twice,
 }
 
 impl<'a> Document<'a> {
-    /// Reads a text, which is the whole of it: nothing stands before or behind but spaces. What is
-    /// nested deeper than the library goes is none.
+    /// Reads a text, which is the whole document: only spaces stand before or behind it. A document
+    /// that is nested deeper than the library goes is refused.
     pub(super) fn read(text: &'a str) -> Result<Self, PointerFault> {
         let value = serde_json::from_str(text).map_err(|_| PointerFault::Malformed)?;
         Ok(Self { text, value })
     }
 
-    /// What stands where the pointer leads, if anything does.
+    /// Returns the value that the pointer leads to, if there is one.
     pub(super) fn find(&self, pointer: &JsonPointer) -> Result<Option<PointedValue>, PointerFault> {
         let mut at = Scan::new(self.text, 0).value().ok_or(PointerFault::Malformed)?;
         let mut exact = true;
@@ -62,8 +62,8 @@ impl<'a> Document<'a> {
         Ok(Some(PointedValue { at, text, exact }))
     }
 
-    /// Where the member of that name stands in the object or the array there, and whether its name
-    /// is spelt so.
+    /// Returns the range of the member of that name in the object or the array there, and whether
+    /// its name is spelt exactly so.
     fn member(
         &self,
         of: Range<usize>,
@@ -93,7 +93,7 @@ impl<'a> Document<'a> {
         Ok(found)
     }
 
-    /// Whether some server takes the name there for that one, and whether it is written so.
+    /// Whether some server takes the name there for `token`, and whether it is spelt exactly so.
     fn name(&self, at: Range<usize>, token: &str) -> Result<(bool, bool), PointerFault> {
         let written = self.text.get(at).ok_or(PointerFault::Malformed)?;
         let name: String = serde_json::from_str(written).map_err(|_| PointerFault::Malformed)?;
@@ -102,8 +102,8 @@ impl<'a> Document<'a> {
     }
 }
 
-/// A name without what some servers take no notice of: case, as Unicode folds the letters of ASCII,
-/// and all but letters and digits.
+/// Returns a name without the parts that some servers ignore: case, as Unicode folds the letters of
+/// ASCII, and everything except letters and digits.
 pub(super) fn folded(name: &str) -> impl Iterator<Item = char> {
     let fold = |char: char| match char {
         'ſ' => 's',
@@ -116,7 +116,7 @@ pub(super) fn folded(name: &str) -> impl Iterator<Item = char> {
     name.chars().map(fold).filter(char::is_ascii_alphanumeric)
 }
 
-/// A place in a text that is JSON.
+/// A position in a text that is JSON.
 pub(super) struct Scan<'a> {
     text: &'a [u8],
     at: usize,
@@ -140,8 +140,8 @@ impl<'a> Scan<'a> {
         byte
     }
 
-    /// Whether the object or array that this is in ends here; a comma before the next member is
-    /// passed.
+    /// Whether the object or array around this position ends here; a comma before the next member
+    /// is passed.
     pub(super) fn ends(&mut self) -> bool {
         match self.peek() {
             Some(b',') => {
@@ -160,7 +160,7 @@ impl<'a> Scan<'a> {
         (self.next() == Some(b':')).then_some(at)
     }
 
-    /// Passes a value of whatever kind.
+    /// Passes a value of any kind.
     pub(super) fn value(&mut self) -> Option<Range<usize>> {
         let first = self.peek()?;
         let start = self.at;
@@ -176,7 +176,7 @@ impl<'a> Scan<'a> {
         Some(start..self.at)
     }
 
-    /// Passes an object or an array, with all that is in it.
+    /// Passes an object or an array, with everything in it.
     fn nested(&mut self) -> Option<()> {
         let mut depth = 0_usize;
         loop {

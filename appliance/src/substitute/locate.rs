@@ -1,4 +1,4 @@
-//! Where a placeholder stands in the target, the cookies and the body of a request.
+//! Finds a placeholder in the target, the cookies and the body of a request.
 
 use std::{borrow::Cow, ops::Range};
 
@@ -8,10 +8,10 @@ use percent_encoding::percent_decode_str;
 use super::{apply::Swap, body, claim::Claim, cookies::Cookie, lookup::CredentialLookup};
 use crate::policy::{PathSlot, Place, only_value};
 
-/// The swap for the one credential in the query whose decoded name is `name` and value `value`,
-/// where a binding lists that place for that placeholder. A server may cut a query at `;` or not,
-/// and read the first or the last of two values of one name: where that could matter there is no
-/// swap.
+/// Returns the swap for the one credential in the query whose decoded name is `name` and value
+/// `value`, where a binding lists that place for that placeholder. A server may split a query at
+/// `;` or not, and read the first or the last of two values of one name: there is no swap where
+/// that could matter.
 pub(super) fn in_query(
     lookup: &CredentialLookup<'_>,
     uri: &Uri,
@@ -23,7 +23,7 @@ pub(super) fn in_query(
     Some(Swap::Query { name: name.into(), at, claim })
 }
 
-/// The swap for a cookie, where a binding lists that place for the placeholder there.
+/// Returns the swap for a cookie, where a binding lists that place for its placeholder.
 pub(super) fn in_cookie(lookup: &CredentialLookup<'_>, cookie: &Cookie<'_>) -> Option<Swap> {
     let lists = |place: &Place| matches!(place, Place::Cookie { name } if **name == *cookie.name);
     let claim = listed(lookup, cookie.value.as_bytes(), lists)?;
@@ -31,8 +31,8 @@ pub(super) fn in_cookie(lookup: &CredentialLookup<'_>, cookie: &Cookie<'_>) -> O
     Some(Swap::Cookie { name: cookie.name.into(), at, claim })
 }
 
-/// The swap for what stands in a place of the body, where a binding lists that place for the
-/// placeholder there.
+/// Returns the swap for the text in a place of the body, where a binding lists that place for its
+/// placeholder.
 pub(super) fn in_body(lookup: &CredentialLookup<'_>, found: &body::BodyValue<'_>) -> Option<Swap> {
     let lists = |place: &Place| matches!(place, Place::Body(own) if own == found.place);
     let claim = listed(lookup, found.text.as_bytes(), lists)?;
@@ -40,8 +40,8 @@ pub(super) fn in_body(lookup: &CredentialLookup<'_>, found: &body::BodyValue<'_>
     Some(Swap::Body { place: found.place.clone(), at, claim })
 }
 
-/// The swap for the segment of the path, of which there is one reading, where a binding lists that
-/// place for the placeholder there.
+/// Returns the swap for the segment of the path, which has only one reading, where a binding lists
+/// that place for its placeholder.
 pub(super) fn in_path(
     lookup: &CredentialLookup<'_>,
     uri: &Uri,
@@ -53,7 +53,7 @@ pub(super) fn in_path(
     place.fits(uri.path(), at).then(swap)
 }
 
-/// What stands there in the path, decoded once.
+/// Returns this part of the path, decoded once.
 pub(super) fn segment<'a>(uri: &'a Uri, at: &Range<usize>) -> Cow<'a, [u8]> {
     percent_decode_str(uri.path().get(at.clone()).unwrap_or_default()).into()
 }

@@ -1,4 +1,4 @@
-//! Placeholders and tickets are looked for here and nowhere else.
+//! The one search for placeholders and tickets.
 
 use std::{ops::Deref, sync::Arc, time::Instant};
 
@@ -11,7 +11,8 @@ use crate::{
     tickets::{Ticket, Tickets, looks_like_ticket},
 };
 
-/// What one request is held against: the rules of its API, and the tickets of its group.
+/// The rules of one request's API and the tickets of its group, against which its credentials are
+/// checked.
 #[derive(Clone, Copy)]
 pub struct CredentialLookup<'a> {
     rules: &'a SubstitutionRules,
@@ -21,23 +22,23 @@ pub struct CredentialLookup<'a> {
 /// The tickets that may be good for one request.
 #[derive(Clone, Copy)]
 pub struct TicketsAt<'a> {
-    /// Those of all groups.
+    /// The tickets of all groups.
     pub all: &'a Tickets,
     /// The host that the request is for.
     pub host: &'a Host,
-    /// When it is looked at.
+    /// The time of the check.
     pub now: Instant,
 }
 
 impl<'a> From<&'a SubstitutionRules> for CredentialLookup<'a> {
-    /// Where there are no tickets.
+    /// Makes a lookup without tickets.
     fn from(rules: &'a SubstitutionRules) -> Self {
         Self { rules, tickets: None }
     }
 }
 
 impl<'a> CredentialLookup<'a> {
-    /// A look-up with tickets.
+    /// Makes a lookup with tickets.
     pub fn new(rules: &'a SubstitutionRules, tickets: TicketsAt<'a>) -> Self {
         Self { rules, tickets: Some(tickets) }
     }
@@ -52,14 +53,14 @@ impl Deref for CredentialLookup<'_> {
 }
 
 impl CredentialLookup<'_> {
-    /// What the text is good for here. One text may be the placeholder of several bindings.
+    /// Returns the claims of a text here. One text may be the placeholder of several bindings.
     pub(super) fn claims(&self, text: &[u8]) -> impl Iterator<Item = Claim> {
         let bound = self.own.iter().filter(move |binding| is(&binding.placeholder, text));
         let bound = bound.map(|binding| Claim::Bound(Arc::clone(binding)));
         bound.chain(self.ticket(text).and_then(|ticket| self.redeemed(ticket)))
     }
 
-    /// Whose a text is.
+    /// Returns the owner of a text.
     pub(super) fn owner(&self, text: &[u8]) -> Owner {
         if let Some(claim) = self.claims(text).next() {
             return Owner::Here(claim.label().clone());
@@ -74,8 +75,8 @@ impl CredentialLookup<'_> {
         }
     }
 
-    /// Whether a decoded credential text is a placeholder or a ticket of this group, at this API or
-    /// another.
+    /// Whether the decoded text of a credential is a placeholder or a ticket of this group, at this
+    /// API or another.
     pub(super) fn is_known(&self, text: &[u8]) -> bool {
         matches!(self.owner(text), Owner::Here(_) | Owner::Elsewhere(_))
     }
@@ -85,7 +86,8 @@ impl CredentialLookup<'_> {
         tickets.all.find(self.group(), text, tickets.now)
     }
 
-    /// The rule of a ticket, as it is now, where its credential is wanted at this host.
+    /// Returns the claim of a ticket by its rule as it is now, where this host takes its credential
+    /// back.
     fn redeemed(&self, ticket: Arc<Ticket>) -> Option<Claim> {
         let host = self.tickets?.host;
         let mut mints = self.redeems().iter();

@@ -1,13 +1,13 @@
 //! Placeholders in a request become secrets: in its head, and in the body where a binding names a
 //! place there.
 //!
-//! [`SubstitutionRules`] are what one group's placeholders mean at one API; [`examine()`] reads a head, and
-//! [`examine_whole()`] a head with its body, against them without changing it; [`Substitution::apply`] writes
-//! the values. A value can only reach a request
-//! through a plan, and a plan is only made of one in which every credential is, byte for byte,
+//! [`SubstitutionRules`] say what one group's placeholders mean at one API; [`examine()`] checks a
+//! head, and [`examine_whole()`] a head with its body, against them without changing it;
+//! [`Substitution::apply`] writes the values. A value can only reach a request through a
+//! [`Substitution`], and one is only made of a request in which every credential is, byte for byte,
 //! a placeholder in a place that its binding lists, each in a field or under a name of its own.
 //! Everything else is a denial: a credential that is unknown, altered or embedded is refused, never
-//! forwarded, alone or beside a good one. Text that is no credential by its name is not looked at.
+//! forwarded, alone or beside a good one. Text that is no credential by its name is not examined.
 
 mod answer;
 mod apply;

@@ -1,4 +1,4 @@
-//! A placeholder among the subprotocols that a WebSocket's handshake offers.
+//! Placeholders among the subprotocols that a WebSocket's handshake offers.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::{
 
 const PREFIX: &str = "openai-insecure-api-key.";
 
-/// The key of the first binding in a subprotocol too.
+/// Rules by which the key of the first binding may stand in a subprotocol too.
 fn rules() -> SubstitutionRules {
     rules_with(|api| {
         let mut own = api.bindings[0].as_ref().clone();
@@ -119,8 +119,8 @@ fn a_value_that_is_no_token_is_not_put_in() {
 }
 
 proptest! {
-    /// Whatever is offered: what goes out is what came in with the value in the place of each
-    /// planned placeholder, and nothing that was foreign goes out with it.
+    /// For any offers, the request goes out as it came in, with the value in the place of each
+    /// planned placeholder, and no foreign credential goes out with it.
     #[test]
     fn offers_are_the_same_but_for_the_value(
         offers in prop::collection::vec(prop_oneof![

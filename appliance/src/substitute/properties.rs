@@ -1,4 +1,4 @@
-//! What holds for every head.
+//! Properties of every head.
 
 use http::request::Parts;
 use proptest::prelude::*;

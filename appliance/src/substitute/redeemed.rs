@@ -1,4 +1,4 @@
-//! Tickets that are taken back: in their place at their host, and nowhere else.
+//! Tickets that an API takes back: in their place at their host, and nowhere else.
 
 use std::{
     net::IpAddr,
@@ -54,7 +54,7 @@ fn places() -> Vec<Place> {
 }
 
 impl Scene {
-    /// The first API takes what is minted.
+    /// Makes rules by which the first API takes back the minted credential.
     fn new() -> Self {
         let rules = rules_with(|api| api.redeems = vec![mint(places(), "first.example")]);
         Self { rules, tickets: Tickets::default(), begin: Instant::now() }
@@ -173,7 +173,8 @@ fn a_path_that_resembles_one_that_mints_is_refused() {
         let own = mint(places(), "first.example");
         let at = |words: [&str; 4]| crate::policy::MintedAt::parse(&words).unwrap();
         let named = |answers| Arc::new(Mint { answers, ..Mint::clone(&own) });
-        // One that takes any path hides none that resembles another's, of its own or beside it.
+        // A rule for any path hides no resemblance to another rule's path, in its own mint or
+        // beside it.
         let any = at(["json", "/other", "in", "/v1/*"]);
         let token = at(["json", "/token", "in", "/v1/token"]);
         let session = at(["json", "/session", "in", "/v1/session"]);

@@ -1,4 +1,4 @@
-//! What one group's placeholders mean at one API, compiled once per policy.
+//! The rules of one group's placeholders at one API, compiled once per policy.
 
 use std::{borrow::Cow, collections::HashSet, ops::Range, sync::Arc};
 
@@ -19,7 +19,8 @@ use crate::{
     reason::Reason,
 };
 
-/// What a request of one group to one API is held against. Immutable; made once per policy.
+/// The rules against which a request of one group to one API is checked. Immutable; made once per
+/// policy.
 #[derive(Debug)]
 pub struct SubstitutionRules {
     methods: Vec<Method>,
@@ -36,7 +37,7 @@ pub struct SubstitutionRules {
     aws: Option<Arc<AwsScope>>,
 }
 
-/// The methods and paths that one request is held against.
+/// The methods and paths against which one request is checked.
 #[derive(Debug, Clone, Copy)]
 pub struct Scope<'a> {
     /// The methods that may be used.
@@ -46,7 +47,7 @@ pub struct Scope<'a> {
 }
 
 impl SubstitutionRules {
-    /// Compiles what `group` may do at `api`, which is one of `policy.apis`.
+    /// Compiles the rights of `group` at `api`, which is one of `policy.apis`.
     pub fn new(policy: &Policy, group: &GroupName, api: &Arc<Api>) -> Self {
         let elsewhere = policy.apis.iter().flat_map(|api| bindings_of(api, group));
         Self {
@@ -69,11 +70,11 @@ impl SubstitutionRules {
         }
     }
 
-    /// What a request with a credential, or one without, may ask for.
+    /// Returns the methods and paths of a request with a credential, or of one without.
     ///
     /// # Errors
     ///
-    /// `placeholder_missing` where this one has to have a credential.
+    /// `placeholder_missing` where this request has to have a credential.
     pub fn scope(&self, substitution: &Substitution, head: &Parts) -> Result<Scope<'_>, Reason> {
         let usual = Scope { methods: &self.methods, paths: &self.paths };
         match &self.anonymous {
@@ -88,33 +89,33 @@ impl SubstitutionRules {
         }
     }
 
-    /// The group whose rules they are.
+    /// Returns the group that the rules are for.
     pub(super) fn group(&self) -> &GroupName {
         &self.group
     }
 
-    /// Whether there are tickets at all, of whatever API.
+    /// Whether any API mints tickets at all.
     pub(super) fn are_minted(&self) -> bool {
         self.minted
     }
 
-    /// What tickets of the group may stand for here.
+    /// Returns the mints whose tickets the group may use here.
     pub(super) fn redeems(&self) -> &[Arc<Mint>] {
         &self.redeems
     }
 
-    /// What an answer to a request for this path may hold that becomes tickets.
+    /// Returns the mints whose credentials an answer to a request for this path may hold.
     pub fn mints<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a Arc<Mint>> {
         self.mints.iter().filter(move |mint| mint.is_of(path))
     }
 
-    /// Whether some server takes this path for one whose answers are looked at, though it is spelt
+    /// Whether some server takes this path for one whose answers are searched, though it is spelt
     /// otherwise.
     pub(super) fn resembles_one_that_mints(&self, path: &str) -> bool {
         self.mints.iter().any(|mint| mint.is_resembled_by(path))
     }
 
-    /// Whether answers are looked at by their requests' paths.
+    /// Whether answers are searched, by the paths of their requests.
     pub fn has_mints(&self) -> bool {
         !self.mints.is_empty()
     }
@@ -134,8 +135,9 @@ impl SubstitutionRules {
         self.names.is_query(name)
     }
 
-    /// A path as a record may show it: what stands in a place of the path is `{}` there, unless it
-    /// is a placeholder of this group, and so is a whole path that servers read in several ways.
+    /// Returns a path as a record may show it: `{}` stands for each segment in a place of the path,
+    /// unless the segment is a placeholder of this group, and for a whole path that servers read in
+    /// several ways.
     pub fn shown_path<'a>(&self, path: &'a str) -> Cow<'a, str> {
         if self.path_slots().is_empty() {
             return Cow::Borrowed(path);
@@ -145,7 +147,7 @@ impl SubstitutionRules {
         }
         let found = self.path_slots().iter().filter_map(|slot| slot.find(path));
         let mut hidden: Vec<_> = found.filter(|at| !self.holds_placeholder(path, at)).collect();
-        // From the last to the first, so that those before keep their places.
+        // From the last to the first, so that the ranges before stay right.
         hidden.sort_unstable_by_key(|at| std::cmp::Reverse(at.start));
         let mut shown = Cow::Borrowed(path);
         for at in hidden.into_iter().filter(|at| at.end <= path.len()) {
@@ -159,28 +161,28 @@ impl SubstitutionRules {
         self.elsewhere(&Cow::from(percent_decode_str(segment))).is_some()
     }
 
-    /// The places where a segment of the path is a credential.
+    /// Returns the places where a segment of the path is a credential.
     pub(super) fn path_slots(&self) -> &[PathSlot] {
         &self.names.bound_paths
     }
 
-    /// The name of the place that some server takes a cookie of this name for.
+    /// Returns the name of the place that some server takes a cookie of this name for.
     pub(super) fn cookie_place(&self, name: &str) -> Option<&str> {
         let same = |own: &&Arc<str>| Folded(own.as_bytes()) == Folded(name.as_bytes());
         self.names.bound_cookies.iter().find(same).map(|own| &**own)
     }
 
-    /// Whether single cookies are looked at.
+    /// Whether single cookies are examined.
     pub(super) fn looks_into_cookies(&self) -> bool {
         !self.names.bound_cookies.is_empty()
     }
 
-    /// Whether cookies that are no place's are credentials, too.
+    /// Whether cookies that are in no place are credentials, too.
     pub(super) fn refuses_cookies(&self) -> bool {
         !self.names.cookies
     }
 
-    /// The places in the body of such a request, of whatever group.
+    /// Returns the places in the body of such a request, for any group.
     pub(super) fn body_places<'a>(
         &'a self,
         head: &'a Parts,
@@ -189,49 +191,49 @@ impl SubstitutionRules {
         places.filter(|place| place.is_of(&head.method, head.uri.path()))
     }
 
-    /// Whether some server takes a request for one whose body is to be read whole, though its path
+    /// Whether some server takes a request for one whose body must be read whole, though its path
     /// is spelt otherwise.
     pub(super) fn resembles_one_with_body(&self, head: &Parts) -> bool {
         self.names.bound_bodies.iter().any(|place| place.is_resembled_by(head.uri.path()))
     }
 
-    /// A path whose bodies are read whole, if there is one.
+    /// Returns a path whose bodies are read whole, if there is one.
     pub fn body_path(&self) -> Option<&PathRule> {
         self.names.bound_bodies.first().map(BodyPlace::path)
     }
 
-    /// Whether the body of such a request is to be read whole, and
-    /// [examined](super::examine_whole).
+    /// Whether the body of such a request must be read whole, and [examined](super::examine_whole).
     pub fn reads_body(&self, head: &Parts) -> bool {
         self.body_places(head).next().is_some()
     }
 
-    /// What requests may be signed for, where signatures of AWS are credentials here.
+    /// Returns the services and regions that requests may be signed for, where signatures of AWS
+    /// are credentials here.
     pub(super) fn aws_scope(&self) -> Option<&AwsScope> {
         self.aws.as_deref()
     }
 
-    /// What stands before a credential in an offered subprotocol.
+    /// Returns the texts before a credential in an offered subprotocol.
     pub(super) fn subprotocols(&self) -> &[SubprotocolPrefix] {
         &self.names.bound_subprotocols
     }
 
-    /// The placeholder of this group, at this API or another, that the text is.
+    /// Returns the placeholder of this group, at this API or another, that equals the text.
     pub(super) fn elsewhere(&self, text: &[u8]) -> Option<&Placeholder> {
         self.elsewhere.iter().find(|placeholder| is(placeholder, text))
     }
 }
 
-/// What stands for a credential of the agent's own in a record.
+/// The text that stands for a credential of the agent's own in a record.
 const HIDDEN: &str = "{}";
 
-/// Whether request trailers carry a credential field: that is refused, since a server that
-/// merges trailers into the head (RFC 9110, section 6.5.1) would read a second credential.
+/// Whether request trailers carry a credential field. That is refused, since a server that merges
+/// trailers into the head (RFC 9110, section 6.5.1) would read a second credential.
 pub fn trailers_carry_credential(rules: &SubstitutionRules, trailers: &HeaderMap) -> bool {
     trailers.keys().any(|name| rules.is_credential_field(name))
 }
 
-/// The match: the whole token, byte for byte.
+/// Whether a token is a placeholder: the whole token, byte for byte.
 pub(super) fn is(placeholder: &Placeholder, text: &[u8]) -> bool {
     placeholder.as_str().as_bytes() == text
 }
@@ -243,21 +245,22 @@ fn bindings_of<'a>(api: &'a Api, group: &'a GroupName) -> impl Iterator<Item = &
 /// The names under which credentials stand at one API.
 #[derive(Debug)]
 struct CredentialFields {
-    /// The header fields of bindings, of whatever group.
+    /// The header fields of bindings, for any group.
     bound: Vec<HeaderName>,
-    /// The same keys in a query, and those that stand there, as [`fold_query`] writes their names.
+    /// The same keys in a query, and those that bindings place there, as [`fold_query`] writes
+    /// their names.
     bound_queries: Vec<Box<str>>,
-    /// The places in a path, of whatever group.
+    /// The places in a path, for any group.
     bound_paths: Vec<PathSlot>,
-    /// The cookies that are places, of whatever group.
+    /// The cookies that are places, for any group.
     bound_cookies: Vec<Arc<str>>,
-    /// The places in bodies, of whatever group.
+    /// The places in bodies, for any group.
     bound_bodies: Vec<BodyPlace>,
-    /// The texts before those in a subprotocol, of whatever group.
+    /// The texts before placeholders in a subprotocol, for any group.
     bound_subprotocols: Vec<SubprotocolPrefix>,
-    /// What the API says is plain.
+    /// The names that the API declares plain.
     plain: Vec<Plain>,
-    /// Whether cookies pass unlooked at.
+    /// Whether cookies pass without examination.
     cookies: bool,
 }
 
@@ -315,7 +318,7 @@ fn field_of(place: &Place) -> Option<&HeaderName> {
     }
 }
 
-/// The name in a query under which a server may read what stands in the place.
+/// Returns the name in a query under which a server may read the value of the place.
 fn query_of(place: &Place) -> Option<Cow<'_, str>> {
     match place {
         Place::Query { name } => Some(Cow::Borrowed(name)),
@@ -352,7 +355,7 @@ fn body_of(place: &Place) -> Option<&BodyPlace> {
     }
 }
 
-/// Each once: bindings of several groups list the same place.
+/// Returns each place once: bindings of several groups list the same one.
 fn once<'a, T: Clone + PartialEq + 'a>(places: impl Iterator<Item = &'a T>) -> Vec<T> {
     let mut all: Vec<T> = Vec::new();
     for place in places {

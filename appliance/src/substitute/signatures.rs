@@ -1,4 +1,4 @@
-//! Signatures of AWS: whose they are, what they are for, and what is made of them.
+//! Signatures of AWS: their owners, their scopes, and the signatures that replace them.
 
 use std::{
     sync::Arc,
@@ -24,7 +24,7 @@ const HEX: &str = "5d672d79c15b13162d9279b0855cfba6789a8edb4c82c400e06b5924a6f2b
 const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 const HOST: (&str, &str) = ("host", "first.example");
 
-/// One group may have S3 and DynamoDB in one region signed for.
+/// Rules by which one group's requests to S3 and DynamoDB in one region may be signed.
 fn signing_rules() -> SubstitutionRules {
     rules_with(|api| {
         let names = |names: &[&str]| names.iter().map(|it| AwsName::parse(it).unwrap()).collect();
@@ -66,7 +66,7 @@ fn asked(fields: &[(&str, &str)]) -> Parts {
     asked_at("/coats/a", fields)
 }
 
-/// A signature in the head has its date beside it.
+/// Makes a head; a signature in the head has its date beside it.
 fn asked_at(target: &str, fields: &[(&str, &str)]) -> Parts {
     let has = |name: &str| fields.iter().any(|(own, _)| *own == name);
     let date = has("authorization") && !has("x-amz-date");
@@ -91,7 +91,7 @@ fn signing(parts: &Parts, keys: &str) -> Signing {
     substitution.signing(|_| Ok(value(keys))).unwrap().expect("it is signed")
 }
 
-/// The head as it is sent, signed at a fixed time.
+/// Returns the head as it is sent, signed at a fixed time.
 fn sent(mut parts: Parts, keys: &str) -> Parts {
     signing(&parts, keys).sign(&mut parts, now()).unwrap();
     let signature = signature_of(&parts);
@@ -153,7 +153,8 @@ fn a_link_is_signed_again_and_ends_soon() {
     assert_eq!(parts.headers.len(), 1, "{:?}", parts.headers);
 }
 
-/// The service's own example ("get-vanilla" of the test suite of AWS), but for its service.
+/// The specification's own example ("get-vanilla" of the test suite of AWS), except for the
+/// service.
 #[test]
 fn the_signature_is_the_one_of_the_specification() {
     let mut parts = head_to(Method::GET, "/", &[("host", "example.amazonaws.com")]);
@@ -182,7 +183,7 @@ fn a_key_that_is_no_placeholder_is_refused() {
         assert_eq!(reason(BEARER), Reason::PlaceholderWrongPlace);
     }
     assert_eq!(no(asked_at(&link(ID), &[])), Reason::ForeignCredential);
-    // Where nothing is signed, it is a credential like any other.
+    // Where nothing may be signed, a signature is a credential like any other.
     assert_eq!(refused(&rules(), asked(&[("authorization", &good())])), Reason::ForeignCredential);
     assert_eq!(refused(&rules(), asked_at(&link(KEY), &[])), Reason::DuplicateCredential);
     let bearer = format!("Bearer {KEY}");
@@ -310,11 +311,11 @@ fn other_kinds_of_signature_are_refused() {
     assert_eq!(no(asked(&[("authorization", &ecdsa)])), Reason::SignatureDenied);
     let foreign = ecdsa.replace(KEY, ID);
     assert_eq!(no(asked(&[("authorization", &foreign)])), Reason::ForeignCredential);
-    // Its second version is a credential like any other.
+    // A signature of the second version is a credential like any other.
     assert_eq!(no(asked(&[("authorization", "AWS AKID:c2ln")])), Reason::ForeignCredential);
 }
 
-/// As long as AWS would take it, and not a second longer.
+/// A signature is good for as long as AWS would accept it, and not a second longer.
 #[test]
 fn an_old_or_future_signature_is_refused() {
     let at = |seconds: i64| match u64::try_from(seconds) {
@@ -427,7 +428,7 @@ fn a_head_too_long_to_be_signed_is_refused() {
 }
 
 proptest! {
-    /// Whatever becomes of a signature, only the whole placeholder signs anything.
+    /// However a signature is changed, only the whole placeholder signs anything.
     #[test]
     fn no_part_of_a_signature_is_taken_for_the_whole(
         cut in 0..300_usize, put in "[ -~]{0,3}", skip in 0..3_usize,
@@ -448,14 +449,14 @@ proptest! {
             let key = own.map_or(format!("={KEY}%2F"), |_| format!("={KEY}/"));
             let (changed, key) = (changed.to_lowercase(), key.to_lowercase());
             prop_assert!(changed.contains(&key), "{}", changed);
-            // What it became is signed, and is one signature.
+            // The changed request is signed, with one signature.
             let signed = signing(&parts, &format!("{ID}:{SECRET}")).sign(&mut parts, now());
             prop_assert!(signed.is_ok());
             prop_assert!(!all_of(&parts).contains(KEY), "{}", all_of(&parts));
         }
     }
 
-    /// What is not of the signature stands in the query as it stood.
+    /// The rest of the query, which does not belong to the signature, stays as it was.
     #[test]
     fn the_rest_of_a_query_is_the_same(before in "([a-w=&%20+;]{0,20}&)?", after in "(&[a-w=&+;]{0,20})?") {
         let target = link(KEY).replace("versionId=1&", &before).replace("&partNumber=2", &after);

@@ -1,8 +1,8 @@
-//! Signs a request anew, as it is about to be sent, with the keys behind a placeholder. The
-//! signature itself is made by the SDK's own crate.
+//! Signs a request as it is about to be sent, in place of the agent's signature, with the keys
+//! behind a placeholder. The SDK's own crate makes the signature.
 //!
-//! What is signed arrives at the server as it is signed: method, path, query, host, the type of the
-//! body, and each field whose name begins with `x-amz-`. The keys are copied by the crate into
+//! The signed parts arrive at the server as they were signed: method, path, query, host, the type
+//! of the body, and each field whose name begins with `x-amz-`. The crate copies the keys into
 //! memory that it wipes in part.
 
 use std::{
@@ -35,7 +35,7 @@ use crate::{
     secrets::{AwsKeys, SecretValue},
 };
 
-/// How a request is signed that has been examined.
+/// The signing of a request that has been examined.
 pub struct Signing {
     pub(super) form: SignatureForm,
     pub(super) service: AwsName,
@@ -44,46 +44,48 @@ pub struct Signing {
     pub(super) times: Times,
     /// A pair of AWS keys.
     pub(super) keys: Arc<SecretValue>,
-    /// Whose value they are; `None` for a ticket's.
+    /// The binding of their value; `None` for a ticket's.
     pub(super) binding: Option<Arc<Binding>>,
 }
 
-/// Where a signature stands.
+/// The part of the request that holds a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SignatureForm {
     /// In `Authorization`.
     Head,
-    /// In the query, as in that of a link.
+    /// In the query, as in a link.
     Query,
 }
 
-/// When the agent's own signature is good.
+/// The times between which the agent's own signature is good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Times {
     pub(super) from: SystemTime,
     pub(super) until: SystemTime,
 }
 
-/// What is signed of a body.
+/// The statement about the body that is signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Payload {
-    /// Its hash, which nobody has said; that of an empty one until it is.
+    /// The hash of the body, which the request does not state; until it is known, that of an empty
+    /// body.
     Whole,
-    /// Its hash in hex, as the request has it. The server holds the body against it.
+    /// The hash of the body in hex, as the request states it. The server checks the body against
+    /// it.
     Hash(Box<str>),
-    /// Nothing.
+    /// No hash.
     Unsigned,
-    /// Nothing, and checksums follow it.
+    /// No hash; checksums follow the body.
     UnsignedTrailer,
 }
 
 impl Signing {
-    /// Most bytes of a body whose hash nobody has said: as much as a service of AWS takes in such a
-    /// request (Bedrock's InvokeModel).
+    /// The most bytes of a body whose hash the request does not state: as many as a service of AWS
+    /// takes in such a request (Bedrock's InvokeModel).
     pub const MAX_BODY: usize = 25_000_000;
 
-    /// Whether the whole body has to be at hand, because its hash is signed and the request does
-    /// not say it.
+    /// Whether the whole body must be at hand, because its hash is signed and the request does not
+    /// state it.
     pub fn needs_body(&self) -> bool {
         self.payload == Payload::Whole
     }
@@ -94,8 +96,8 @@ impl Signing {
         self.payload = Payload::Hash(hex.into());
     }
 
-    /// Holds the time of the agent's signature against the gateway's clock, as AWS would: what is
-    /// made anew would be good again otherwise, whenever a request or a link had been signed.
+    /// Checks the time of the agent's signature against the gateway's clock, as AWS would:
+    /// otherwise the new signature would make any old request or link good again.
     ///
     /// # Errors
     ///
@@ -105,8 +107,8 @@ impl Signing {
         if (from..=until).contains(&now) { Ok(()) } else { Err(Reason::SignatureExpired) }
     }
 
-    /// Takes the keys that are good now: while a body was read, others may have come, or these may
-    /// have been taken away.
+    /// Takes the keys that are good now: while a body was read, they may have been replaced or
+    /// taken away.
     ///
     /// # Errors
     ///
@@ -123,8 +125,8 @@ impl Signing {
         Ok(())
     }
 
-    /// Puts the agent's signature out of a head that is otherwise as it is to be sent, and the
-    /// gateway's in. A body whose hash [is needed](Self::needs_body) and was not
+    /// Removes the agent's signature from a head that is otherwise as it will be sent, and puts in
+    /// the gateway's. A body whose hash [is needed](Self::needs_body) and was not
     /// [given](Self::hashed) is empty.
     ///
     /// # Errors
@@ -173,8 +175,8 @@ impl Signing {
         Ok(signed.into_parts().0)
     }
 
-    /// The crate encodes the query anew, and with it what a link is given there. It panics where that
-    /// makes a target that is too long.
+    /// Checks the size of the target. The crate encodes the query again, and adds the parameters of
+    /// a link. It panics where the target becomes too long.
     fn check_size(
         &self,
         uri: &str,
@@ -185,18 +187,18 @@ impl Signing {
         let names = || fields.iter().map(|(name, _)| name.len() + 1).sum::<usize>();
         let added = match self.form {
             SignatureForm::Head => 0,
-            // How long a usual token is tells nobody.
+            // With this bound, nobody learns the length of a usual token.
             SignatureForm::Query => {
                 names() + token.map_or(0, str::len).max(USUAL_TOKEN) + MAX_LINK_FIELDS
             }
         };
-        // A byte becomes three at most, and one for a name without a value.
+        // A byte becomes three at most, with one more for a name without a value.
         let most = rest.len() + 3 * (query.len() + added) + 2;
         if most > MAX_TARGET { Err(Reason::HeaderLimit) } else { Ok(()) }
     }
 
-    /// Amazon S3 has rules of its own: the path is not encoded twice, not normalised, and the hash
-    /// of the body stands in a field.
+    /// Returns the settings of the signature. Amazon S3 has rules of its own: the path is not
+    /// encoded twice and not normalised, and the hash of the body stands in a field.
     fn settings(&self) -> SigningSettings {
         let mut settings = SigningSettings::default();
         settings.excluded_headers = None;
@@ -221,9 +223,9 @@ impl Signing {
         }
     }
 
-    /// The target as the server reads it before it looks at the signature. Amazon S3 decodes the
-    /// path and encodes it as AWS does, whatever was encoded by whom. A plus it may take for a space,
-    /// and answers with the signature of another path then.
+    /// Returns the target as the server reads it before it checks the signature. Amazon S3 decodes
+    /// the path and encodes it as AWS does, however it was encoded before. S3 may take a plus for a
+    /// space, and would then expect the signature of another path.
     fn signed_uri(&self, head: &Parts) -> Result<String, Reason> {
         let path = head.uri.path();
         let path = match self.service.is_s3() {
@@ -241,7 +243,7 @@ impl Signing {
     }
 }
 
-/// What the server sees as its host: a field in HTTP/1, the authority in HTTP/2.
+/// Returns the host that the server sees: a field in HTTP/1, the authority in HTTP/2.
 fn host(head: &Parts) -> Result<&str, Reason> {
     match (head.headers.get(HOST), head.uri.authority()) {
         (Some(host), _) => host.to_str().map_err(|_| Reason::InternalError),
@@ -250,7 +252,7 @@ fn host(head: &Parts) -> Result<&str, Reason> {
     }
 }
 
-/// The fields that no server of AWS takes unsigned, and the type of the body.
+/// Returns the fields that every server of AWS wants signed, and the type of the body.
 fn signed_fields(headers: &HeaderMap) -> Result<Vec<(&str, &str)>, Reason> {
     let signed = |name: &HeaderName| name.as_str().starts_with("x-amz-") || SIGNED.contains(name);
     let fields = headers.iter().filter(|(name, _)| signed(name)).map(|(name, value)| {
@@ -288,16 +290,17 @@ fn set_query(uri: &mut Uri, query: &str) -> Result<(), Reason> {
     Ok(())
 }
 
-/// How long a signature in a query is good: as long as one in a head, which AWS takes for five
-/// minutes before and after its time. What the agent asked for does not count.
+/// The life of a signature in a query: the same as in a head, which AWS accepts for five minutes
+/// before and after its time. The agent's own choice does not count.
 const LINK_LIFE: Duration = Duration::from_secs(300);
 
-/// Bytes of the longest target that the library for HTTP takes.
+/// The most bytes of a target that the library for HTTP takes.
 const MAX_TARGET: usize = u16::MAX as usize - 1;
-/// Bytes of a session's token, as AWS says that most of them have.
+/// The most bytes of a session's token, by AWS' statement about most of them.
 const USUAL_TOKEN: usize = 4_096;
-/// Bytes of what else a signature puts into a query, with room to spare: its names, an id, a date,
-/// a service and a region, and the names of the fields that are always signed.
+/// The most bytes of everything else that a signature puts into a query, with room to spare: its
+/// names, an id, a date, a service and a region, and the names of the fields that are always
+/// signed.
 const MAX_LINK_FIELDS: usize = 1_024;
 
 pub(super) const ALGORITHM: &str = "X-Amz-Algorithm";
@@ -316,7 +319,7 @@ pub(super) const SECURITY_TOKEN: HeaderName = HeaderName::from_static("x-amz-sec
 pub(super) const DATE: HeaderName = HeaderName::from_static("x-amz-date");
 static SIGNED: [HeaderName; 2] = [CONTENT_TYPE, HeaderName::from_static("content-md5")];
 
-/// What AWS does not encode (RFC 3986, section 2.3).
+/// The characters that AWS does not encode (RFC 3986, section 2.3).
 const KEPT_IN_QUERIES: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 const KEPT_IN_PATHS: &AsciiSet = &KEPT_IN_QUERIES.remove(b'/');

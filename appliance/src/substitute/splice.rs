@@ -1,21 +1,21 @@
-//! A text with values in the place of some of its bytes, each escaped as its format has it.
+//! Puts values in the place of some bytes of a text, each escaped as its format demands.
 
 use std::ops::Range;
 
 use zeroize::Zeroizing;
 
-/// What takes the place of some bytes.
+/// A text that takes the place of some bytes.
 pub(super) struct Piece {
     pub(super) at: Range<usize>,
     pub(super) text: Zeroizing<Vec<u8>>,
 }
 
-/// The text with each piece in its place; every other byte stays. Nothing where two places overlap
-/// or one is outside of the text.
+/// Returns the text with each piece in its place; every other byte stays. `None` where two places
+/// overlap or one is outside of the text.
 pub(super) fn splice(before: &[u8], mut pieces: Vec<Piece>) -> Option<Zeroizing<Vec<u8>>> {
     pieces.sort_unstable_by_key(|piece| piece.at.start);
     let added: usize = pieces.iter().map(|piece| piece.text.len()).sum();
-    // Sized before it is filled, so that no copy is left behind by growth.
+    // The buffer has its size from the start: growth would leave copies behind.
     let mut whole = Zeroizing::new(Vec::with_capacity(before.len() + added));
     let mut from = 0;
     for Piece { at, text } in &pieces {
@@ -27,7 +27,7 @@ pub(super) fn splice(before: &[u8], mut pieces: Vec<Piece>) -> Option<Zeroizing<
     Some(whole)
 }
 
-/// Percent-encoded except for the unreserved characters (RFC 3986, sections 2.1 and 2.3).
+/// Percent-encodes every byte except the unreserved characters (RFC 3986, sections 2.1 and 2.3).
 pub(super) fn percent(value: &[u8]) -> Zeroizing<Vec<u8>> {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).copied().unwrap_or_default();
@@ -43,7 +43,8 @@ pub(super) fn percent(value: &[u8]) -> Zeroizing<Vec<u8>> {
     text
 }
 
-/// A string of JSON, with its quotes (RFC 8259, section 7). A value holds visible ASCII alone.
+/// Returns a string of JSON, with its quotes (RFC 8259, section 7). A value holds visible ASCII
+/// alone.
 pub(super) fn json_string(value: &[u8]) -> Zeroizing<Vec<u8>> {
     let mut text = Zeroizing::new(Vec::with_capacity(value.len() * 2 + 2));
     text.push(b'"');

@@ -1,4 +1,4 @@
-//! Where a placeholder stands among the subprotocols that a WebSocket's handshake offers (RFC 6455,
+//! Finds a placeholder among the subprotocols that a WebSocket's handshake offers (RFC 6455,
 //! section 11.3.4).
 
 use std::ops::Range;
@@ -12,7 +12,7 @@ use http::{
 use super::{apply::Swap, claim::Claim, lookup::CredentialLookup};
 use crate::policy::{Place, SubprotocolPrefix, is_credential_subprotocol};
 
-/// Every offer that carries a credential, and where it stands in its field.
+/// Returns every offer that carries a credential, and its range in its field.
 pub(super) fn find<'a>(
     lookup: &'a CredentialLookup<'_>,
     head: &'a Parts,
@@ -23,8 +23,9 @@ pub(super) fn find<'a>(
     })
 }
 
-/// The swap for one offer, where a binding lists that place for the placeholder there. Only a
-/// handshake has offers, and of those only one with a single field, which every server reads alike.
+/// Returns the swap for one offer, where a binding lists that place for its placeholder. Only a
+/// handshake has offers, and only one with a single field of them counts, because every server
+/// reads that alike.
 pub(super) fn swap(
     lookup: &CredentialLookup<'_>,
     head: &Parts,
@@ -37,8 +38,8 @@ pub(super) fn swap(
     lookup.subprotocols().iter().find_map(|prefix| swap_behind(lookup, prefix, (value, at)))
 }
 
-/// What in an offer could be a placeholder gone astray: all of it, what follows its last dot, and
-/// what follows a prefix.
+/// Returns the parts of an offer that could be a placeholder gone astray: all of it, the part after
+/// its last dot, and the part after a prefix.
 pub(super) fn candidates<'a>(
     lookup: &'a CredentialLookup<'_>,
     offer: &'a [u8],
@@ -49,7 +50,7 @@ pub(super) fn candidates<'a>(
     [Some(offer), after_dot].into_iter().flatten().chain(after)
 }
 
-/// The members of a comma-separated list, without the spaces around them.
+/// Returns the members of a comma-separated list, without the spaces around them.
 fn offers(list: &[u8]) -> impl Iterator<Item = Range<usize>> {
     let mut begin = 0;
     list.split(|&byte| byte == b',').map(move |member| {

@@ -1,4 +1,4 @@
-//! The target of a request, which is path and query, with values in it.
+//! Writes values into the target of a request, which is path and query.
 
 use bytes::Bytes;
 use http::{Uri, uri::PathAndQuery};
@@ -13,7 +13,7 @@ pub(super) enum TargetPart {
     Query,
 }
 
-/// The target with each piece in its place in its part.
+/// Returns the target with each piece in its place in its part.
 pub(super) fn write(uri: &Uri, pieces: Vec<(TargetPart, Piece)>) -> Result<Uri, SecretCause> {
     let query = uri.path().len() + "?".len();
     let pieces = pieces.into_iter().map(|(part, Piece { at, text })| {

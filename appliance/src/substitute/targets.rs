@@ -1,4 +1,4 @@
-//! A placeholder that stands in the query or in the path.
+//! Placeholders in the query or in the path.
 
 use std::sync::Arc;
 
@@ -16,7 +16,8 @@ use crate::{
 const GEMINI: &str = "GEMINI_API_KEY";
 const WEATHER: &str = "WEATHER_ID";
 
-/// Two placeholders in the query, one of them under a name that is a credential's nowhere else.
+/// Rules with two placeholders in the query, one of them under a name that is a credential's only
+/// here.
 fn rules() -> SubstitutionRules {
     rules_with(|api| {
         for (at, placeholder, name) in [(0, GEMINI, "key"), (1, WEATHER, "appid")] {
@@ -151,7 +152,7 @@ fn a_name_no_binding_of_this_api_lists_is_none() {
     assert!(swapped(&plain, parts).is_ok());
 }
 
-/// A bot's token in the path, beside the places of [`rules`].
+/// Rules with a bot's token in the path, beside the places of [`rules`].
 fn with_a_path() -> SubstitutionRules {
     rules_with(|api| {
         let mut own = api.bindings[0].as_ref().clone();
@@ -275,8 +276,8 @@ fn piece() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    /// Whoever cuts the query, at `&` alone or at `;` too, reads what was asked, with each value in
-    /// the place of its placeholder, once, under its own name, and nowhere else.
+    /// However a server splits the query, at `&` alone or at `;` too, it reads the same pairs, with
+    /// each value in the place of its placeholder, once, under its own name, and nowhere else.
     #[test]
     fn a_query_is_the_same_but_for_the_values(
         pieces in prop::collection::vec(piece(), 0..5),

@@ -85,7 +85,7 @@ fn bindings() -> Vec<Arc<Binding>> {
     ]
 }
 
-/// The rules of `agents` at the first API, after `change` to it.
+/// Returns the rules of `agents` at the first API, after `change` to it.
 pub(super) fn rules_with(change: impl FnOnce(&mut Api)) -> SubstitutionRules {
     let mut first = api("first", bindings());
     change(&mut first);
@@ -107,7 +107,7 @@ pub(super) fn rules() -> SubstitutionRules {
     rules_with(|_| ())
 }
 
-/// Rules that list one method and one folder.
+/// Returns rules that list one method and one folder.
 pub(super) fn narrow() -> SubstitutionRules {
     rules_with(|api| {
         api.methods = vec![Method::POST];
@@ -131,7 +131,7 @@ pub(super) fn basic(pair: &str) -> String {
     format!("Basic {}", STANDARD.encode(pair))
 }
 
-/// The value behind a placeholder: distinct, and nothing that stands in a request.
+/// Returns the value behind a placeholder: distinct, and not a text of any request.
 pub(super) fn value_of(placeholder: &str) -> String {
     format!("secret-value-of-{}", placeholder.to_lowercase())
 }
@@ -156,7 +156,7 @@ pub(super) fn refused(rules: &SubstitutionRules, parts: Parts) -> Reason {
     examine(rules, &parts).expect_err("refused").reason
 }
 
-/// The one value of a field of a request that is forwarded.
+/// Returns the one value of a field of a request that is forwarded.
 pub(super) fn sent(rules: &SubstitutionRules, fields: &[(&str, &str)], field: &str) -> String {
     let (parts, _) = swapped(rules, head(fields)).unwrap_or_else(|no| panic!("{fields:?}: {no:?}"));
     let values: Vec<_> = parts.headers.get_all(field).iter().collect();

@@ -1,4 +1,4 @@
-//! Every row of the table of answers, by name.
+//! A test for every row of the table of answers, by name.
 
 use http::{HeaderMap, HeaderValue, Method};
 

@@ -3,12 +3,12 @@
 //! A ticket is good for one group, for the hosts and places of one rule, and until it ends. The
 //! table is in memory alone: after a restart no ticket is good, and clients ask for new ones.
 //!
-//! Errs to refusal. A credential that a living ticket stands for is always masked, so nothing that
-//! lives makes room: where an agent or its group has as many as it may have, an answer with another
-//! one is refused. Credentials whose tickets have ended are masked for [`MASKED_AFTER`], or until
-//! the room is needed.
+//! Errs towards refusal. A credential with a living ticket is always masked, so no living ticket
+//! makes room for a new one: where an agent or its group has as many as it may have, an answer with
+//! another credential is refused. Credentials whose tickets have ended are masked for
+//! [`MASKED_AFTER`], or until the room is needed.
 //!
-//! The table asks for no clock: every question says what time it is.
+//! The table reads no clock: every call passes the time.
 
 mod text;
 
@@ -39,33 +39,33 @@ pub struct Tickets {
     generation: AtomicU64,
 }
 
-/// What one ticket stands for.
+/// The meaning of one ticket.
 pub struct Ticket {
-    /// The rule by which it was given.
+    /// The rule under which it was given.
     pub mint: RuleName,
-    /// How the audit names it.
+    /// Its name in the audit.
     pub label: Placeholder,
-    /// The credential.
+    /// The credential that it stands for.
     pub value: Arc<SecretValue>,
-    /// The other half, where the credential is one of Basic.
+    /// The other half, if the credential is one of Basic.
     pub beside: Option<Arc<str>>,
     ends: Instant,
 }
 
 /// A credential that was found in an answer.
 pub struct Minted {
-    /// By which rule.
+    /// The rule under which it was found.
     pub mint: Arc<Mint>,
-    /// It.
+    /// The credential.
     pub value: SecretValue,
-    /// The other half, where it is one of Basic.
+    /// The other half, if the credential is one of Basic.
     pub beside: Option<Arc<str>>,
 }
 
-/// Why no ticket is given.
+/// The reasons why no ticket is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoTicket {
-    /// There is no room for another, or no randomness to make one of.
+    /// There is no room for another, or no randomness to make one.
     Room,
     /// The credential has tickets of another rule, which are not good at all of these hosts.
     OtherHosts,
@@ -76,13 +76,13 @@ pub enum NoTicket {
 pub struct KnownValues(Vec<(u64, Arc<SecretValue>)>);
 
 impl KnownValues {
-    /// Those that came to be known behind the first `seen`.
+    /// Returns the credentials that came after the first `seen`.
     pub fn since(&self, seen: u64) -> impl ExactSizeIterator<Item = &Arc<SecretValue>> {
         let from = self.0.partition_point(|(serial, _)| *serial < seen);
         self.0.get(from..).unwrap_or_default().iter().map(|(_, value)| value)
     }
 
-    /// A number that grows with each that comes to be known.
+    /// Returns a number that grows with each new credential.
     pub fn seen(&self) -> u64 {
         self.0.last().map_or(0, |(serial, _)| serial + 1)
     }
@@ -93,9 +93,8 @@ impl Tickets {
     ///
     /// # Errors
     ///
-    /// Where the agent, or its group, has as many as it may have, and where a credential has
-    /// tickets of another rule: an API that answers with what it was asked with would else carry it
-    /// on to further hosts.
+    /// The agent, or its group, has as many as it may have, or a credential has tickets of another
+    /// rule: otherwise an API that echoes a request would carry the credential on to further hosts.
     pub fn issue(
         &self,
         group: &GroupName,
@@ -121,7 +120,7 @@ impl Tickets {
         Ok(texts)
     }
 
-    /// What a text stands for, where it is a ticket of the group that has not ended.
+    /// Returns the ticket that a text is, if it belongs to the group and has not ended.
     pub fn find(&self, group: &GroupName, text: &[u8], now: Instant) -> Option<Arc<Ticket>> {
         let text = std::str::from_utf8(text).ok().filter(|_| looks_like_ticket(text))?;
         let racks = lock(&self.racks);
@@ -129,7 +128,7 @@ impl Tickets {
         (now < ticket.ends).then(|| Arc::clone(ticket))
     }
 
-    /// The credentials that answers to the group are to be masked for.
+    /// Returns the credentials that are masked in answers to the group.
     pub fn known(&self, group: &GroupName) -> KnownValues {
         let racks = lock(&self.racks);
         let mut known: Vec<_> = racks.get(group).into_iter().flat_map(Rack::known).collect();
@@ -137,19 +136,20 @@ impl Tickets {
         KnownValues(known)
     }
 
-    /// A number that grows with each credential that comes to be known, of whatever group.
+    /// Returns a number that grows with each new credential, of whatever group.
     pub fn generation(&self) -> u64 {
         self.generation.load(Relaxed)
     }
 
-    /// How many tickets of a group are good.
+    /// Returns how many tickets of a group are good.
     pub fn good(&self, group: &GroupName, now: Instant) -> usize {
         let racks = lock(&self.racks);
         let tickets = racks.get(group).into_iter().flat_map(|rack| rack.tickets.values());
         tickets.filter(|(_, ticket)| now < ticket.ends).count()
     }
 
-    /// Ends all tickets of the groups for which `stays` says no. Their credentials stay masked.
+    /// Ends all tickets of the groups for which `stays` returns false. Their credentials stay
+    /// masked.
     pub fn end(&self, stays: impl Fn(&GroupName) -> bool) {
         let mut racks = lock(&self.racks);
         racks.iter_mut().filter(|(group, _)| !stays(group)).for_each(|(_, rack)| {
@@ -158,28 +158,28 @@ impl Tickets {
     }
 }
 
-/// What one group has.
+/// The tickets and credentials of one group.
 #[derive(Default)]
 struct Rack {
-    /// Whose each is, and what it stands for.
+    /// The agent of each ticket, and its meaning.
     tickets: HashMap<Arc<str>, (IpAddr, Arc<Ticket>)>,
     values: HashMap<ByBytes, Known>,
-    /// How many values have been known.
+    /// The number of values that were ever known.
     seen: u64,
 }
 
 /// A credential that is masked.
 struct Known {
     serial: u64,
-    /// Who had it first since it lives.
+    /// The agent that got it first since it is alive.
     agent: IpAddr,
-    /// The rule by which it was given first.
+    /// The rule under which it was given first.
     mint: Arc<Mint>,
-    /// When the last of its tickets ends.
+    /// The time at which the last of its tickets ends.
     ends: Instant,
 }
 
-/// A credential that is looked for by its bytes, in a table with a random key.
+/// A credential that is found by its bytes, in a table with a random key.
 #[derive(Clone)]
 struct ByBytes(Arc<SecretValue>);
 
@@ -209,8 +209,8 @@ impl Rack {
         self.values.retain(|_, known| now < known.ends + MASKED_AFTER);
     }
 
-    /// Whether each credential is wanted back at no host at which it was not from the first. One
-    /// whose tickets have ended counts as well: it may be on its way.
+    /// Checks that no credential is wanted back at a host where it was not wanted from the first. A
+    /// credential whose tickets have ended counts as well, because it may be on its way.
     fn check_hosts(&self, minted: &[Minted]) -> Result<(), NoTicket> {
         let mut first: HashMap<&[u8], &Mint> = HashMap::new();
         for Minted { mint, value, .. } in minted {
@@ -223,8 +223,8 @@ impl Rack {
         Ok(())
     }
 
-    /// Makes room for all of `minted`, by credentials that are masked though their tickets have
-    /// ended.
+    /// Makes room for all of `minted` by dropping credentials that are masked although their
+    /// tickets have ended.
     fn make_room(
         &mut self,
         agent: IpAddr,
@@ -235,13 +235,13 @@ impl Rack {
         if own + minted.len() > AGENT_TICKETS || self.tickets.len() + minted.len() > GROUP_TICKETS {
             return Err(NoTicket::Room);
         }
-        // Each value once, with what is known of it.
+        // Each value once, with its entry if it has one.
         let minted: HashMap<&[u8], Option<&Known>> = minted
             .iter()
             .map(|one| (one.value.expose(), self.values.get(one.value.expose())))
             .collect();
         let lives = |known: &&Known| now < known.ends;
-        // One that has ended lives again.
+        // A credential that has ended lives again.
         let new = minted.values().filter(|known| known.filter(lives).is_none()).count();
         let living = self.values.values().filter(lives);
         let own = living.clone().filter(|known| known.agent == agent).count();
@@ -266,7 +266,7 @@ impl Rack {
         let ends = now + mint.life;
         let value = Arc::new(value);
         let known = self.values.entry(ByBytes(Arc::clone(&value)));
-        // One copy of each credential, whoever was given it.
+        // All tickets share one copy of each credential.
         let value = Arc::clone(&known.key().0);
         let seen = &mut self.seen;
         let known = known.or_insert_with(|| {
@@ -287,17 +287,17 @@ impl Rack {
     }
 }
 
-/// Tickets of one agent that are good at once. A batch of git-lfs takes up to two for each of a
-/// hundred objects.
+/// Good tickets of one agent at once. A batch of git-lfs takes up to two for each of a hundred
+/// objects.
 const AGENT_TICKETS: usize = 2_048;
-/// The same of a group.
+/// The same for a group.
 const GROUP_TICKETS: usize = 4_096;
-/// Credentials that the tickets of one agent stand for. To mask one takes up to 100 KiB.
+/// Credentials behind the tickets of one agent. To mask one takes up to 100 KiB.
 const AGENT_VALUES: usize = 256;
-/// The same of a group, those that have ended and are still masked included.
+/// The same for a group, including credentials that have ended and are still masked.
 const GROUP_VALUES: usize = 512;
-/// How long a credential is masked after the last of its tickets has ended, where there is room: as
-/// long as one of Vault's that was replaced.
+/// Time for which a credential is masked after the last of its tickets has ended, if there is room:
+/// as long as a replaced one of Vault's.
 const MASKED_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What the table of tickets promises.
+//! Properties of the table of tickets.
 
 use zeroize::Zeroizing;
 

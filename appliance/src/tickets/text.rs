@@ -1,4 +1,4 @@
-//! What a ticket looks like: random, and of one length whatever it stands for.
+//! The form of a ticket: random, and of one length whatever it stands for.
 
 use aws_lc_rs::rand;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::{policy::TicketShape, secrets::SecretValue};
 
-/// Makes the text of a new ticket. `None` where there is no randomness.
+/// Makes the text of a new ticket. Returns `None` where there is no randomness.
 pub(super) fn fresh(shape: TicketShape, value: &SecretValue) -> Option<String> {
     let mut bytes = [0; RANDOM_BYTES];
     rand::fill(&mut bytes).ok()?;
@@ -23,7 +23,7 @@ pub(super) fn fresh(shape: TicketShape, value: &SecretValue) -> Option<String> {
     })
 }
 
-/// Whether a text is one that a ticket could be, of whatever gateway, now or before.
+/// Returns whether a text could be a ticket, of whatever gateway, now or before.
 pub fn looks_like_ticket(text: &[u8]) -> bool {
     let word = text.rsplit(|&byte| byte == b'.').next().unwrap_or_default();
     let is_random = |rest: &[u8]| {
@@ -34,7 +34,8 @@ pub fn looks_like_ticket(text: &[u8]) -> bool {
     matches!(parts, 0 | 2) && word.strip_prefix(PREFIX.as_bytes()).is_some_and(is_random)
 }
 
-/// When a JSON Web Token (RFC 7519) was made and ends, as a set of claims. `None` where it is none.
+/// Returns when a JSON Web Token (RFC 7519) was made and ends, as a set of claims; `None` where the
+/// text is no such token.
 fn times_of(token: &[u8]) -> Option<String> {
     let mut parts = token.split(|&byte| byte == b'.');
     let (Some(_), Some(claims), Some(_), None) =
@@ -49,13 +50,13 @@ fn times_of(token: &[u8]) -> Option<String> {
     serde_json::to_string(&times).ok()
 }
 
-/// What every ticket, or the last part of one, begins with.
+/// The beginning of every ticket, or of its last part.
 const PREFIX: &str = "ticket_1";
-/// As many as nobody guesses.
+/// Enough random bytes that nobody guesses them.
 const RANDOM_BYTES: usize = 32;
-/// A token that nobody has signed.
+/// The head of a token that nobody has signed.
 const HEAD: &str = r#"{"alg":"none","typ":"JWT"}"#;
-/// Claims that say when (RFC 7519, section 4.1).
+/// Claims of times (RFC 7519, section 4.1).
 const TIMES: [&str; 3] = ["exp", "iat", "nbf"];
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Why a TLS handshake failed, in words that say what to do about it.
+//! The causes of failed TLS handshakes, in words that say what to do about them.
 
 use std::{io, sync::Arc};
 
@@ -17,14 +17,14 @@ use crate::reason::TlsCause;
 /// A handshake that failed for TLS itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TlsFailure {
-    /// Why.
+    /// The cause.
     pub cause: TlsCause,
     /// The alert of the other side, where it sent one.
     pub alert: Option<&'static str>,
 }
 
 impl TlsFailure {
-    /// What TLS said of a handshake that ended like this; nothing where the connection broke.
+    /// Returns the failure of TLS that this error holds, or `None` where the connection broke.
     pub fn of(error: &io::Error) -> Option<Self> {
         let error = error.get_ref()?.downcast_ref::<Error>()?;
         Some(Self { cause: cause(error), alert: alert(error) })
@@ -36,7 +36,7 @@ fn cause(error: &Error) -> TlsCause {
         Error::InvalidCertificate(error) => certificate_cause(error),
         Error::AlertReceived(_) => TlsCause::AlertReceived,
         Error::PeerIncompatible(_) | Error::NoApplicationProtocol => TlsCause::NothingInCommon,
-        // The first bytes are no record of TLS.
+        // The first bytes are not a TLS record.
         Error::InvalidMessage(
             InvalidMessage::InvalidContentType
             | InvalidMessage::UnknownProtocolVersion

@@ -1,13 +1,14 @@
-//! One question to Vault: only its nodes, only its CA, a bound on the answer and a deadline.
+//! Sends one request to Vault: to its nodes only, trusting its CA only, with a deadline and a bound
+//! on the answer.
 //!
 //! vaultrs' own client follows redirects with the token, adds the system's CAs and reads the
-//! environment; its executor logs what Vault says and has no bound on it. So of vaultrs only the
-//! endpoints are used, and they are run here.
+//! environment; its executor logs Vault's answers and has no bound on them. So only the endpoints
+//! of vaultrs are used, and they are run here.
 //!
-//! A question goes to the node that answered last. Where that node is not there, or says that it
-//! is not the one to ask, the next one of the list is asked. A redirect is followed to a node of
-//! the list and to nothing else; what is sent there is our question again and not what the
-//! redirect says.
+//! A request goes to the node that answered last. Where that node cannot be reached, or says that
+//! another one must answer, the next one of the list is asked. A redirect is followed to a node of
+//! the list and to nothing else; our request is repeated there, and not the one that the redirect
+//! names.
 
 use std::{
     io::ErrorKind,
@@ -45,7 +46,7 @@ use crate::{
     dial::{Resolver, Unresolved},
 };
 
-/// How Vault is reached. Holds no token.
+/// The connection to Vault. Holds no token.
 pub(super) struct Transport {
     /// The configured address and its peers. Never empty.
     nodes: Vec<Url>,
@@ -56,28 +57,29 @@ pub(super) struct Transport {
     resolver: Resolver,
     call_time: Duration,
     http: ArcSwap<reqwest::Client>,
-    /// Learns where the nodes are that are not asked.
+    /// Learns the addresses of the nodes that are not asked.
     _learning: Option<JoinSet<()>>,
 }
 
-/// What the gateway shows of itself in the handshake.
+/// The certificate and key that the gateway shows in the handshake.
 pub(super) struct ClientIdentity {
     pub(super) chain: Vec<CertificateDer<'static>>,
     pub(super) key: Zeroizing<PrivateKeyDer<'static>>,
 }
 
-/// What one node said.
+/// The reply of one node.
 enum NodeReply {
     Body(Zeroizing<Vec<u8>>),
-    /// To ask this node instead.
+    /// The node names another one, which is to be asked.
     Ask(usize),
-    /// Nothing; another node may know better, and asking it does nothing twice.
+    /// The node has no answer; another may have one, and asking it does nothing twice.
     AskAnother(CallError),
     Failed(CallError),
 }
 
 impl Transport {
-    /// `call_time` is from the first byte sent to the last received, all nodes together.
+    /// Makes a transport. `call_time` is from the first byte sent to the last received, all nodes
+    /// together.
     pub(super) fn new(
         settings: &VaultSettings,
         resolver: &Resolver,
@@ -90,7 +92,7 @@ impl Transport {
         resolver.off_limits().control_plane().learn(nodes.iter().filter_map(literal));
         let named = nodes.iter().filter(|node| literal(node).is_none());
         let names: Vec<String> = named.filter_map(|node| Some(node.host_str()?.into())).collect();
-        // The only one is asked whenever anything is.
+        // A single node is asked with every request, which is how its address is learned.
         let learning = (nodes.len() > 1).then(|| resolver.keep_learning(names));
         let roots = match &settings.ca_file {
             Some(path) => read_roots(path)?,
@@ -167,8 +169,8 @@ impl Transport {
         }
     }
 
-    /// rustify builds the request and no more: its way of sending has no bound on the answer,
-    /// copies bodies into its errors and logs each status but 2xx as an error.
+    /// Asks one node. rustify only builds the request: its way of sending has no bound on the
+    /// answer, copies bodies into its errors and logs each status other than 2xx as an error.
     async fn ask(&self, node: usize, endpoint: &impl Endpoint) -> NodeReply {
         let Some(base) = self.nodes.get(node) else { return NodeReply::Failed(UNSENT) };
         let Ok(mut request) = endpoint.request(base.as_str()) else {
@@ -177,7 +179,7 @@ impl Transport {
         if let Some(token) = request.headers_mut().get_mut("x-vault-token") {
             token.set_sensitive(true);
         }
-        // The body may hold the SecretID: it is wiped when it was sent.
+        // The body may hold the SecretID, so it is wiped once it was sent.
         let request = request.map(|body| Bytes::from_owner(Zeroizing::new(body)));
         let Ok(request) = reqwest::Request::try_from(request) else {
             return NodeReply::Failed(UNSENT);
@@ -210,7 +212,7 @@ impl Transport {
         }
     }
 
-    /// The node that is to be asked the same question instead.
+    /// Returns the node to which a redirect points.
     fn redirected(&self, response: &reqwest::Response, target: &Url) -> Option<usize> {
         if !matches!(response.status().as_u16(), 307 | 308) {
             return None;
@@ -226,7 +228,7 @@ impl Transport {
     }
 }
 
-/// The middleware owns a copy of the token, which goes when the question was asked.
+/// A middleware that owns a copy of the token, and wipes it when it is dropped.
 struct Wiped(EndpointMiddleware);
 
 impl Drop for Wiped {
@@ -256,7 +258,7 @@ fn append_wiping(body: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
     body.extend_from_slice(chunk);
 }
 
-/// What an answer that is no success says.
+/// Returns the meaning of an answer other than a success.
 fn understood(code: u16, body: &[u8]) -> Says {
     let is_said = |text: &[u8]| body.windows(text.len()).any(|it| it.eq_ignore_ascii_case(text));
     let texts = SAYINGS.iter().filter(|(of, ..)| *of == code);
@@ -264,13 +266,13 @@ fn understood(code: u16, body: &[u8]) -> Says {
     said.unwrap_or(Says::Other)
 }
 
-/// RFC 9110, section 10.2.3, in its form of seconds.
+/// Reads Retry-After (RFC 9110, section 10.2.3) in its form of seconds.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds).min(LONGEST_WAIT))
 }
 
-/// Takes from an error what is safe to tell, and says what to do.
+/// Returns the parts of an error that are safe to tell, with a remedy.
 fn lost(error: &reqwest::Error) -> CallError {
     CallError::Transport(match tls_error(error) {
         Some(rustls::Error::InvalidCertificate(wrong)) => invalid(wrong),
@@ -288,7 +290,7 @@ fn invalid(wrong: &CertificateError) -> &'static str {
             "Vault's certificate is for another name: write the name in it as address, or have it \
              made again with this one"
         }
-        // The latter is that of another key under the same name.
+        // `BadSignature` is the error for another key under the same name.
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             "Vault's certificate is of another CA: put the CA that signed it into ca_file"
         }
@@ -324,7 +326,7 @@ fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
     find(error)
 }
 
-/// The first error of this type among those that `error` wraps.
+/// Returns the first error of this type among those that `error` wraps.
 fn find<'e, E: std::error::Error + 'static>(
     error: &'e (dyn std::error::Error + 'static),
 ) -> Option<&'e E> {
@@ -352,7 +354,7 @@ fn parse_address(text: &str) -> Result<Url, VaultSourceError> {
     }
 }
 
-/// Literal addresses only: what `localhost` means is up to a file.
+/// Whether a host is a literal loopback address: the meaning of `localhost` depends on a file.
 fn is_loopback(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
@@ -373,15 +375,15 @@ fn read_roots(path: &Path) -> Result<RootCertStore, VaultSourceError> {
     Ok(roots)
 }
 
-/// The address in a URL that has no name. It is not looked up, so it is not learned there.
+/// Returns the address in a URL without a name. It is not looked up, so it is not learned there.
 fn literal(address: &Url) -> Option<IpAddr> {
     let host = address.host_str()?;
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     bare.parse().ok()
 }
 
-/// Looks Vault's name up as the gateway looks up every name, and not as the system would: whoever
-/// has the wire is not told where the gateway's secrets are.
+/// Looks Vault's name up as the gateway looks up every name, and not as the system would: nobody on
+/// the wire learns where the gateway's secrets are.
 struct GatewayNames(Resolver);
 
 impl Resolve for GatewayNames {
@@ -411,7 +413,8 @@ fn build_http(
     let tls = match identity {
         Some(ClientIdentity { chain, key }) => {
             let wrong = "the login's certificate and key do not belong together";
-            // By reference: what takes the key's bytes as its own does not wipe them.
+            // The key goes by reference: a function that takes its bytes as its own does not wipe
+            // them.
             let key = any_supported_type(&key).map_err(|_| VaultSourceError::Setting(wrong))?;
             let shown = CertifiedKey::new(chain, key);
             match shown.keys_match() {
@@ -452,7 +455,7 @@ const BROKEN: &str =
 
 const UNSENT: CallError = CallError::Transport("the question to Vault could not be made");
 
-/// Redirects between nodes that one question follows.
+/// Redirects between nodes that one request follows.
 const MAX_HOPS: usize = 2;
 
 const CONNECT_TIME: Duration = Duration::from_secs(5);
@@ -460,7 +463,7 @@ const CONNECT_TIME: Duration = Duration::from_secs(5);
 /// Vault's own limit on a KV secret is 1 MiB by default.
 const MAX_ANSWER_BYTES: usize = 1024 * 1024;
 
-/// What Vault's texts mean, by status. An older Vault and OpenBao may leave them out.
+/// The meanings of Vault's texts, by status. An older Vault and OpenBao may leave the texts out.
 const SAYINGS: [(u16, &[u8], Says); 6] = [
     (503, b"sealed", Says::Sealed),
     (403, b"invalid token", Says::UnknownToken),
@@ -470,7 +473,7 @@ const SAYINGS: [(u16, &[u8], Says); 6] = [
     (400, b"no entity associated", Says::NoEntity),
 ];
 
-/// Longest time that Vault is left alone because it asks for that.
+/// The longest time that Vault is left alone because it asks for that.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 const FIRST_BYTES: usize = 4_096;

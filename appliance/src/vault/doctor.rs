@@ -1,17 +1,17 @@
-//! Whether a live Vault does what the configuration needs, and nothing beyond it.
+//! Checks that a live Vault does all that the configuration needs, and nothing beyond it.
 //!
-//! It logs in as the gateway does, takes each group's token as the gateway does, and asks Vault
-//! what those tokens may do: at the paths that are needed, beside them, and where the gateway's
-//! and the groups' rights must end. How policies are written is not looked at, because only their
-//! sum counts: Vault lists each token's rules, and each must be one of the plan's. A token must
-//! have the plan's policy alone all the same, for another one may change without a word, and each
-//! role is asked for a policy that it must not hand on. No secret is read unless that is asked for.
-//! It errs towards alarm: a question that Vault does not answer is a finding.
+//! The doctor logs in as the gateway does, takes each group's token as the gateway does, and asks
+//! Vault for the rights of those tokens: at the paths that are needed, beside them, and where the
+//! gateway's and the groups' rights must end. It does not read how policies are written, because
+//! only their sum counts: Vault lists each token's rules, and each must be one of the plan's. A
+//! token must have the plan's policy alone all the same, for another one may change unnoticed, and
+//! each role is asked for a policy that it must not hand on. No secret is read unless that is asked
+//! for. The doctor errs towards alarm: a question that Vault does not answer is a finding.
 //!
 //! Patterns are also found by asking for paths that nobody has, beside each path at each of its
-//! levels. A role's glob that no made-up policy fits stays unseen, and so does where a SecretID is
-//! good: only who may read the role learns that. The examination is a login like any other, so it
-//! is a use of the SecretID.
+//! levels. Two things stay unseen: a role's glob that no made-up policy fits, and the addresses at
+//! which a SecretID is good, because only a token that may read the role learns them. The
+//! examination is a login like any other, so it is a use of the SecretID.
 
 mod health;
 mod login;
@@ -58,22 +58,22 @@ struct Doctor<'a> {
     session: Arc<Session>,
     vault: &'a VaultSettings,
     rights: &'a Rights,
-    /// Where tokens may be good.
+    /// The networks where tokens may be good.
     bound: &'a [IpNet],
-    /// A segment that is in no path.
+    /// A path segment that nobody uses.
     unused: String,
-    /// Whom Vault signs something about, and who that is to it.
+    /// The groups that Vault signs tokens about, each with its entity.
     entities: Vec<(String, String)>,
     health: DoctorReport,
 }
 
-/// Looks at everything, or until `interrupted`, and gives every token back. Tokens must be good at
-/// `bound` alone. Vault is where `resolver` says. With `values` each secret is read, too, as its
-/// group reads it.
+/// Examines everything, or until `interrupted`, and gives every token back. Tokens must be good at
+/// `bound` alone. `resolver` looks up Vault's address. With `values` each secret is also read, as
+/// its group reads it.
 ///
 /// # Errors
 ///
-/// Nothing could be looked at, or not everything. A refusal by Vault is a finding and no error.
+/// Nothing could be examined, or not everything. A refusal by Vault is a finding and no error.
 pub async fn examine(
     settings: &Settings,
     policy: &Policy,
@@ -112,7 +112,7 @@ impl Doctor<'_> {
     async fn look(&mut self, questions: Option<Probes>, values: Option<Uses>) {
         let gateway = match self.session.gateway().await {
             Ok(gateway) => gateway,
-            // Nothing can be asked without it.
+            // Nothing can be asked without a token.
             Err(error) => return self.refused("gateway", error),
         };
         self.add(CheckVerdict::Ok, "gateway", "logs in");
@@ -193,7 +193,7 @@ impl Doctor<'_> {
         self.health.reads.insert(group.clone(), reads);
     }
 
-    /// Whether each path has its capability and no more. Returns those that have it.
+    /// Checks that each path has its capability and no more. Returns those that have it.
     async fn needed(
         &mut self,
         whose: &str,
@@ -208,7 +208,7 @@ impl Doctor<'_> {
         for (path, wanted) in needed {
             let mut held: BTreeSet<_> =
                 held.get(path).into_iter().flatten().map(String::as_str).collect();
-            // Vault asks for one or the other by whether the engine knows the path.
+            // Vault asks for "create" or "update", by whether the engine knows the path.
             if written.contains(path) && held.remove("create") {
                 held.insert("update");
             }
@@ -231,7 +231,7 @@ impl Doctor<'_> {
         has
     }
 
-    /// Whether paths that nobody has, beside those that are needed, are open: by a pattern.
+    /// Checks that no pattern opens paths that nobody has, beside those that are needed.
     async fn beside<'a>(
         &mut self,
         whose: &str,
@@ -243,7 +243,7 @@ impl Doctor<'_> {
         self.beyond(whose, client, text, paths).await
     }
 
-    /// Whether any of these paths is open. Returns those that are.
+    /// Checks that none of these paths is open. Returns those that are.
     async fn beyond(
         &mut self,
         whose: &str,
@@ -260,7 +260,7 @@ impl Doctor<'_> {
         self.open(whose, [good, wide], open)
     }
 
-    /// Says what is open and should not be. Returns what of it shows something.
+    /// Reports the paths that are open and should not be. Returns those of them that can be read.
     fn open(
         &mut self,
         whose: &str,
@@ -271,7 +271,7 @@ impl Doctor<'_> {
             self.add(CheckVerdict::Ok, whose, good);
             return Vec::new();
         }
-        // What is open near the root says most.
+        // An open path near the root says most.
         open.sort_by_key(|(path, _)| path.split('/').count());
         let texts = open.iter().map(|(path, held)| {
             let held: Vec<_> = held.iter().map(String::as_str).collect();
@@ -287,7 +287,7 @@ impl Doctor<'_> {
         readable.map(|(path, _)| path).collect()
     }
 
-    /// What Vault signs for the gateway's token.
+    /// Checks what Vault signs for the gateway's token.
     async fn look_at_engine(&mut self, pki: &PkiSettings, questions: Probes) {
         let whose = "gateway";
         for (rule, question) in &questions.good {
@@ -322,8 +322,8 @@ impl Doctor<'_> {
         }
     }
 
-    /// What only an operator does: tokens without a role or by other roles, roles, policies,
-    /// engines, logins. `roles` are those whose tokens must not be made either.
+    /// Returns the paths that only an operator may use: tokens without a role or by other roles,
+    /// roles, policies, engines, logins. The tokens of `roles` must not be made either.
     fn others(&self, roles: &[RoleRights]) -> BTreeSet<String> {
         let login = match &self.vault.login {
             VaultLogin::AppRole { mount, .. } => format!("auth/{mount}/role/{GATEWAY}"),
@@ -345,8 +345,8 @@ impl Doctor<'_> {
         own.chain(named).chain(any).chain(exact).chain(create).collect()
     }
 
-    /// What the token may do at each path; nothing where that is nothing. `None` where Vault does
-    /// not say, which is then a finding.
+    /// Returns the capabilities of the token at each path, without paths that have none. `None`
+    /// where Vault does not answer, which is then a finding.
     async fn capabilities(
         &mut self,
         whose: &str,
@@ -385,10 +385,10 @@ impl Doctor<'_> {
     }
 }
 
-/// What stands for any name in what is said.
+/// The text that stands for any name in findings.
 const ANY: &str = "<any>";
 
-/// Capabilities that show something.
+/// Capabilities that let a token read.
 const READS: [&str; 3] = ["read", "list", "root"];
 
 const PATHS_AT_ONCE: usize = 200;

@@ -7,7 +7,7 @@ use crate::{
     secrets::{FetchError, PrivateFileError},
 };
 
-/// Why Vault cannot be used at all. Found at the start.
+/// The reason why Vault cannot be used at all, found at the start.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VaultSourceError {
     /// The address is not `https://host:port`, or `http` to somewhere else than loopback.
@@ -27,7 +27,7 @@ pub enum VaultSourceError {
     Setting(&'static str),
 }
 
-/// How a file is made that is not there.
+/// Returns how to make a file that is missing.
 fn remedy(key: &str, error: PrivateFileError) -> &'static str {
     let is_missing = error == PrivateFileError::Unreadable(io::ErrorKind::NotFound);
     match key {
@@ -42,48 +42,49 @@ pub(super) const CERTIFICATE_FILE: &str = "certificate_file";
 pub(super) const KEY_FILE: &str = "key_file";
 pub(super) const TOKEN_FILE: &str = "token_file";
 
-/// Why a question has no answer. Carries nothing that Vault said.
+/// The reason why a request has no answer. Carries no text of Vault's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CallError {
-    /// An answer that is no success.
+    /// Vault's answer is not a success.
     Status {
         /// The HTTP status.
         code: u16,
-        /// What its text says beyond that.
+        /// The meaning of its text.
         says: Says,
-        /// How long it asks to be left alone.
+        /// The time for which it asks to be left alone.
         retry_after: Option<Duration>,
     },
-    /// No answer.
+    /// Vault did not answer.
     Transport(&'static str),
 }
 
-/// What the text of an answer says, as far as it is looked at.
+/// The meaning of an answer's text, as far as it matters here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Says {
-    /// That Vault is sealed.
+    /// Vault is sealed.
     Sealed,
-    /// That there is no such token.
+    /// Vault does not know the token.
     UnknownToken,
-    /// That role and SecretID do not belong together. Vault counts these, and locks the role out.
+    /// Role and SecretID do not belong together. Vault counts such attempts, and locks the role
+    /// out.
     WrongCredentials,
-    /// That the token has no entity.
+    /// The token has no entity.
     NoEntity,
-    /// Something else.
+    /// Anything else.
     Other,
 }
 
 impl CallError {
-    /// What Vault's policies do not allow.
+    /// The error where Vault's policies do not allow a request.
     pub(crate) const DENIED: Self =
         Self::Status { code: 403, says: Says::Other, retry_after: None };
 
-    /// Of a token that Vault does not know.
+    /// Whether Vault does not know the token.
     pub(crate) const fn is_unknown_token(self) -> bool {
         matches!(self, Self::Status { says: Says::UnknownToken, .. })
     }
 
-    /// The error where the status is not about the question itself.
+    /// Returns the error for a status that does not depend on the request.
     pub(crate) const fn outage(self) -> FetchError {
         use SecretCause::{VaultSealed, VaultUnreachable};
         match self {
@@ -113,7 +114,7 @@ impl CallError {
         }
     }
 
-    /// Whether another node of the cluster may know better.
+    /// Whether another node of the cluster may give another answer.
     pub(super) const fn is_about_the_node(self) -> bool {
         matches!(
             self,
@@ -122,8 +123,8 @@ impl CallError {
         )
     }
 
-    /// Whether the question was refused, and not just left unanswered. A timeout, a node that is
-    /// behind, "too early" and a quota (408, 412, 425, 429) ask for it again.
+    /// Whether the request was refused, and not just left unanswered. A timeout, a node that is
+    /// behind, "too early" and a quota (408, 412, 425, 429) mean that it may be repeated.
     pub(super) const fn is_refusal(self) -> bool {
         match self {
             Self::Status { code: 408 | 412 | 425 | 429 | 472 | 473, .. } => false,

@@ -30,7 +30,7 @@ pub(super) struct Received {
     pub(super) body: String,
 }
 
-/// What the fake does with a request.
+/// The fake's reaction to a request.
 pub(super) enum FakeReply {
     Json(u16, String),
     Redirect(String),
@@ -83,7 +83,7 @@ impl Fake {
         self.settings_with(false)
     }
 
-    /// Where `wrapped`, the file's SecretID is a token that wraps one.
+    /// Makes settings. With `wrapped`, the file holds a token that wraps the SecretID.
     pub(super) fn settings_with(&self, wrapped: bool) -> VaultSettings {
         VaultSettings {
             address: self.address.as_str().into(),
@@ -115,19 +115,19 @@ impl Fake {
     }
 }
 
-/// A resolver that has nobody to ask: fakes are at literal addresses.
+/// Makes a resolver without an upstream: fakes are at literal addresses.
 pub(super) fn resolver() -> Resolver {
     let site = Site { nat64_prefixes: Some(Vec::new()), ..Site::default() };
     Resolver::new(&[], None, site, tokio::runtime::Handle::current()).unwrap()
 }
 
-/// The CA of every fake, so that any of them would be believed by a client of another.
+/// Returns the CA of every fake, so that a client of one would trust any other.
 fn authority() -> &'static (String, Issuer<'static, KeyPair>) {
     static AUTHORITY: OnceLock<(String, Issuer<'static, KeyPair>)> = OnceLock::new();
     AUTHORITY.get_or_init(new_authority)
 }
 
-/// A CA as PEM, and what signs in its name.
+/// Makes a CA: its certificate in PEM, and its issuer.
 pub(super) fn new_authority() -> (String, Issuer<'static, KeyPair>) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(vec![]).unwrap();
@@ -193,12 +193,12 @@ fn http(status: u16, fields: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// The gateway's own token.
+/// Answers with the gateway's own token.
 pub(super) fn grant(token: &str, seconds: u64) -> FakeReply {
     granted(token, seconds, r#""policies":["default","gateway"]"#)
 }
 
-/// A group's token.
+/// Answers with a group's token.
 pub(super) fn child(token: &str, seconds: u64) -> FakeReply {
     granted(token, seconds, r#""policies":["agents"],"orphan":false,"token_type":"service""#)
 }
@@ -219,7 +219,7 @@ pub(super) fn refused() -> FakeReply {
     FakeReply::Json(403, r#"{"errors":["permission denied"]}"#.to_owned())
 }
 
-/// A healthy Vault except for what `read` says about reads.
+/// A Vault that is healthy, except that `read` answers its reads.
 pub(super) fn healthy(
     read: impl Fn() -> FakeReply + Send + Sync + 'static,
 ) -> impl Fn(&Received) -> FakeReply {
@@ -262,7 +262,7 @@ pub(super) async fn fetch(source: &VaultSource) -> Result<String, FetchError> {
     fetch_at(source, "team/openai").await
 }
 
-/// The field `key` of a KV v2 secret.
+/// Fetches the field `key` of a KV v2 secret.
 pub(super) async fn fetch_at(source: &VaultSource, path: &str) -> Result<String, FetchError> {
     let pick = Pick([PickPart::Field("key".into())].into());
     let mut answer = source.fetch(&agents(), &location(path), &[pick]).await?;

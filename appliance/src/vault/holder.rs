@@ -14,17 +14,18 @@ use vaultrs::api::token::requests::LookupTokenSelfRequest;
 use super::token::TokenClient;
 use crate::{locks::lock, policy::GroupName, reason::SecretCause, secrets::FetchError};
 
-/// Whoever has a token: the gateway, or one group.
+/// A holder of tokens: the gateway, or one group.
 #[derive(Default)]
 pub(super) struct Holder {
-    /// Where its tokens come from; `None` for the gateway.
+    /// The role that makes its tokens; `None` for the gateway.
     pub(super) role: Option<Role>,
     pub(super) slot: Mutex<TokenState>,
-    /// When the token is to be renewed; apart from the slot, which is locked during a login.
+    /// The time at which the token is to be renewed. It is apart from the slot, which is locked
+    /// during a login.
     pub(super) renew_at: Lock<Option<Instant>>,
     /// The generation of the token in the slot; 0 for none yet.
     generation: AtomicU64,
-    /// That of the gateway's token that made it; 0 for the gateway's own.
+    /// The generation of the gateway's token that made it; 0 for the gateway's own.
     parent: AtomicU64,
 }
 
@@ -33,8 +34,7 @@ pub(super) struct Holder {
 pub(super) struct Role {
     pub(super) group: GroupName,
     pub(super) name: Arc<str>,
-    /// Whether its tokens have an entity of the group's own in Vault. Without it they have the
-    /// gateway's.
+    /// Whether its tokens have an entity of the group's own in Vault, instead of the gateway's.
     pub(super) has_entity: bool,
 }
 
@@ -42,17 +42,17 @@ pub(super) struct Role {
 pub(super) struct TokenState {
     pub(super) live: Option<Live>,
     pub(super) failed: Option<(Instant, FetchError)>,
-    /// When a token was last replaced because of a 403 that might have meant the question.
+    /// The last time when a token was replaced for a 403 that might have been about the request.
     pub(super) replaced: Option<Instant>,
-    /// Whether the group left the policy or its role: nothing comes in here any more.
+    /// Whether the group left the policy or its role: this holder takes no more tokens.
     pub(super) closed: bool,
 }
 
 pub(super) struct Live {
     pub(super) client: Arc<TokenClient>,
-    /// How long a renewed token should be good for.
+    /// The time that a renewed token should be good for.
     pub(super) full_life: Duration,
-    /// `None` for a token that does not end.
+    /// The end of its life; `None` for a token that does not end.
     pub(super) ends: Option<Instant>,
     /// The generation of the gateway's token that made this one; 0 for the gateway's own.
     pub(super) parent: u64,
@@ -60,7 +60,7 @@ pub(super) struct Live {
 }
 
 impl Holder {
-    /// Without a token yet.
+    /// Makes a holder without a token.
     pub(super) fn of(role: Option<Role>) -> Self {
         Self { role, ..Self::default() }
     }
@@ -69,16 +69,17 @@ impl Holder {
         *lock(&self.renew_at) = renew_at;
     }
 
-    /// Tells whoever does not wait for the slot which token is in it now.
+    /// Publishes the generation of the token in the slot, for readers that do not wait for the
+    /// slot.
     pub(super) fn tell(&self, live: Option<&Live>) {
         let (generation, parent) = live.map_or((0, 0), |it| (it.client.generation(), it.parent));
-        // The parent first: a new token under an old parent would be taken for an orphan.
+        // The parent is stored first: a new token under an old parent would be taken for an orphan.
         self.parent.store(parent, Ordering::Release);
         self.generation.store(generation, Ordering::Release);
     }
 
-    /// The generation of the token in the slot; 0 for none, and for one whose parent is older than
-    /// the `gateway`'s token: it ends with that.
+    /// Returns the generation of the token in the slot; 0 for none, and for one whose parent is
+    /// older than the `gateway`'s token, because it ends with its parent.
     pub(super) fn generation(&self, gateway: u64) -> u64 {
         let generation = self.generation.load(Ordering::Acquire);
         let is_own = self.role.is_none();
@@ -91,7 +92,7 @@ impl Holder {
 }
 
 impl TokenState {
-    /// The token, if it has not ended and its parent was not replaced.
+    /// Returns the token, if it has not ended and its parent was not replaced.
     pub(super) fn usable(&self, gateway: u64) -> Option<Arc<TokenClient>> {
         let live = self.live.as_ref()?;
         let ended = live.ends.is_some_and(|ends| Instant::now() >= ends);
@@ -100,13 +101,13 @@ impl TokenState {
         (!ended && !orphaned && !live.client.is_unknown()).then(|| Arc::clone(&live.client))
     }
 
-    /// Whether Vault still takes the token, as far as can be told.
+    /// Whether Vault still accepts the token, as far as can be told.
     pub(super) async fn is_alive(&mut self, used: &TokenClient) -> bool {
         if used.is_unknown() {
             return false;
         }
-        // A role without the default policy may not look itself up, and is then taken for dead:
-        // not more often than this, or each refused secret would cost a token.
+        // A token of a role without the default policy may not look itself up, and is then taken
+        // for dead: not more often than this, or each refused secret would cost a token.
         if self.replaced.is_some_and(|then| then.elapsed() < REPLACE_EVERY) {
             return true;
         }
@@ -116,12 +117,12 @@ impl TokenState {
                 self.replaced = Some(Instant::now());
                 false
             }
-            // Making another token will say that Vault cannot be reached.
+            // The login that follows will say that Vault cannot be reached.
             Err(_) => false,
         }
     }
 
-    /// An error where there is nothing to try: no group, or a failure of a moment ago.
+    /// Fails where there is nothing to try: no group, or a failure of a moment ago.
     pub(super) fn check_open(&self) -> Result<(), FetchError> {
         if self.closed {
             return Err(NO_GROUP);

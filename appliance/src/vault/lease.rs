@@ -1,9 +1,9 @@
-//! The three questions about a lease: to go on, whether it stands, and to end.
+//! The three requests about a lease: to renew it, to check it, and to end it.
 //!
-//! A lease is renewed, looked at and ended by the group's token where the group's policies allow
-//! it (Vault's default policy allows the first two), and else by the gateway's own. Only a clear
-//! word of Vault counts as the end of a lease; a question that neither token may ask tells nothing.
-//! Where the group's token is not told what it may, whether it lost a right is in doubt.
+//! They are made with the group's token where the group's policies allow them (Vault's default
+//! policy allows the first two), and else with the gateway's own. Only a clear answer of Vault
+//! counts as the end of a lease; a request that neither token may make tells nothing. Where the
+//! group's token cannot learn its rights, it is in doubt whether it lost one.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use crate::{
     secrets::{FetchError, Lease, Prolonged, Standing},
 };
 
-/// Asks for another full life.
+/// Renews a lease for another full life.
 pub(super) async fn renew(
     session: &Session,
     group: &GroupName,
@@ -43,7 +43,7 @@ pub(super) async fn renew(
     })
 }
 
-/// Asks whether the group may still read `location`, and whether the lease was ended.
+/// Checks whether the group may still read `location`, and whether the lease was ended.
 pub(super) async fn check(
     session: &Session,
     group: &GroupName,
@@ -63,7 +63,8 @@ pub(super) async fn check(
         Err(CallError::Status { code: 403, .. }) if client.is_unknown() => {
             session.replace_if_dead(&client).await?;
         }
-        // A policy that was taken away whole, a dead token, or one that never might ask.
+        // Either a whole policy was taken away, or the token is dead, or it never had the right to
+        // ask.
         Err(CallError::Status { code: 403, .. }) => standing = Standing::Doubtful,
         Err(CallError::Status { code: 400..=499, .. }) => {}
         Err(error) => return Err(error.outage()),
@@ -79,8 +80,8 @@ pub(super) async fn check(
     }
 }
 
-/// Ends a lease. That of a group that may have no token any more ends with its token, which is
-/// revoked.
+/// Ends a lease. The lease of a group that may have no token any more ends with the group's token,
+/// which is revoked.
 pub(super) async fn revoke(
     session: &Session,
     group: &GroupName,
@@ -139,7 +140,7 @@ fn lost(error: CallError) -> FetchError {
     }
 }
 
-/// A question about a lease, as it is sent.
+/// A request about a lease, as it is sent.
 #[derive(Clone, Copy, Serialize)]
 #[serde(untagged)]
 enum LeaseRequest<'a> {

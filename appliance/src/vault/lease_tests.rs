@@ -1,4 +1,4 @@
-//! Leases against a fake Vault: the questions, their words, and the meaning of faults.
+//! Leases against a fake Vault: the requests, their bodies, and the meaning of faults.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,14 +24,14 @@ fn json(status: u16, body: &str) -> FakeReply {
     FakeReply::Json(status, body.to_owned())
 }
 
-/// The body of the last question to `target`.
+/// Returns the body of the last request to `target`.
 fn body(fake: &Fake, target: &str) -> String {
     let received = fake.received.lock().unwrap();
     let asked = received.iter().rfind(|one| one.target == target);
     asked.unwrap_or_else(|| panic!("nobody asked {target}")).body.clone()
 }
 
-/// A Vault that answers to everything but `target` as it should.
+/// A Vault that answers everything except `target` as it should.
 async fn but_for(target: &'static str, reply: fn() -> FakeReply) -> Fake {
     Fake::start(move |request| match request.target.as_str() {
         LOGIN => grant(TOKEN, 3600),

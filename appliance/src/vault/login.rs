@@ -1,12 +1,12 @@
-//! How the gateway says who it is: an AppRole, a certificate, or a signed token.
+//! The gateway's login: by an AppRole, a certificate, or a signed token.
 //!
-//! The proof is read from its file at each login, because others renew it, and is wiped once it is
-//! sent. The exception is a SecretID that comes wrapped: its token opens once, so that the
-//! SecretID stays in memory from then on, and a token that no longer opens is said aloud, because
-//! somebody else may hold what was in it.
+//! The credential is read from its file at each login, because others renew it, and is wiped once
+//! it is sent. The exception is a SecretID that comes wrapped: its token opens once, so the
+//! SecretID stays in memory from then on. A token that does not open any more is reported, because
+//! somebody else may hold the SecretID that was in it.
 //!
-//! Vault counts wrong SecretIDs and locks a role out after a few of them. So one that it refused is
-//! not shown to it again: the next try takes another one, or the operator's word.
+//! Vault counts wrong SecretIDs and locks a role out after a few of them. So a SecretID that Vault
+//! refused is not sent again: the next try needs another one, or an operator's order.
 
 use std::{
     path::{Path, PathBuf},
@@ -49,7 +49,7 @@ pub(super) enum Login {
     Jwt { mount: String, role: String, token_file: PathBuf },
 }
 
-/// A role, and what opens it.
+/// A role, and the SecretID that opens it.
 pub(super) struct AppRole {
     mount: String,
     role_id: String,
@@ -58,7 +58,7 @@ pub(super) struct AppRole {
     refused: Lock<Option<Zeroizing<String>>>,
 }
 
-/// Where the SecretID is.
+/// The source of the SecretID.
 pub(super) enum SecretId {
     InFile(PathBuf),
     Wrapped { file: PathBuf, opened: Mutex<Option<Opened>>, said: AtomicBool },
@@ -101,7 +101,7 @@ struct WrappingBody<'a> {
 struct NoBody {}
 
 impl Login {
-    /// Checks what can be checked without Vault.
+    /// Checks the settings, as far as that is possible without Vault.
     pub(super) fn new(settings: &VaultSettings) -> Result<Self, VaultSourceError> {
         let login = match &settings.login {
             VaultLogin::AppRole { mount, role_id, secret_id_file, wrapped } => {
@@ -134,7 +134,7 @@ impl Login {
         Ok(login)
     }
 
-    /// Logs in, and returns what Vault says. One call at a time.
+    /// Logs in, and returns Vault's answer. One call at a time.
     pub(super) async fn ask(
         &self,
         transport: &Transport,
@@ -161,14 +161,14 @@ impl Login {
         }
     }
 
-    /// An operator asks for another try with what was refused.
+    /// Allows another try with a refused SecretID: an operator asks for it.
     pub(super) fn try_again(&self) {
         if let Self::AppRole(role) = self {
             *lock(&role.refused) = None;
         }
     }
 
-    /// The role and its SecretID, where that is how the gateway logs in.
+    /// Returns the role and its SecretID, where the gateway logs in by them.
     pub(super) const fn approle(&self) -> Option<&AppRole> {
         match self {
             Self::AppRole(role) => Some(role),
@@ -211,7 +211,7 @@ impl AppRole {
         Err(self.failed(error))
     }
 
-    /// A SecretID that Vault has not refused yet.
+    /// Returns a SecretID that Vault has not refused yet.
     async fn proof(&self, transport: &Transport) -> Result<Zeroizing<String>, FetchError> {
         let mut proof = self.secret_id.read(transport, &self.mount).await?;
         if self.was_refused(&proof) {
@@ -233,7 +233,7 @@ impl AppRole {
             _ if is_wrong_secret_id(error) => {
                 FetchError::Gone(SecretCause::VaultDenied, WRONG_SECRET_ID)
             }
-            // Anybody can bring that about: what is held stays for a while.
+            // Anybody can cause a lockout, so values that are held stay for a while.
             CallError::Status { code: 403, .. } => {
                 FetchError::Outage(SecretCause::VaultDenied, LOCKED_OUT)
             }
@@ -241,8 +241,8 @@ impl AppRole {
         }
     }
 
-    /// What Vault says of the SecretID, asked with the gateway's token for the role `name`; empty
-    /// where it knows no such SecretID.
+    /// Asks Vault about the SecretID, with the gateway's token for the role `name`. The answer is
+    /// empty where Vault knows no such SecretID.
     pub(super) async fn look_up(
         &self,
         name: &str,
@@ -291,7 +291,7 @@ impl SecretId {
                 }
                 let wrapping = read_line(file).map_err(unusable)?;
                 let unwrapped = unwrap(transport, mount, &wrapping).await;
-                // Once, and not again with each try.
+                // This is reported once, and not with each try.
                 let refused = matches!(unwrapped, Err(FetchError::Gone(..)));
                 if let Some(error) = unwrapped.as_ref().err().filter(|_| refused)
                     && !said.swap(true, Ordering::Relaxed)
@@ -306,7 +306,8 @@ impl SecretId {
         }
     }
 
-    /// After a refusal: the next login opens what is in the file, if that is a new wrapping token.
+    /// Forgets a refused SecretID where the file holds a new wrapping token: the next login opens
+    /// that.
     async fn forget_where_renewed(&self) {
         let Self::Wrapped { file, opened, .. } = self else { return };
         let mut opened = opened.lock().await;
@@ -317,7 +318,7 @@ impl SecretId {
     }
 }
 
-/// Looks at what is wrapped before opening it: a token that wraps something else was put there by
+/// Examines what is wrapped before opening it: a token that wraps something else was put there by
 /// somebody else.
 async fn unwrap(
     transport: &Transport,
@@ -369,7 +370,7 @@ const fn is_wrong_secret_id(error: CallError) -> bool {
     matches!(error, CallError::Status { says: Says::WrongCredentials, .. })
 }
 
-/// Vault says 400 for a wrong RoleID or SecretID.
+/// Whether Vault refused the login. It says 400 for a wrong RoleID or SecretID.
 const fn is_login_refusal(error: CallError) -> bool {
     matches!(error, CallError::Status { code: 400 | 401 | 403 | 404, .. })
 }
@@ -395,8 +396,8 @@ fn read_line(path: &Path) -> Result<Zeroizing<String>, VaultSourceError> {
     one_line(&content).ok_or_else(wrong)
 }
 
-/// A file that a platform keeps fresh: Kubernetes links it and lets everybody in the pod read it,
-/// so that only its kind and its size are bounded here.
+/// Reads a file that a platform keeps fresh. Kubernetes links it and lets everybody in the pod read
+/// it, so only its kind and its size are bounded here.
 fn read_jwt(path: &Path) -> Result<Zeroizing<String>, VaultSourceError> {
     let content = read_regular(path, MAX_JWT_BYTES)
         .map_err(|error| VaultSourceError::LoginFile(TOKEN_FILE, path.to_owned(), error))?;
@@ -423,7 +424,7 @@ fn read_identity(certificate: &Path, key: &Path) -> Result<ClientIdentity, Vault
     Ok(ClientIdentity { chain, key })
 }
 
-/// The first private key of a text in PEM. The parser of rustls does not wipe what it decodes.
+/// Returns the first private key of a PEM text. The parser of rustls does not wipe what it decodes.
 fn private_key(pem: &[u8]) -> Option<Zeroizing<PrivateKeyDer<'static>>> {
     let pem = std::str::from_utf8(pem).ok()?;
     let of = |label: &str| {
@@ -431,7 +432,7 @@ fn private_key(pem: &[u8]) -> Option<Zeroizing<PrivateKeyDer<'static>>> {
         Some(rest.split_once(&format!("-----END {label}-----"))?.0)
     };
     let (label, text) = KEY_LABELS.into_iter().find_map(|label| Some((label, of(label)?)))?;
-    // Sized before they are filled, so that no copy is left behind by growth.
+    // The buffers have their size from the start: growth would leave copies behind.
     let mut digits = Zeroizing::new(Vec::with_capacity(text.len()));
     digits.extend(text.bytes().filter(|byte| !byte.is_ascii_whitespace()));
     let mut der = Zeroizing::new(Vec::with_capacity(text.len() + 3));
@@ -451,15 +452,15 @@ fn one_line(content: &[u8]) -> Option<Zeroizing<String>> {
     Some(Zeroizing::new(text.to_owned()))
 }
 
-/// What is said where Vault refuses the login.
+/// The message where Vault refuses the login.
 pub(super) const REFUSED: &str = "Vault refused the login: check the role, what proves it, the \
     mount, and whether the role may be used from here";
 
-/// What is said where Vault knows no such SecretID.
+/// The message where Vault does not know the SecretID.
 pub(super) const WRONG_SECRET_ID: &str = "Vault does not take the SecretID for this role_id: put a \
     new one into secret_id_file; this one is not tried again before a reload";
 
-/// What is said where Vault does not even look at the SecretID.
+/// The message where Vault does not even examine the SecretID.
 pub(super) const LOCKED_OUT: &str = "locked out: Vault does not look at the SecretID (403). Either \
     the role had too many wrong ones, from anywhere: `vault read sys/locked-users` shows it, `vault \
     write -f sys/locked-users/MOUNT_ACCESSOR/unlock/ROLE_ID` ends it, and `cloakroom vault plan` \
@@ -476,7 +477,7 @@ const SWAPPED: &str = "the wrapping token wraps no SecretID of this mount: someb
 const PKCS8: &str = "PRIVATE KEY";
 const SEC1: &str = "EC PRIVATE KEY";
 
-/// RFC 7468, section 10, and what OpenSSL writes for older forms.
+/// The labels of RFC 7468, section 10, and those that OpenSSL writes for older forms.
 const KEY_LABELS: [&str; 3] = [PKCS8, SEC1, "RSA PRIVATE KEY"];
 
 /// A signed token with many claims has a few kilobytes.

@@ -1,11 +1,11 @@
-//! Values out of HashiCorp Vault (or OpenBao): one login, a token for each group, then whatever
-//! engine is read by path.
+//! Values out of HashiCorp Vault (or OpenBao): one login, a token for each group, and reads of any
+//! engine by path.
 //!
-//! Tokens and what proves the login live in this module and nowhere else. They go to the
-//! addresses that the operator named, over a connection that the operator's CA vouches for, and are
-//! wiped when they are no longer needed. Nothing that Vault answers is ever logged or passed on
-//! but the value that was asked for: each failure becomes a cause and a fixed text. The exception
-//! is the misspelt name of a key of ours, such as `Hosts`.
+//! Tokens and login credentials live in this module and nowhere else. They go to the addresses that
+//! the operator named, over a connection that the operator's CA vouches for, and are wiped when
+//! they are no longer needed. Of Vault's answers only the requested value is ever logged or passed
+//! on: each failure becomes a cause and a fixed text. The exception is the misspelt name of a key
+//! of ours, such as `Hosts`.
 
 mod client;
 mod doctor;
@@ -58,8 +58,8 @@ pub struct VaultSource {
 }
 
 impl VaultSource {
-    /// Checks the settings and reads the CA and the login's files; asks Vault nothing yet. Its
-    /// addresses are those that `resolver` gives, and join its control plane before they are
+    /// Checks the settings and reads the CA and the login's files; sends Vault nothing yet.
+    /// `resolver` looks up Vault's addresses, which join its control plane before they are
     /// connected to.
     ///
     /// # Errors
@@ -83,7 +83,7 @@ impl VaultSource {
         Ok(Self { session: Arc::new(Session::new(transport, settings, groups)?) })
     }
 
-    /// The session, for what else the gateway asks of Vault.
+    /// Returns the session, for further requests of the gateway's.
     pub(crate) fn session(&self) -> Arc<Session> {
         Arc::clone(&self.session)
     }
@@ -160,5 +160,5 @@ fn in_vault(location: &Location) -> Result<&VaultLocation, FetchError> {
     }
 }
 
-/// Longest time for one question, from its first byte to the last of the answer.
+/// The longest time for one request, from its first byte to the last of the answer.
 const CALL_TIME: Duration = Duration::from_secs(10);

@@ -1,13 +1,13 @@
-//! One value out of a JSON answer, and nothing else of it.
+//! Takes one value out of a JSON answer, and nothing else of it.
 //!
 //! Vault's own client demands every field that today's Vault sends; a proxy, an older Vault and
-//! OpenBao leave some out. This looks at the asked path only. Texts go straight into memory that
-//! is wiped; the other secrets of the answer are never copied.
+//! OpenBao leave some out. This parser reads the requested path only. Texts go straight into memory
+//! that is wiped; the other secrets of the answer are never copied.
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use zeroize::Zeroizing;
 
-/// What stands at a path.
+/// The value at a path.
 pub(super) enum PickedJson {
     /// A string.
     Text(Zeroizing<Vec<u8>>),
@@ -17,11 +17,11 @@ pub(super) enum PickedJson {
     Bool(bool),
     /// An object.
     Map,
-    /// Anything else but `null`.
+    /// Anything else except `null`.
     Other,
 }
 
-/// What stands in `json` below the keys of `path`; `None` for nothing, `null`, and no JSON.
+/// Returns the value in `json` below the keys of `path`; `None` for no value, `null`, and no JSON.
 ///
 /// Of repeated keys the last counts, as it does for Vault.
 pub(super) fn pick(json: &[u8], path: &[&str]) -> Option<PickedJson> {
@@ -31,7 +31,7 @@ pub(super) fn pick(json: &[u8], path: &[&str]) -> Option<PickedJson> {
     picked
 }
 
-/// The text at `path`, if it is one.
+/// Returns the text at `path`, if it is one.
 pub(super) fn pick_text(json: &[u8], path: &[&str]) -> Option<Zeroizing<Vec<u8>>> {
     match pick(json, path) {
         Some(PickedJson::Text(text)) => Some(text),
@@ -52,7 +52,7 @@ impl<'de> DeserializeSeed<'de> for Seed<'_> {
 }
 
 impl Seed<'_> {
-    /// A scalar counts only where the path ends.
+    /// Returns a scalar, which counts only at the end of the path.
     fn leaf<E>(&self, value: PickedJson) -> Result<Option<PickedJson>, E> {
         Ok(self.path.is_empty().then_some(value))
     }
@@ -111,7 +111,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
     }
 }
 
-/// Compares a key where it stands, without a copy.
+/// Compares a key in its place, without a copy.
 struct KeyIs<'p>(&'p str);
 
 impl<'de> DeserializeSeed<'de> for KeyIs<'_> {

@@ -1,4 +1,4 @@
-//! The one question to Vault's PKI engine: sign this CA.
+//! The one request to Vault's PKI engine: to sign a CA.
 
 use futures_util::future::BoxFuture;
 use rustify::{
@@ -34,7 +34,7 @@ impl Signer for Session {
 }
 
 impl Session {
-    /// Under the gateway's own token, which Vault may have ended.
+    /// Asks with the gateway's own token, which Vault may have ended.
     async fn ask_to_sign(
         &self,
         mount: &str,
@@ -75,7 +75,7 @@ fn failed(error: CallError) -> FetchError {
     }
 }
 
-/// vaultrs has the endpoint too, without the constraints on addresses.
+/// The request to sign. vaultrs has this endpoint too, without the constraints on addresses.
 struct SignRequest<'a> {
     mount: &'a str,
     request: &'a SignIntermediate,
@@ -113,11 +113,11 @@ struct SignResponse {
 #[derive(Deserialize)]
 struct Data {
     certificate: String,
-    /// Without it the engine's CA must be the root.
+    /// The chain; without it the engine's CA must be the root.
     ca_chain: Option<Vec<String>>,
 }
 
-/// What is said where Vault's policies refuse to have a CA signed.
+/// The message where Vault's policies do not allow a CA to be signed.
 pub(super) const NOT_ALLOWED: &str = "Vault's policies do not let the gateway have this CA signed: \
     they must list its names, ttl and all else as they are asked for";
 

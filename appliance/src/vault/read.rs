@@ -1,9 +1,9 @@
-//! Reads of Vault, whatever the engine, and what is taken of their answers.
+//! Reads of Vault, whatever the engine, and the values that are taken from their answers.
 //!
-//! The envelope is read tolerantly, as far as it is needed, and only the fields that were asked
-//! for are copied. An entry of an owner's `custom_metadata` that is not understood keeps the value
-//! from use. A lease that came with an answer is kept whatever else is wrong with the answer, so
-//! that it can be given back.
+//! The envelope is read tolerantly, as far as it is needed, and only the requested fields are
+//! copied. An entry of an owner's `custom_metadata` that is not understood keeps the value from
+//! use. A lease that came with an answer is kept whatever else is wrong with the answer, so that it
+//! can be given back.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -44,7 +44,7 @@ pub(super) async fn fetch(
     }
     let mut client = session.group(group).await?;
     let body = match ask(&client, location).await {
-        // Vault says 403 for a token that has ended as well as for one that may not.
+        // Vault says 403 both for a token that has ended and for one without the right.
         Err(error @ CallError::Status { code: 403, .. }) => {
             client = session.replace_if_dead(&client).await?.ok_or(read_failed(error))?;
             ask(&client, location).await
@@ -60,7 +60,7 @@ async fn ask(
     location: &VaultLocation,
 ) -> Result<Zeroizing<Vec<u8>>, CallError> {
     let body = client.call(ReadRequest(location)).await?;
-    // What is no JSON object did not come from Vault, or came broken.
+    // A body that is no JSON object did not come from Vault, or was damaged.
     match pick(&body, &["data"]) {
         Some(PickedJson::Map) => Ok(body),
         _ => Err(CallError::Transport("the answer is not one of Vault's")),
@@ -89,12 +89,12 @@ fn answer(body: &[u8], location: &VaultLocation, picks: &[Pick], generation: u64
     Fetched { values, lease, changes_in, narrowing: Arc::new(narrowing.unwrap_or_default()) }
 }
 
-/// The value that a pick makes of the fields below `data`.
+/// Returns the value that a pick makes of the fields below `data`.
 fn take(body: &[u8], data: &[&str], wanted: &Pick) -> Result<FromAnswer, FetchError> {
     if let [PickPart::Field(field)] = &*wanted.0 {
         return take_field(body, data, field).map(FromAnswer::from);
     }
-    // Sized before it is filled, so that no copy is left behind by growth.
+    // The buffer has its size from the start: growth would leave copies behind.
     let mut whole = Zeroizing::new(Vec::with_capacity(SecretValue::MAX_BYTES));
     let mut parts = Vec::new();
     for part in wanted.0.iter() {
@@ -130,7 +130,7 @@ fn invalid<T>(text: &'static str) -> Result<T, FetchError> {
     Err(FetchError::Gone(SecretCause::ValueInvalid, text))
 }
 
-/// The names in an owner's word, and nothing else of the answer.
+/// The keys and texts of an owner's restrictions, and nothing else of the answer.
 #[derive(Deserialize)]
 struct Envelope {
     data: Data,
@@ -164,7 +164,7 @@ fn narrowing(body: &[u8]) -> Result<Narrowing, &'static str> {
     }
     let Envelope { data } = serde_json::from_slice(body).map_err(|_| STRANGE)?;
     if let Some(key) = data.metadata.custom_metadata.keys().find(|key| looks_narrowing(key)) {
-        // No longer than one of ours.
+        // The key may be logged: it is no longer than one of ours.
         tracing::warn!(?key, "{NEAR_MISS}");
         return Err(NEAR_MISS);
     }
@@ -181,15 +181,15 @@ fn narrowing(body: &[u8]) -> Result<Narrowing, &'static str> {
     Ok(narrowing)
 }
 
-/// What ends by itself: a signed token, whose life is in the answer.
+/// Returns the lease of a signed token, which ends by itself and whose life is in the answer.
 fn token_lease(body: &[u8], location: &VaultLocation, generation: u64) -> Option<Lease> {
     let life = location.is_identity_token().then(|| seconds(body, &["data", "ttl"])).flatten()?;
     let id = Arc::default();
     Some(Lease { id, life, renewable: false, generation })
 }
 
-/// When others take the place of values that are not lent: what an engine that rotates them says
-/// (`ttl`, how long until then), or what KV version 1 was told (`lease_duration`).
+/// Returns the time after which a value that is not lent changes: the `ttl` of an engine that
+/// rotates it, or the `lease_duration` that was set in KV version 1.
 fn changes_in(body: &[u8]) -> Option<Duration> {
     let hint = seconds(body, &["lease_duration"]).filter(|time| !time.is_zero());
     [hint, seconds(body, &["data", "ttl"])].into_iter().flatten().min()
@@ -204,7 +204,8 @@ fn seconds(body: &[u8], path: &[&str]) -> Option<Duration> {
     }
 }
 
-/// The lease of an answer. KV has none, whatever duration it names: that is only a hint.
+/// Returns the lease of an answer. KV has none, whatever duration the answer names: that is only a
+/// hint.
 fn lease(body: &[u8], generation: u64) -> Option<Lease> {
     let id = pick_text(body, &["lease_id"]).filter(|id| !id.is_empty())?;
     let id = Zeroizing::new(std::str::from_utf8(&id).ok()?.to_owned());
@@ -215,8 +216,8 @@ fn lease(body: &[u8], generation: u64) -> Option<Lease> {
 
 fn read_failed(error: CallError) -> FetchError {
     match error {
-        // Of a token that died while it was made, with the one that made it: says nothing of the
-        // secret.
+        // The token died while it was being made, together with its parent: this says nothing of
+        // the secret.
         error if error.is_unknown_token() => error.outage(),
         CallError::Status { code: 403, .. } => {
             let text = "Vault's policies do not let the group read this secret";
@@ -430,7 +431,7 @@ mod tests {
     }
 
     proptest! {
-        /// Vault decides by the path in the URL: it is the one that a policy names.
+        /// Vault decides by the path in the URL, so this must be the path that a policy names.
         #[test]
         fn the_requested_path_is_the_locations(
             segments in prop::collection::vec("[A-Za-z0-9_.@+-]{1,8}", 1..5),

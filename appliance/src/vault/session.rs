@@ -1,15 +1,15 @@
 //! The gateway's own token, and under it one token for each agent group.
 //!
 //! The gateway's token makes, renews and revokes the groups' tokens and reads no secret; a group's
-//! token has the policies that its token role in Vault allows, so that Vault decides what the
-//! group gets and writes down who read what. A token is renewed at two thirds of its life, made
-//! again where Vault no longer takes it, and given back at the end. With the gateway's token die
-//! the groups' tokens and what was leased with them: before a planned new login the new tokens are
-//! made first, and the old ones stay for a while.
+//! token has the policies that its token role in Vault allows, so Vault decides what the group may
+//! read and records what it has read. A token is renewed at two thirds of its life, made again
+//! where Vault does not accept it any more, and given back at the end. The groups' tokens and all
+//! that was leased with them die with the gateway's token: before a planned new login the new
+//! tokens are made first, and the old ones stay for a while.
 //!
-//! There is one login at a time, and one making of each group's token; whoever needs it meanwhile
-//! waits. A failure counts for a second, so that a hundred waiting questions make one. A token
-//! that could do more than it should is not used.
+//! There is one login at a time, and one making of each group's token; other tasks that need it
+//! meanwhile wait. A failure counts for a second, so that a hundred waiting requests make one try.
+//! A token that could do more than it should is not used.
 
 use std::{
     collections::HashMap,
@@ -45,18 +45,18 @@ pub(crate) struct Session {
     pub(super) login: Login,
     pub(super) gateway: Holder,
     groups: Lock<HashMap<GroupName, Arc<Holder>>>,
-    /// Tokens that nobody asks for any more, and holders that are not asked any more.
+    /// Tokens that are not used any more, and holders that are not asked any more.
     pub(super) retired: Lock<Vec<RetiredToken>>,
     pub(super) left: Lock<Vec<Left>>,
     /// The token of a planned login that has not taken over yet.
     pub(super) coming: Lock<Option<Arc<TokenClient>>>,
-    /// How many tokens were made.
+    /// The number of tokens made so far.
     tokens: AtomicU64,
     /// Rings when there is something new to tend.
     pub(super) replanned: Notify,
 }
 
-/// Who is not asked for a token any more.
+/// A holder that is not asked for a token any more.
 pub(super) enum Left {
     /// Its group left the policy.
     Policy(Arc<Holder>),
@@ -67,9 +67,9 @@ pub(super) enum Left {
 pub(super) struct RetiredToken {
     pub(super) client: Arc<TokenClient>,
     pub(super) revoke_at: Instant,
-    /// When it ends by itself; `None` for never. Until then its revocation is asked for.
+    /// Its own end; `None` for never. Until then its revocation is tried again.
     pub(super) ends: Option<Instant>,
-    /// How often Vault was asked to revoke it and did not answer.
+    /// The number of revocations that Vault did not answer.
     pub(super) tries: u32,
 }
 
@@ -77,15 +77,15 @@ pub(super) struct RetiredToken {
 struct TokenBody<'a> {
     display_name: &'a str,
     meta: TokenMeta<'a>,
-    /// The role says which, unless it is asked for others.
+    /// The role decides the policies, unless the request names others.
     #[serde(skip_serializing_if = "Option::is_none")]
     policies: Option<[&'a str; 1]>,
-    /// Whose entity the token gets instead of the gateway's.
+    /// The entity that the token gets instead of the gateway's.
     #[serde(skip_serializing_if = "Option::is_none")]
     entity_alias: Option<&'a str>,
 }
 
-/// What Vault's own audit log shows with each question of the token.
+/// The metadata that Vault's own audit log shows with each request of the token.
 #[derive(Serialize)]
 struct TokenMeta<'a> {
     cloakroom_group: &'a str,
@@ -112,10 +112,10 @@ impl Session {
         Ok(session)
     }
 
-    /// Takes the groups that may have a token, and which of them have an entity of their own. The
-    /// tokens of a group that is not among them any
-    /// more are revoked, and what was leased with them; a group that comes back gets a new one. The
-    /// token of a group with another role stays for a while, like any token with a successor.
+    /// Takes the groups that may have a token, and those of them that have an entity of their own.
+    /// Where a group is not among them any more, its tokens are revoked with all that was leased
+    /// with them; a group that comes back gets a new token. The token of a group with another role
+    /// stays for a while, like any token with a successor.
     pub(crate) fn set_groups(&self, groups: &[Arc<Group>], entities: &[GroupName]) {
         let mut held = lock(&self.groups);
         let mut old = std::mem::take(&mut *held);
@@ -139,12 +139,13 @@ impl Session {
         self.replanned.notify_one();
     }
 
-    /// The gateway's own token, which makes the tokens of groups and signs, and reads no secret.
+    /// Returns the gateway's own token, which makes the tokens of groups and signs, and reads no
+    /// secret.
     pub(crate) async fn gateway(&self) -> Result<Arc<TokenClient>, FetchError> {
         Ok(self.own().await?.0)
     }
 
-    /// The token of `group`, whose policies say what it may read.
+    /// Returns the token of `group`, whose policies decide what it may read.
     pub(crate) async fn group(&self, group: &GroupName) -> Result<Arc<TokenClient>, FetchError> {
         let holder = self.holder(group)?;
         let mut slot = holder.slot.lock().await;
@@ -154,7 +155,7 @@ impl Session {
         }
     }
 
-    /// After a 403 with `used`: another token of the same holder, if that one is dead.
+    /// Returns, after a 403 with `used`, another token of the same holder if that one is dead.
     ///
     /// # Errors
     ///
@@ -173,9 +174,10 @@ impl Session {
         }
     }
 
-    /// The generation of the token that `group` has now; 0 for none, and where the gateway has
-    /// logged in again without it. A caller that leased something with a token of another
-    /// [`TokenClient::generation`] leases it again at once: the old token goes a minute later.
+    /// Returns the generation of the token that `group` has now; 0 for none, and where the gateway
+    /// has logged in again since it was made. A caller that leased something with a token of
+    /// another [`TokenClient::generation`] leases it again at once: the old token is revoked a
+    /// minute later.
     pub(crate) fn generation(&self, group: &GroupName) -> u64 {
         let gateway = self.gateway.generation(0);
         self.holder(group).map_or(0, |holder| holder.generation(gateway))
@@ -213,7 +215,7 @@ impl Session {
         Ok(self.live(grant, now, None, 0))
     }
 
-    /// A new token for a group.
+    /// Makes a new token for a group.
     pub(super) async fn make_child(
         &self,
         holder: &Holder,
@@ -226,11 +228,11 @@ impl Session {
         }
     }
 
-    /// Under the gateway's token as it is, or under a new one where that has died.
+    /// Asks for a token with the gateway's token, and once more with a new one where that has died.
     async fn ask_for_child_twice(&self, holder: &Holder) -> Result<Live, FetchError> {
         let (own, policies) = self.own().await?;
         let asked = match self.ask_for_child(&own, &policies, holder).await {
-            // Vault says 403 for a token that has ended as well as for one that may not.
+            // Vault says 403 both for a token that has ended and for one without the right.
             Err(ChildError::Asked(CallError::Status { code: 403, .. }))
                 if self.replace_own_if_dead(&own).await?.is_some() =>
             {
@@ -258,7 +260,7 @@ impl Session {
         Err(ChildError::Unfit(unfit))
     }
 
-    /// Whether the role of `group` would make a token with `policy`. One that is made is given
+    /// Whether the role of `group` would make a token with `policy`. A token that it makes is given
     /// back.
     pub(super) async fn hands_on(
         &self,
@@ -272,14 +274,14 @@ impl Session {
                 self.retire(live, Instant::now());
                 Ok(true)
             }
-            // What Vault says of a policy that the role does not hand on; any other refusal says
+            // Vault says 400 for a policy that the role does not hand on; any other refusal says
             // nothing of the role.
             Err(CallError::Status { code: 400, .. }) => Ok(false),
             Err(error) => Err(error.outage()),
         }
     }
 
-    /// The gateway's token, and the policies that it has.
+    /// Returns the gateway's token, and its policies.
     async fn own(&self) -> Result<(Arc<TokenClient>, Vec<String>), FetchError> {
         let mut slot = self.gateway.slot.lock().await;
         let client = match slot.usable(0) {
@@ -302,7 +304,7 @@ impl Session {
         }
     }
 
-    /// Puts a token where everybody takes it from, and retires the one before.
+    /// Puts a token into the slot that everybody takes it from, and retires the one before.
     pub(super) fn put(
         &self,
         holder: &Holder,
@@ -333,7 +335,7 @@ impl Session {
     pub(super) fn push_retired(&self, token: RetiredToken) {
         let mut retired = lock(&self.retired);
         if retired.len() >= MAX_RETIRED {
-            // One that never ends goes last.
+            // A token that never ends is dropped last.
             let first = (0..retired.len())
                 .min_by_key(|&at| retired.get(at).map(|one| (one.ends.is_none(), one.ends)));
             first.map(|at| retired.swap_remove(at));
@@ -356,7 +358,7 @@ impl Session {
     }
 }
 
-/// Has the role of `holder` make a token, with `policy` instead of all that it has.
+/// Has the role of `holder` make a token, with `policy` instead of all its policies.
 async fn ask_role(
     own: &TokenClient,
     holder: &Holder,
@@ -378,11 +380,11 @@ async fn ask_role(
     TokenGrant::parse(&answer).ok_or(strange)
 }
 
-/// Why a group has no token.
+/// The reason why a group has no token.
 pub(super) enum ChildError {
-    /// Vault did not make one.
+    /// Vault did not make a token.
     Asked(CallError),
-    /// Vault made one that is not to be used.
+    /// Vault made a token that must not be used.
     Unfit(&'static str),
 }
 
@@ -391,7 +393,7 @@ impl ChildError {
         match self {
             // The gateway's token died meanwhile, which says nothing of the role.
             Self::Asked(error) if error.is_unknown_token() => error.outage(),
-            // Vault says 400 for a role that is not there.
+            // Vault says 400 for a role that does not exist.
             Self::Asked(CallError::Status { code: 400 | 403 | 404 | 405, .. }) => {
                 FetchError::Gone(SecretCause::VaultDenied, NO_TOKEN)
             }
@@ -401,14 +403,14 @@ impl ChildError {
     }
 }
 
-/// What is said where Vault makes no token for a group.
+/// The message where Vault makes no token for a group.
 pub(super) const NO_TOKEN: &str = "Vault refuses a token for the group: check its token role \
     (vault_role; its token_type, its allowed_entity_aliases) and the gateway's policy, or apply \
     `cloakroom vault plan`";
 
-/// How long a token that has a successor stays, for questions on their way and for leases that
-/// have to be made again.
+/// The time that a token with a successor stays, for requests on their way and for leases that have
+/// to be made again.
 pub(super) const RETIRED_TIME: Duration = Duration::from_secs(60);
 
-/// Most tokens that wait to be revoked; the one that ends soonest makes room.
+/// The most tokens that wait to be revoked; the one that ends soonest makes room.
 pub(super) const MAX_RETIRED: usize = 1_024;

@@ -1,4 +1,4 @@
-//! All sources of one gateway, as one.
+//! All sources of one gateway as one source.
 
 use futures_util::future::BoxFuture;
 
@@ -29,7 +29,7 @@ impl Sources {
         }
     }
 
-    /// Only Vault lends.
+    /// Returns the source that lends, which only Vault does.
     fn lender(&self) -> Result<&dyn SecretSource, FetchError> {
         match &self.vault {
             Some(vault) => Ok(vault),

@@ -1,4 +1,4 @@
-//! The fake Vault's answers, and the source's use of them.
+//! Reads from a fake Vault: its answers, and the results for the source.
 
 use std::{
     io::Write,
@@ -269,7 +269,7 @@ impl Write for Captured {
     }
 }
 
-/// What is logged for the whole process is read in one of its own: beside other tests, which set no
+/// The log of the whole process is read in a process of its own: beside other tests, which set no
 /// log up, `tracing` may remember for a place in the code that nobody listens there.
 #[test]
 fn no_log_and_no_error_holds_a_secret() {

@@ -1,4 +1,4 @@
-//! A token: what Vault says when it makes one, and asking questions with it.
+//! A token: the answer by which Vault grants one, and requests with it.
 
 use std::{
     sync::{
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::policy::GroupName;
 
-/// Asks Vault with one token, which is wiped with the last user.
+/// Sends requests to Vault with one token, which is wiped when the last user drops it.
 pub(crate) struct TokenClient {
     transport: Arc<Transport>,
     token: Zeroizing<String>,
@@ -32,7 +32,7 @@ pub(crate) struct TokenClient {
     generation: u64,
     /// Whether it can be revoked: a batch token ends by itself alone.
     revocable: bool,
-    /// Whether Vault said that there is no such token.
+    /// Whether Vault said that it does not know the token.
     unknown: AtomicBool,
 }
 
@@ -58,7 +58,7 @@ impl TokenClient {
     ///
     /// # Errors
     ///
-    /// A status that is no success, or no answer within ten seconds or 1 MiB.
+    /// A status other than success, or no answer within ten seconds or 1 MiB.
     pub(crate) async fn call(
         &self,
         endpoint: impl Endpoint,
@@ -70,13 +70,13 @@ impl TokenClient {
         answer
     }
 
-    /// Which token this is. A later token of the same holder has a larger number; a renewed one
-    /// keeps its own. Leases under one number end with it.
+    /// Returns the number of this token. A later token of the same holder has a larger number; a
+    /// renewed one keeps its own. Leases under one number end with the token.
     pub(crate) const fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Whose token it is; `None` for the gateway's own.
+    /// Returns the group that has the token; `None` for the gateway's own.
     pub(super) const fn group(&self) -> Option<&GroupName> {
         self.group.as_ref()
     }
@@ -94,11 +94,11 @@ impl TokenClient {
     }
 }
 
-/// What Vault says about a token that it made or renewed.
+/// Vault's answer where it made or renewed a token.
 pub(super) struct TokenGrant {
     token: Zeroizing<String>,
     accessor: Option<String>,
-    /// Zero for a token that does not end.
+    /// The life of the token; zero for one that does not end.
     pub(super) life: Duration,
     pub(super) renewable: bool,
     pub(super) policies: Vec<String>,
@@ -123,7 +123,7 @@ struct Auth {
 }
 
 impl TokenGrant {
-    /// `None` for what is no grant of a token.
+    /// Returns `None` for an answer that grants no token.
     pub(super) fn parse(body: &[u8]) -> Option<Self> {
         let token = pick_text(body, &["auth", "client_token"])?;
         // A token with other bytes could not be put in a header.
@@ -154,18 +154,19 @@ impl TokenGrant {
         })
     }
 
-    /// Why the gateway's own token is not to be used, if so.
+    /// Returns why the gateway's own token must not be used, if so.
     pub(super) fn unfit_for_gateway(&self) -> Option<&'static str> {
         self.is_root().then_some("Vault gave the gateway a root token, which is not used")
     }
 
-    /// Why the token of a group is not to be used, if so. `parent` is what the gateway's own token
-    /// may.
+    /// Returns why the token of a group must not be used, if so. `parent` is the list of the
+    /// gateway's own policies.
     pub(super) fn unfit_for_group(&self, parent: &[String]) -> Option<&'static str> {
         if let Some(too_much) = self.may_too_much(parent) {
             Some(too_much)
         } else if self.kind.as_deref() != Some("service") {
-            // First: Vault takes no orphan=false on a role of other tokens.
+            // This check comes first, because Vault takes no orphan=false on a role of other
+            // tokens.
             Some(
                 "the group's token cannot be revoked: set token_type=service and orphan=false on its role",
             )
@@ -176,13 +177,14 @@ impl TokenGrant {
         }
     }
 
-    /// The part of [`unfit_for_group`](Self::unfit_for_group) that can change in a token's life.
+    /// Returns the part of [`unfit_for_group`](Self::unfit_for_group) that can change in a token's
+    /// life.
     pub(super) fn may_too_much(&self, parent: &[String]) -> Option<&'static str> {
         let inherited = |policy: &String| policy != DEFAULT_POLICY && parent.contains(policy);
         if self.is_root() {
             Some("Vault gave the group a root token, which is not used")
         } else if self.policies.iter().any(inherited) {
-            // A role without allowed_policies hands on what its caller has.
+            // A role without allowed_policies hands on the policies of its caller.
             Some("the group's token has a policy of the gateway's: set the role's allowed_policies")
         } else {
             None
@@ -194,17 +196,17 @@ impl TokenGrant {
     }
 }
 
-/// A POST with a JSON body that may hold a secret. vaultrs' types of this kind print it and do not
-/// wipe it.
+/// A POST with a JSON body that may hold a secret. vaultrs' types of this kind print the body and
+/// do not wipe it.
 pub(super) struct Post {
     path: String,
     body: Zeroizing<Vec<u8>>,
 }
 
 impl Post {
-    /// `room` is how many bytes of text `body` has.
+    /// Makes a request. `room` is the number of bytes of text in `body`.
     pub(super) fn new(path: String, body: &impl Serialize, room: usize) -> Result<Self, CallError> {
-        // Room for every byte as an escape: a buffer that grows leaves copies behind.
+        // There is room for every byte as an escape: a buffer that grows leaves copies behind.
         let mut bytes = Zeroizing::new(Vec::with_capacity(256 + 6 * room));
         serde_json::to_writer(&mut *bytes, body)
             .map_err(|_| CallError::Transport("the question to Vault could not be made"))?;
@@ -236,5 +238,5 @@ pub(super) const MAX_TOKEN_BYTES: usize = 4_096;
 /// A year. Keeps sums of instants in range.
 const MAX_LIFE_SECONDS: u64 = 365 * 24 * 3600;
 
-/// Every token has it unless its role says otherwise.
+/// The policy that every token has unless its role says otherwise.
 pub(super) const DEFAULT_POLICY: &str = "default";

@@ -233,7 +233,7 @@ async fn a_new_login_leases_again_before_the_old_token_goes() {
         if planned {
             session.log_in_anew().await;
         } else {
-            // Somebody finds the gateway's token dead, and asks nothing for the group.
+            // Another task finds the gateway's token dead, and asks nothing for the group.
             let own = session.gateway().await.unwrap();
             session.replace_if_dead(&own).await.unwrap();
         }
@@ -427,8 +427,8 @@ async fn a_revocation_lost_to_an_outage_follows_it() {
     assert_eq!(fake.count(REVOKE), 2, "{:?}", fake.targets());
 }
 
-/// Whether the token of a group that left still waits to be revoked after Vault said `status`, by
-/// itself to everything or only to the accessor.
+/// Whether the token of a group that left still waits to be revoked after Vault answered `status`:
+/// to every revocation, or only to that by the accessor.
 async fn still_waits(status: u16, of_accessor: bool, ends: Option<Instant>) -> bool {
     let fake = Fake::start(move |request| match request.target.as_str() {
         REVOKE if of_accessor => refused(),
@@ -442,7 +442,7 @@ async fn still_waits(status: u16, of_accessor: bool, ends: Option<Instant>) -> b
     fetch(&source).await.unwrap();
     let (session, now) = (source.session(), Instant::now());
     let client = session.group(&agents()).await.unwrap();
-    // So often that nobody would bother any more.
+    // It was tried so often that a bound on tries would have been reached.
     session.push_retired(RetiredToken { client, revoke_at: now, ends, tries: 1_000 });
     let _ = tokio::time::timeout(Duration::from_millis(300), source.tend()).await;
     assert_eq!(fake.count(REVOKE), 1, "{:?}", fake.targets());
@@ -504,7 +504,7 @@ async fn a_group_with_another_role_keeps_old_leases_a_while() {
     fetch(&source).await.unwrap();
     assert!(session.generation(&agents()) > before, "what was lent is leased again");
     assert_eq!(fake.received.lock().unwrap().last().unwrap().token.as_deref(), Some("hvs.other"));
-    // Not where the group goes too.
+    // The old token is revoked at once where the group leaves too.
     session.set_groups(&[], &[]);
     tend().await.unwrap_err();
     assert_eq!(fake.count(REVOKE), 2, "{:?}", fake.targets());

@@ -1,4 +1,4 @@
-//! The upkeep of tokens: renewed ahead of their end, followed by others where renewing no longer
+//! The upkeep of tokens: they are renewed ahead of their end, replaced where renewing no longer
 //! helps, and given back when nobody needs them.
 
 use std::{
@@ -24,7 +24,7 @@ use crate::{
 };
 
 impl Session {
-    /// Renews and revokes whatever is due. Never returns.
+    /// Renews and revokes the tokens that are due. Never returns.
     pub(super) async fn tend(&self) {
         loop {
             self.revoke_due().await;
@@ -48,7 +48,7 @@ impl Session {
         }
     }
 
-    /// Revokes every token, so that none outlives the daemon. False where one may.
+    /// Revokes every token, so that none outlives the daemon. Returns false where one may.
     pub(super) async fn close(&self) -> bool {
         let revoked = tokio::time::timeout(CLOSE_TIME, self.revoke_all()).await.unwrap_or(false);
         if !revoked {
@@ -87,7 +87,7 @@ impl Session {
         let renewed = used.call(RenewTokenSelfRequest { increment: None }).await;
         let outage = matches!(renewed, Err(error) if !error.is_refusal());
         let grant = renewed.ok().and_then(|body| TokenGrant::parse(&body));
-        // A renewal shows what the token's identity was given since.
+        // A renewal shows the rights that the token's identity was given since.
         let unfit = match (&grant, &holder.role) {
             (Some(grant), Some(_)) => grant.may_too_much(&self.own_policies().await),
             (Some(grant), None) => grant.unfit_for_gateway(),
@@ -95,20 +95,21 @@ impl Session {
         };
         let mut slot = holder.slot.lock().await;
         let Some(live) = slot.live.as_mut().filter(|live| Arc::ptr_eq(&live.client, &used)) else {
-            return; // Replaced meanwhile, and planned again with that.
+            return; // The token was replaced meanwhile, which has planned its renewal.
         };
         if let Some(unfit) = unfit {
             return self.withdraw(holder, &mut slot, unfit);
         }
         match grant {
-            // Near its maximum life a token is renewed for ever less: better a new one.
+            // Near its maximum life a token is renewed for ever shorter times, so a new one is
+            // better.
             Some(grant) if grant.renewable && grant.life >= live.full_life / 2 => {
                 live.ends = Some(now + grant.life);
                 live.policies = grant.policies;
                 holder.plan(Some(now + jittered(grant.life * 2 / 3)));
             }
             _ if outage => holder.plan(Some(Instant::now() + RETRY_RENEWAL)),
-            // The old token stays good for what is left of it if this fails.
+            // If this fails, the old token stays good for the rest of its life.
             _ if holder.role.is_some() => {
                 if self.make_child(holder, &mut slot).await.is_err() {
                     holder.plan(Some(Instant::now() + RETRY_RENEWAL));
@@ -121,8 +122,8 @@ impl Session {
         }
     }
 
-    /// Takes a token from use and revokes it, and what was leased with it, at once. The next
-    /// question asks for another one, which is examined like any new one.
+    /// Takes a token from use and revokes it at once, and all that was leased with it. The next
+    /// request asks for another token, which is examined like any new one.
     fn withdraw(&self, holder: &Holder, slot: &mut TokenState, unfit: &'static str) {
         let group = holder.role.as_ref().map(|role| role.group.as_str());
         tracing::error!(group, "a token is withdrawn: {unfit}");
@@ -140,13 +141,13 @@ impl Session {
         slot.live.as_ref().map(|live| live.policies.clone()).unwrap_or_default()
     }
 
-    /// A new login while the old token is still good: the groups' new tokens are made before the
-    /// old ones go with the gateway's.
+    /// Logs in again while the old token is still good: the groups' new tokens are made before
+    /// their old ones end with the gateway's.
     pub(super) async fn log_in_anew(&self) {
         let Ok(own) = self.ask_for_own().await else {
             return self.gateway.plan(Some(Instant::now() + RETRY_RENEWAL));
         };
-        // A shutdown drops what follows, and the token is to be revoked all the same.
+        // A shutdown drops the rest of this function, and the token must be revoked all the same.
         *lock(&self.coming) = Some(Arc::clone(&own.client));
         futures_util::stream::iter(self.holders())
             .for_each_concurrent(RENEWALS_AT_ONCE, |holder| {
@@ -156,7 +157,7 @@ impl Session {
                     if slot.live.is_none() {
                         return;
                     }
-                    // Where it fails, the next question makes it, or says why not.
+                    // Where it fails, the next request makes it, or reports why not.
                     if let Ok(child) = self.ask_for_child(&own.client, &own.policies, &holder).await
                     {
                         self.put(&holder, &mut slot, child);
@@ -168,7 +169,7 @@ impl Session {
         lock(&self.coming).take();
         let newer = |live: &Live| live.client.generation() > own.client.generation();
         match slot.live.as_ref().is_some_and(newer) {
-            // The old token died meanwhile, and somebody else has logged in.
+            // The old token died meanwhile, and another task has logged in.
             true => self.retire(own, Instant::now()),
             false => drop(self.put(&self.gateway, &mut slot, own)),
         }
@@ -200,7 +201,8 @@ impl Session {
             .await;
     }
 
-    /// Earlier tokens of a group that left do not stay for what is on its way.
+    /// Brings forward the end of a group's earlier tokens, which do not stay for requests on their
+    /// way once the group has left.
     fn hasten(&self, group: &GroupName) {
         let now = Instant::now();
         for retired in lock(&self.retired).iter_mut() {
@@ -210,7 +212,7 @@ impl Session {
         }
     }
 
-    /// Revokes a token. Where Vault does not answer it is asked again until the token has ended.
+    /// Revokes a token. Where Vault does not answer, it is asked again until the token has ended.
     async fn revoke(&self, retired: RetiredToken) {
         if retired.client.is_unknown() {
             return;
@@ -225,7 +227,7 @@ impl Session {
         }
     }
 
-    /// By itself, or by its accessor where it may not.
+    /// Revokes a token by itself, or by its accessor where it may not revoke itself.
     async fn ask_to_revoke(&self, client: &TokenClient) -> Result<(), CallError> {
         match client.call(RevokeTokenSelfRequest {}).await {
             Err(error) if error.is_unknown_token() => return Ok(()),
@@ -267,16 +269,16 @@ const RETRY_RENEWAL: Duration = Duration::from_secs(5);
 
 const RENEWALS_AT_ONCE: usize = 4;
 
-/// Tokens that are revoked before renewals are looked at again: a Vault that hangs on each keeps
-/// those for less than a minute.
+/// Tokens that are revoked before renewals have their turn again: a Vault that hangs on each delays
+/// those by less than a minute.
 const REVOCATIONS_A_ROUND: usize = 16;
 
-/// Revokes a token by itself. True where it is good no longer.
+/// Revokes a token by itself. Returns whether it is good no longer.
 async fn is_gone(client: &TokenClient) -> bool {
     client.call(RevokeTokenSelfRequest {}).await.is_ok() || client.is_unknown()
 }
 
-/// Nobody may revoke by an accessor just now: the next login changes that.
+/// Nobody can revoke by an accessor now: the next login changes that.
 const NO_OWN: CallError = CallError::Transport("the gateway has no token");
 
 const CLOSE_TIME: Duration = Duration::from_secs(2);

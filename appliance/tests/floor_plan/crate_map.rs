@@ -1,4 +1,4 @@
-//! All modules of the crate that have a file, and what each takes from others.
+//! All modules of the crate that have a file, and what each of them uses.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +16,7 @@ type Name = Vec<String>;
 /// The file of a folder's own module, among the files of that folder.
 const OWN_FILE: &str = "mod";
 
-/// How often one name is followed from one re-export to the next.
+/// Most re-exports through which one name is followed.
 const RE_EXPORTS: usize = 8;
 
 pub(crate) struct CrateMap {
@@ -26,24 +26,24 @@ pub(crate) struct CrateMap {
 struct Module {
     file: PathBuf,
     contents: Contents,
-    /// What the module imports by name, its re-exports among them.
+    /// The names that the module imports, including its re-exports.
     names: BTreeMap<String, Name>,
 }
 
 impl CrateMap {
-    /// Follows the declarations from `lib.rs` on.
+    /// Reads the modules by following the declarations from `lib.rs` on.
     pub(crate) fn read(sources: &BTreeMap<PathBuf, String>) -> Self {
         let mut modules = BTreeMap::new();
         add(Vec::new(), Path::new("lib.rs"), sources, &mut modules);
         Self { modules }
     }
 
-    /// The modules in the order of `lib.rs`.
+    /// Returns the modules in the order of `lib.rs`.
     pub(crate) fn order(&self) -> &[String] {
         self.modules.get(&Name::new()).map_or(&[], |root| &root.contents.children)
     }
 
-    /// File, its top module, and another top module that the file names.
+    /// Returns each file with its top module and another top module that the file names.
     pub(crate) fn top_edges(&self) -> BTreeSet<(String, String, String)> {
         let mut edges = BTreeSet::new();
         for (name, module) in &self.modules {
@@ -57,7 +57,7 @@ impl CrateMap {
         edges
     }
 
-    /// For each folder: which of its files takes from which. A folder in it counts as one file.
+    /// Returns, for each folder, which of its files uses which. A folder in it counts as one file.
     pub(crate) fn folder_edges(&self) -> BTreeMap<String, Edges> {
         let mut folders: BTreeMap<String, Edges> = BTreeMap::new();
         for (name, module) in &self.modules {
@@ -75,7 +75,7 @@ impl CrateMap {
         folders
     }
 
-    /// The module in which a path's item is defined, re-exports followed.
+    /// Returns the module in which a path's item is defined, and follows re-exports.
     fn defined_in(&self, mut path: Name) -> Name {
         for _ in 0..RE_EXPORTS {
             let module = self.deepest(&path);
@@ -94,7 +94,7 @@ impl CrateMap {
         panic!("{path:?} is re-exported in a circle");
     }
 
-    /// The longest beginning of a path that is a module with a file.
+    /// Returns the longest beginning of a path that is a module with a file.
     fn deepest(&self, path: &Name) -> Name {
         let mut module = path.clone();
         while !self.modules.contains_key(&module) {
@@ -105,8 +105,8 @@ impl CrateMap {
 }
 
 impl Module {
-    /// Every path that the module needs, from the root. A re-export of a child that the module
-    /// itself does not use is none.
+    /// Returns every path that the module needs, from the root. A re-export of a child that the
+    /// module itself does not use does not count.
     fn taken<'a>(&'a self, name: &'a Name) -> impl Iterator<Item = Name> + 'a {
         let imports = self.contents.imports.iter().filter_map(|import| {
             let path = self.absolute(name, &import.path)?;
@@ -124,7 +124,7 @@ impl Module {
         })
     }
 
-    /// A path from the root, where it is one of the crate.
+    /// Returns a path from the root, if it belongs to the crate.
     fn absolute(&self, name: &Name, path: &[String]) -> Option<Name> {
         let (first, rest) = path.split_first()?;
         match first.as_str() {

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// From whom to whom.
+/// The targets of each node's edges.
 pub(crate) type Edges = BTreeMap<String, BTreeSet<String>>;
 
-/// Every largest set of nodes that all reach each other.
+/// Returns every largest set of nodes that all reach each other.
 pub(crate) fn circles(edges: &Edges) -> BTreeSet<BTreeSet<String>> {
     let reach: BTreeMap<&String, BTreeSet<&String>> =
         edges.keys().map(|node| (node, reached(edges, node))).collect();

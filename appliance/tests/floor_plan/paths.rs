@@ -4,12 +4,12 @@ use std::iter::Peekable;
 
 use proc_macro2::{Delimiter, Group, TokenStream, TokenTree, token_stream::IntoIter};
 
-/// What stands in one file, tests left out.
+/// The content of one file, without its tests.
 #[derive(Default)]
 pub(crate) struct Contents {
     /// Modules that have a file of their own.
     pub(crate) children: Vec<String>,
-    /// What is imported: for whom, under which name, from where.
+    /// The imports: in which module, under which name, from where.
     pub(crate) imports: Vec<Import>,
     /// Paths in code.
     pub(crate) paths: Vec<Vec<String>>,
@@ -25,7 +25,8 @@ pub(crate) struct Import {
     pub(crate) path: Vec<String>,
 }
 
-/// Reads a file. Paths inside inline modules are told as the file itself would write them.
+/// Reads a file. Paths inside inline modules are changed to the form that the file itself would
+/// use.
 pub(crate) fn read(text: &str) -> Contents {
     let tokens: TokenStream = text.parse().expect("Rust");
     let mut contents = Contents::default();
@@ -33,7 +34,7 @@ pub(crate) fn read(text: &str) -> Contents {
     contents
 }
 
-/// `depth`: how many inline modules are around.
+/// Reads tokens. `depth` is the number of inline modules around them.
 fn walk(tokens: TokenStream, depth: usize, contents: &mut Contents) {
     let mut tokens = tokens.into_iter().peekable();
     let mut public = false;
@@ -92,13 +93,13 @@ fn take_use(tokens: &mut Peekable<IntoIter>, public: bool, depth: usize, content
     use_tree(tree, &[], &mut found);
     for (name, path) in found {
         let Some(path) = outside(path, depth) else { continue };
-        // What an inline module imports is no name of the file.
+        // An inline module's imports are no names of the file.
         let name = name.filter(|_| depth == 0);
         contents.imports.push(Import { public, name, path });
     }
 }
 
-/// The leaves of one `use` tree: their names and whole paths.
+/// Returns the leaves of one `use` tree: their names and whole paths.
 fn use_tree(tree: TokenStream, before: &[String], found: &mut Vec<(Option<String>, Vec<String>)>) {
     let mut path = before.to_vec();
     let mut alias = None;
@@ -155,7 +156,7 @@ fn take_mod(tokens: &mut Peekable<IntoIter>, depth: usize, contents: &mut Conten
     }
 }
 
-/// A word of code, with every `:: word` behind it.
+/// Takes a word of code, with every `:: word` behind it.
 fn take_path(
     first: String,
     tokens: &mut Peekable<IntoIter>,
@@ -202,8 +203,8 @@ fn next_group(tokens: &mut Peekable<IntoIter>, delimiter: Delimiter) -> Option<G
     }
 }
 
-/// A path inside `depth` inline modules, as their file would write it. `None` where it stays
-/// inside.
+/// Returns a path inside `depth` inline modules in the form that their file would use. `None` where
+/// it stays inside.
 fn outside(mut path: Vec<String>, depth: usize) -> Option<Vec<String>> {
     let supers = path.iter().take_while(|word| *word == "super").count();
     if depth == 0 || path.first().is_some_and(|word| word == "crate") {

@@ -1,4 +1,4 @@
-//! The cases, by what two readers disagree about, each with what has to become of it.
+//! The cases, sorted by the point on which two readers disagree, each with its expected fate.
 
 use std::iter;
 
@@ -9,31 +9,32 @@ pub(super) struct Case {
     pub(super) fate: Fate,
 }
 
-/// What becomes of a case and of the marked request behind it.
+/// The fate of a case and of the marked request behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// It has this answer and reaches nobody; the connection ends.
+    /// The case gets this answer and reaches nobody; the connection ends.
     Refused(u16, &'static str),
-    /// It has this answer and reaches nobody; where it ends is plain, and the marked one is served.
+    /// The case gets this answer and reaches nobody; its end is plain, and the marked one is
+    /// served.
     RefusedAlone(u16, &'static str),
-    /// It is served, and the marked one by itself.
+    /// The case is served, and the marked one by itself.
     Served,
-    /// It is served, and ends the connection.
+    /// The case is served, and ends the connection.
     Last,
-    /// It is served; what follows its end is another head, which has this answer. The connection
-    /// ends.
+    /// The case is served; the bytes after its end are another head, which gets this answer. The
+    /// connection ends.
     RestRefused(u16, &'static str),
-    /// Its head was sent on, its body never ends at the API; it has this answer, and the connection
-    /// ends.
+    /// The case's head was sent on, but its body never ends at the API; it gets this answer, and
+    /// the connection ends.
     Cut(u16, &'static str),
-    /// It is not whole: the marked one is part of its body, which the API never has whole.
+    /// The case is not whole: the marked one is part of its body, which the API never gets whole.
     Waits,
 }
 
 use Fate::{Cut, Last, Refused, RefusedAlone, RestRefused, Served, Waits};
 
 const MALFORMED: Fate = Refused(400, "http_malformed");
-/// What only the second look finds, when it is known where the message ends.
+/// The fate where only the second look finds the fault, when the end of the message is known.
 const MALFORMED_ALONE: Fate = RefusedAlone(400, "http_malformed");
 const BROKEN: Fate = Cut(400, "http_malformed");
 const TRAILER: Fate = Cut(400, "trailer_denied");
@@ -45,32 +46,32 @@ const LINE: &str = "POST /v1/case HTTP/1.1\r\n";
 const HOST: &str = "Host: api.openai.example\r\n";
 const KEY: &str = "Authorization: Bearer OPENAI_API_KEY\r\n";
 
-/// Texts as bytes, and a name for them.
+/// Returns a case with its text as bytes, and a name.
 fn case(what: &str, text: &str, fate: Fate) -> Case {
     let byte = |each: char| u8::try_from(u32::from(each)).expect("a text stands for bytes");
     Case { what: what.to_owned(), bytes: text.chars().map(byte).collect(), fate }
 }
 
-/// A good head with these lines in it, and what follows.
+/// Returns a case with a good head with these lines in it, and the bytes after it.
 fn with(fields: &str, body: &str, fate: Fate) -> Case {
     case(&format!("{fields}{body}"), &format!("{LINE}{HOST}{KEY}{fields}\r\n{body}"), fate)
 }
 
-/// The same for each of many lines.
+/// Returns such a case for each of many lines.
 fn each<'a>(lines: &'a [&str], body: &'a str, fate: Fate) -> impl Iterator<Item = Case> + 'a {
     lines.iter().map(move |line| with(&format!("{line}\r\n"), body, fate))
 }
 
 pub(super) fn lengths() -> Vec<Case> {
     let refused = [
-        // Beside a coding.
+        // A length beside a coding.
         "Content-Length: 6\r\nTransfer-Encoding: chunked",
         "Transfer-Encoding: chunked\r\nContent-Length: 6",
         "Content-Length: 0\r\nTransfer-Encoding: chunked",
         "Transfer-Encoding: identity\r\nContent-Length: 5",
         "Content-Length: 5\r\nTransfer-Encoding: xchunked",
         "Content-Length: 5\r\ntransfer-encoding:",
-        // More than one.
+        // More than one length.
         "Content-Length: 5\r\nContent-Length: 5",
         "Content-Length: 5\r\nContent-Length: 6",
         "Content-Length: 0\r\ncontent-length: 5",
@@ -81,7 +82,7 @@ pub(super) fn lengths() -> Vec<Case> {
         "Content-Length: 0,5",
         "Content-Length: ,5",
         "Content-Length: 5,",
-        // No digits, and others.
+        // No digits, and other signs.
         "Content-Length:",
         "Content-Length: +5",
         "Content-Length: -5",
@@ -112,15 +113,15 @@ pub(super) fn lengths() -> Vec<Case> {
         "Content-Length: 5\u{0}",
         "Content-Length: \u{0}5",
         "Content-Length: 5\u{7f}",
-        // Digits of which some readers take the last.
+        // Numbers of which some readers take the last digits.
         "Content-Length: 18446744073709551621",
         "Content-Length: 18446744073709551615",
         "Content-Length: 9223372036854775808",
         "Content-Length: 340282366920938463463374607431768211461",
-        // Another spelling of a number, which some read as octal.
+        // Another form of a number, which some readers take for octal.
         "Content-Length: 05",
         "Content-Length: 00000000000000000000005",
-        // A name that is none.
+        // An invalid name.
         "Content-Length : 5",
         "Content-Length\t: 5",
         " Content-Length: 5",
@@ -237,13 +238,13 @@ pub(super) fn codings() -> Vec<Case> {
         .chain([
             case("HTTP/1.0, chunked", &format!("{old}0\r\n\r\n"), MALFORMED),
             case("GET, chunked", &format!("{get}5\r\nhello\r\n0\r\n\r\n"), Served),
-            // Known by none, so that nothing has a length.
+            // Fields that no reader knows, so that nothing has a length.
             with("X-Transfer-Encoding: chunked\r\n", "0\r\n\r\n", REST),
         ])
         .collect()
 }
 
-/// A good head of a chunked body before each.
+/// Returns cases with a good head of a chunked body before each.
 pub(super) fn chunks() -> Vec<Case> {
     let broken = [
         // Sizes.
@@ -267,7 +268,7 @@ pub(super) fn chunks() -> Vec<Case> {
         "ffffffffffffffff\r\nhello\r\n0\r\n\r\n",
         "10000000000000005\r\nhello\r\n0\r\n\r\n",
         "0000000000000000000005\r\nhello\r\n0\r\n\r\n",
-        // Ends of lines.
+        // Line ends.
         "5\nhello\r\n0\r\n\r\n",
         "5\rhello\r\n0\r\n\r\n",
         "5\r\r\nhello\r\n0\r\n\r\n",
@@ -318,7 +319,7 @@ pub(super) fn chunks() -> Vec<Case> {
         "a\r\n0\r\n\r\nhello\r\n0\r\n\r\n",
         "0\r\n\r\n",
         "5\r\nhello\r\n0\r\nX-Sum: y\r\n\r\n",
-        // What frames a message is in its head, and nowhere else.
+        // Framing fields count in the head, and nowhere else.
         "5\r\nhello\r\n0\r\nContent-Length: 40\r\n\r\n",
         "5\r\nhello\r\n0\r\nTransfer-Encoding: chunked\r\n\r\n",
         "5\r\nhello\r\n0\r\nHost: attacker.example\r\n\r\n",
@@ -344,7 +345,7 @@ pub(super) fn chunks() -> Vec<Case> {
 
 pub(super) fn lines() -> Vec<Case> {
     let refused = [
-        // Ends.
+        // Line ends.
         "X: y\nZ: w",
         "X: y\rZ: w",
         "X: y\r",
@@ -353,7 +354,7 @@ pub(super) fn lines() -> Vec<Case> {
         "X\n: y",
         "\n",
         "\r",
-        // Folds.
+        // Folded lines.
         "X: y\r\n z",
         "X: y\r\n\tz",
         "X: y\r\n  ",
@@ -362,7 +363,7 @@ pub(super) fn lines() -> Vec<Case> {
         "\tX: y",
         "X: y\r\n Authorization: Bearer sk-mine",
         "X: y\r\n\r \nZ: w",
-        // Before the colon, and without one.
+        // A space before the colon, and lines without a colon.
         "X : y",
         "X\t: y",
         "X\u{b}: y",
@@ -413,7 +414,7 @@ pub(super) fn request_lines() -> Vec<Case> {
         case(line, &format!("{line}\r\n{HOST}{KEY}Content-Length: 5\r\n\r\nhello"), fate)
     };
     let refused = [
-        // What separates the words.
+        // The separators of the words.
         "POST  /v1/case HTTP/1.1",
         "POST /v1/case  HTTP/1.1",
         "POST\t/v1/case HTTP/1.1",
@@ -428,7 +429,7 @@ pub(super) fn request_lines() -> Vec<Case> {
         "POST /v1/case\r HTTP/1.1",
         "POST /v1/case\n HTTP/1.1",
         "POST /v1/case HTTP/1.1\r",
-        // Something first.
+        // Bytes before the request line.
         "\r\nPOST /v1/case HTTP/1.1",
         "\nPOST /v1/case HTTP/1.1",
         "\r\n\r\nPOST /v1/case HTTP/1.1",
@@ -472,7 +473,7 @@ pub(super) fn request_lines() -> Vec<Case> {
         "POST \\v1\\case HTTP/1.1",
         "POST ? HTTP/1.1",
         "POST https:/v1/case HTTP/1.1",
-        // A slash is no part of a method.
+        // A slash is not allowed in a method.
         "HTTP/1.1 /v1/case HTTP/1.1",
     ];
     let other_host = [

@@ -1,5 +1,5 @@
-//! A reader of HTTP/1.1 requests that takes one spelling of everything: the one that the gateway is
-//! to write. It shares no code with it.
+//! A reader of HTTP/1.1 requests that accepts only one form of everything: the one that the gateway
+//! should write. It shares no code with the gateway.
 
 /// A whole request.
 pub(super) struct Request {
@@ -7,10 +7,11 @@ pub(super) struct Request {
     pub(super) head: String,
 }
 
-/// The whole requests at the beginning of `bytes`; what follows them is not whole.
+/// Returns the whole requests at the beginning of `bytes`; the bytes after them are no whole
+/// request.
 ///
 /// # Panics
-/// Where something is spelt in another way.
+/// Where something is written in another form.
 #[track_caller]
 pub(super) fn requests(what: &str, mut bytes: &[u8]) -> Vec<Request> {
     let mut requests = vec![];
@@ -72,7 +73,7 @@ fn length(what: &str, value: &str) -> usize {
     length
 }
 
-/// The bytes of a chunked body, where it is whole. There are neither extensions nor trailers.
+/// Returns the length of a chunked body, if it is whole. There are neither extensions nor trailers.
 #[track_caller]
 fn chunked(what: &str, body: &[u8]) -> Option<usize> {
     let mut at = 0;

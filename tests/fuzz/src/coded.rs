@@ -1,4 +1,4 @@
-//! Decoding: whatever the bytes, there is a text or an error, and the pieces in which it comes do
+//! Decoding: whatever the bytes, the result is a text or an error, and the pieces of the text do
 //! not depend on how the bytes are cut.
 
 use bytes::Bytes;
@@ -6,7 +6,7 @@ use cloakroom::scrub::{Coding, Decoder, DecoderProgress, PIECE, Undecodable};
 
 use crate::input::Input;
 
-/// Bytes in some coding, in chunks.
+/// Takes bytes in some coding, in chunks.
 pub(crate) fn any_stream(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let coding = input.pick(&[Coding::Gzip, Coding::Deflate, Coding::Brotli, Coding::Zstd]);
@@ -27,7 +27,7 @@ pub(crate) fn any_stream(bytes: &[u8]) {
     match (&whole, &cut) {
         (Ok(whole), Ok(cut)) => {
             assert!(whole.concat() == cut.concat(), "chunks change the text");
-            // Of brotli's flushes one in eight is known by where a chunk ends.
+            // One in eight of brotli's flushes is recognised by the end of a chunk.
             let sizes = |pieces: &[Bytes]| pieces.iter().map(Bytes::len).collect::<Vec<_>>();
             assert!(coding == Coding::Brotli || sizes(whole) == sizes(cut), "chunks change pieces");
         }
@@ -37,8 +37,8 @@ pub(crate) fn any_stream(bytes: &[u8]) {
     if whole.is_ok() && !stream.is_empty() {
         let shorter = stream.split_last().map(|(_, rest)| rest).unwrap_or_default();
         let is_end = shorter.is_empty() || decoded(coding, &[shorter]).is_err();
-        // Any number of members or frames may stand one behind the other, and no other stream goes
-        // on.
+        // Any number of members or frames may follow one another; in no other coding does the
+        // stream go on after its end.
         assert!(is_end || matches!(coding, Coding::Gzip | Coding::Zstd), "a cut stream is whole");
         assert!(decoded(coding, &[stream, b"\0"]).is_err(), "garbage may follow");
     }
@@ -74,6 +74,6 @@ fn decoded(coding: Coding, chunks: &[&[u8]]) -> Result<Vec<Bytes>, Undecodable> 
     Ok(pieces)
 }
 
-/// Bytes of text beyond which it may be no more than so many times as long as the stream.
+/// Bytes of text from which on the text may be no more than so many times as long as the stream.
 const MOST_FREE: usize = 5 << 20;
 const RATIO: usize = 201;

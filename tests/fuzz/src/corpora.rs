@@ -1,4 +1,4 @@
-//! Runs what `make fuzz` found worth keeping, on any toolchain.
+//! Runs the inputs that `make fuzz` found worth keeping, on any toolchain.
 
 use std::{
     collections::BTreeSet,
@@ -46,6 +46,6 @@ fn every_corpus_has_a_target_and_is_small() {
     }
 }
 
-/// What one target may keep, so that running all takes seconds.
+/// Most inputs of one target, so that running all takes seconds.
 const MOST_INPUTS: usize = 100;
 const MOST_BYTES: u64 = 128 * 1024;

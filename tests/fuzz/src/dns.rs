@@ -1,8 +1,8 @@
-//! A query of an agent: what is answered is an answer to it, of bounded size, that tells the
-//! addresses that policy and the resolver give and no other.
+//! A query of an agent: the reply is an answer to it, of bounded size, and tells the addresses that
+//! policy and the resolver give and no others.
 //!
-//! The product reads and writes messages with hickory-proto, so here both are read by hand
-//! (RFC 1035, section 4), and the answer by hickory-proto besides, as a client would.
+//! The product reads and writes messages with hickory-proto. So here both are read by hand (RFC
+//! 1035, section 4), and the answer is also read by hickory-proto, as a client would.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -23,7 +23,7 @@ use crate::{
     world::{group, policy},
 };
 
-/// A byte of settings, four of what the resolver says, and the query.
+/// Takes a byte of settings, four bytes of the resolver's answer, and the query.
 pub(crate) fn any_query(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let settings = input.byte();
@@ -52,7 +52,7 @@ pub(crate) fn any_query(bytes: &[u8]) {
     }
 }
 
-/// One query, and who asks it.
+/// One query, and the agent that asks it.
 struct Case<'a> {
     ipv6: bool,
     datagram: bool,
@@ -80,7 +80,7 @@ impl Case<'_> {
         self.check(&reply, &told);
     }
 
-    /// That the reply is one to this query, and holds these addresses or is cut.
+    /// Checks that the reply answers this query, and holds these addresses or is cut.
     fn check(&self, reply: &DnsReply, addresses: &[IpAddr]) {
         let bytes = &reply.bytes;
         Message::from_vec(bytes).expect("a client can read the answer");
@@ -116,7 +116,7 @@ impl Case<'_> {
     }
 }
 
-/// What the resolver says, and which addresses may be dialled.
+/// The resolver's answer, and the addresses of it that may be dialled.
 struct Said {
     kind: u8,
     count: u8,
@@ -161,7 +161,7 @@ impl Said {
     }
 }
 
-/// The names that the policy lists, said again.
+/// Returns whether the policy lists a name. The list is written here a second time.
 fn lists(group: &str, name: &str) -> bool {
     let below = |zone: &str| name.strip_suffix(zone).is_some_and(|rest| rest.ends_with('.'));
     group == "red"
@@ -173,11 +173,11 @@ struct Asked {
     name: Vec<Vec<u8>>,
     kind: u16,
     class: u16,
-    /// The size of datagrams that an EDNS record tells.
+    /// The size of datagrams that an EDNS record announces.
     payload: Option<u16>,
 }
 
-/// An address that is told.
+/// An address in an answer.
 struct Told {
     name: Vec<Vec<u8>>,
     kind: u16,
@@ -190,7 +190,8 @@ impl Asked {
         Self::read_whole(message).map(|(asked, _)| asked)
     }
 
-    /// The question and the addresses of a message that holds nothing but these and an EDNS record.
+    /// Reads the question and the addresses of a message that holds nothing else but an EDNS
+    /// record.
     fn read_whole(message: &[u8]) -> Option<(Self, Vec<Told>)> {
         let mut reader = Reader { message, at: HEADER };
         let counts =
@@ -212,7 +213,7 @@ impl Asked {
         (reader.at == message.len()).then_some((asked, told))
     }
 
-    /// The name as policy writes it.
+    /// Returns the name in policy's form.
     fn host(&self) -> Option<String> {
         let labels = self.name.iter().map(|label| String::from_utf8(label.to_ascii_lowercase()));
         let labels = labels.collect::<Result<Vec<_>, _>>().ok()?;
@@ -236,7 +237,7 @@ impl<'a> Reader<'a> {
         self.take(2).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
     }
 
-    /// The labels of a name; one may lead to others that stand before it.
+    /// Reads the labels of a name; one may point to others that stand before it.
     fn name(&mut self) -> Option<Vec<Vec<u8>>> {
         let (mut labels, mut behind) = (Vec::new(), None);
         let mut least = self.at;
@@ -295,6 +296,6 @@ const A: u16 = 1;
 const AAAA: u16 = 28;
 const OPT: u16 = 41;
 const IN: u16 = 1;
-/// A datagram to whom says nothing of its size, and the longest.
+/// The longest datagram to a client that says nothing about its size, and the longest of all.
 const PLAIN: u16 = 512;
 const DATAGRAM: u16 = 1_232;

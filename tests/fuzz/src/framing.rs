@@ -1,5 +1,5 @@
-//! HTTP/1 as the strict reader lets it through: hyper, behind it, sees the same requests with the
-//! same targets, fields, bodies and ends.
+//! HTTP/1 that the strict reader passes: hyper, behind it, sees the same requests with the same
+//! targets, fields, bodies and ends.
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ use crate::{
     reader::{Fields, Message, add, requests},
 };
 
-/// A byte for the size of pieces, and the stream.
+/// Takes a byte for the size of pieces, and the stream.
 pub(crate) fn any_stream(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let most = input.up_to(256);
@@ -28,13 +28,13 @@ pub(crate) fn any_stream(bytes: &[u8]) {
     check(&whole);
 }
 
-/// What was let through of a stream, where heads stand in it, and how it ended.
+/// The passed part of a stream, the places of its heads, and how it ended.
 #[derive(Debug, PartialEq, Eq)]
 struct Passed {
     bytes: Vec<u8>,
     heads: Vec<Head>,
     end: Result<(), Reason>,
-    /// Whether what was let through ends behind a whole message.
+    /// Whether the passed part ends behind a whole message.
     at_head: bool,
 }
 
@@ -44,7 +44,7 @@ struct Head {
     kind: Body,
 }
 
-/// What follows a head.
+/// The body after a head.
 #[derive(Debug, PartialEq, Eq)]
 enum Body {
     None,
@@ -89,15 +89,15 @@ impl Passed {
     }
 }
 
-/// hyper reads the messages that were let through, each as it stands, up to one behind which it
-/// closes the connection.
+/// Checks that hyper reads the passed messages as they stand, up to one behind which it closes the
+/// connection.
 fn check(passed: &Passed) {
     let meant = messages(passed);
     let read = requests(&passed.bytes);
     assert!(read.len() <= meant.len(), "hyper reads {read:?}, and {meant:?} was let through");
     for (read, meant) in read.iter().zip(&meant) {
         if meant.end.is_none() {
-            // How much of a body that does not end is handed on is hyper's to say.
+            // hyper decides how much of a body without its end it passes on.
             let same = |message: &Message| (message.method.clone(), message.target.clone());
             assert_eq!((same(read), &read.fields, &read.end), (same(meant), &meant.fields, &None));
             assert!(meant.body.starts_with(&read.body), "{read:?} is read, {meant:?} was meant");
@@ -111,7 +111,7 @@ fn check(passed: &Passed) {
     }
 }
 
-/// Whether a server may close the connection behind a request.
+/// Returns whether a server may close the connection behind a request.
 fn closes(message: &Message) -> bool {
     let asks = |name| message.fields.contains_key(name);
     message.version == Version::HTTP_10
@@ -132,7 +132,7 @@ fn messages(passed: &Passed) -> Vec<Message> {
     .collect()
 }
 
-/// A message in the plainest reading of its bytes.
+/// Reads a message in the plainest way.
 fn message(head: &[u8], rest: &[u8], kind: &Body, whole: bool) -> Message {
     let mut lines = lines(head);
     let first = lines.next().expect("a request line");
@@ -159,7 +159,8 @@ fn message(head: &[u8], rest: &[u8], kind: &Body, whole: bool) -> Message {
     }
 }
 
-/// A path stands as it is. Of a whole URL, which the gateway refuses later, hyper adds the path.
+/// Returns the target. A path stays as it is; hyper adds one to a whole URL, which the gateway
+/// refuses later.
 fn as_written(target: &str) -> String {
     if target.starts_with('/') {
         return target.to_owned();
@@ -167,7 +168,7 @@ fn as_written(target: &str) -> String {
     target.parse::<http::Uri>().expect("a target").to_string()
 }
 
-/// The lines of a section, without those that are empty.
+/// Returns the lines of a section, without empty ones.
 fn lines(section: &[u8]) -> impl Iterator<Item = &[u8]> {
     let lines =
         section.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
@@ -184,7 +185,8 @@ fn fields<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Fields {
     fields
 }
 
-/// The content of a chunked body (RFC 9112, section 7.1), as far as it goes, and its trailers.
+/// Returns the content of a chunked body (RFC 9112, section 7.1), as far as it goes, and its
+/// trailers.
 fn dechunked(mut rest: &[u8]) -> (Vec<u8>, Fields) {
     let mut content = Vec::new();
     while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {

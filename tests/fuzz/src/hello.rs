@@ -1,5 +1,5 @@
-//! A ClientHello, which rustls reads again behind our parser: both see one name, the same
-//! protocols, or we refuse. A hello that is built here shows what was built into it.
+//! A ClientHello that rustls reads after our parser: both see one name and the same protocols, or
+//! we refuse. A hello that is built here shows what was built into it.
 
 use cloakroom::{
     peek::{Hello, Peeked, Progress, parse},
@@ -9,7 +9,7 @@ use rustls::server::Acceptor;
 
 use crate::{input::Input, peek::check_pieces};
 
-/// A byte for the size of pieces, and the stream.
+/// Takes a byte for the size of pieces, and the stream.
 pub(crate) fn any_records(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let most = input.up_to(256);
@@ -18,8 +18,8 @@ pub(crate) fn any_records(bytes: &[u8]) {
     check(stream, most, &hello);
 }
 
-/// rustls reads the same from the hello's own records, and nothing else from all that came, in
-/// whatever pieces.
+/// Checks that rustls reads the same from the hello's own records, and nothing else from all bytes
+/// that came, in whatever pieces.
 fn check(stream: &[u8], most: usize, hello: &Hello) {
     let answer = Progress::Done(Peeked::Tls(hello.clone()));
     if let Some(end) = check_pieces(stream, 1, &answer) {
@@ -60,7 +60,7 @@ fn rustls_reads(stream: &[u8], most: usize) -> Option<Seen> {
     None
 }
 
-/// A hello that the input says how to build, in the records that it says.
+/// Takes the plan of a hello and of the records that it comes in.
 pub(crate) fn built(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let plan = Plan::new(&mut input);
@@ -71,7 +71,7 @@ pub(crate) fn built(bytes: &[u8]) {
             check(&stream, input.up_to(256), &hello);
         }
         (Progress::Malformed(_), None) => {}
-        // Of what looks like an address, rustls takes only what is one.
+        // rustls takes a name that looks like an address only if it is one.
         (Progress::Malformed(_), Some(Hello { sni: None, .. })) if plan.names_someone() => {}
         (read, meant) => panic!("{read:?} is read, and {meant:?} was meant"),
     }
@@ -105,7 +105,7 @@ impl Plan {
                     (ALPN, Extension::Protocols(protocols.collect()))
                 }
                 5 => match input.pick(&ECH) {
-                    // rustls reads these two, and takes them only as they have to be.
+                    // rustls reads these two, and takes them only in a valid form.
                     kind @ 0xfe0d => (kind, Extension::Other(ECH_OUTER.to_vec())),
                     kind @ 0xfd00 => (kind, Extension::Other(vec![2, 0, 13])),
                     kind => (kind, other(input)),
@@ -113,12 +113,12 @@ impl Plan {
                 _ => (input.pick(&UNKNOWN), other(input)),
             });
         }
-        // rustls refuses a hello without it.
+        // rustls refuses a hello without this extension.
         extensions.push((SIGNATURE_ALGORITHMS, Extension::Other(vec![0, 2, 4, 3])));
         Self(extensions)
     }
 
-    /// What a reader is to see; nothing where the hello is to be refused.
+    /// Returns what a reader should see; nothing where the hello is to be refused.
     fn hello(&self) -> Option<Hello> {
         let mut hello = Hello { sni: None, alpn: Vec::new(), ech: false };
         for (at, (kind, extension)) in self.0.iter().enumerate() {
@@ -151,7 +151,7 @@ impl Plan {
         self.0.iter().any(|(kind, _)| *kind == SERVER_NAME)
     }
 
-    /// The handshake message (RFC 8446, section 4.1.2).
+    /// Returns the handshake message (RFC 8446, section 4.1.2).
     fn message(&self) -> Vec<u8> {
         let extensions = self.0.iter().map(|(kind, extension)| {
             let content = match extension {
@@ -177,7 +177,7 @@ impl Plan {
     }
 }
 
-/// A name that is often one of a host.
+/// Returns a name that is often one of a host.
 fn name(input: &mut Input<'_>) -> Vec<u8> {
     let length = input.below(24);
     (0..length).map(|_| input.pick(LETTERS)).collect()
@@ -188,11 +188,11 @@ fn other(input: &mut Input<'_>) -> Extension {
     Extension::Other(input.take(length).to_vec())
 }
 
-/// The message in handshake records, each as long as the input says.
+/// Splits the message into handshake records, each as long as the input says.
 fn records(message: &[u8], input: &mut Input<'_>) -> Vec<u8> {
     let (mut left, mut stream) = (message, Vec::new());
     while !left.is_empty() {
-        // Where the input says nothing, what is left goes into one.
+        // Where the input ends, the remaining bytes go into one record.
         let most = match input.below(256) {
             0 => left.len(),
             most => most,
@@ -218,8 +218,8 @@ const SERVER_NAME: u16 = 0;
 const ALPN: u16 = 16;
 const SIGNATURE_ALGORITHMS: u16 = 13;
 const ECH: [u16; 5] = [0xfe0d, 0xfd00, 0xff02, 0xff03, 0xffce];
-/// For a server: the suite, the number of a configuration, no key, and a byte of content.
+/// A server's extension: the suite, the number of a configuration, no key, and a byte of content.
 const ECH_OUTER: [u8; 11] = [0, 0, 1, 0, 1, 7, 0, 0, 0, 1, 9];
-/// Two of GREASE (RFC 8701), and two that nobody has registered.
+/// Two values of GREASE (RFC 8701), and two that nobody has registered.
 const UNKNOWN: [u16; 4] = [0x0a0a, 0xfafa, 0xfe0c, 0x7777];
 const LETTERS: &[u8; 16] = b"aexmplEX.-_01 7\0";

@@ -1,6 +1,6 @@
-//! Bytes that say what to build. What is not there is zero, so that any bytes build something.
+//! Bytes that say what to build. Missing bytes are zero, so that any bytes build something.
 
-/// What is left of an input.
+/// The remaining bytes of an input.
 pub(crate) struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {
@@ -22,17 +22,17 @@ impl<'a> Input<'a> {
         self.byte() & 1 == 1
     }
 
-    /// A number below `bound`, which is at most 256.
+    /// Returns a number below `bound`, which is at most 256.
     pub(crate) fn below(&mut self, bound: usize) -> usize {
         usize::from(self.byte()) % bound
     }
 
-    /// A number from one to `most`, which is at most 256.
+    /// Returns a number from one to `most`, which is at most 256.
     pub(crate) fn up_to(&mut self, most: usize) -> usize {
         1 + self.below(most)
     }
 
-    /// So many bytes, or as many as there are.
+    /// Takes so many bytes, or as many as there are.
     pub(crate) fn take(&mut self, count: usize) -> &'a [u8] {
         let (taken, rest) = self.0.split_at(count.min(self.0.len()));
         self.0 = rest;

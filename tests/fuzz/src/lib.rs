@@ -1,10 +1,11 @@
-//! What an agent can feed to the parsers, and what holds of them whatever it feeds.
+//! The inputs that an agent can feed to the parsers, and the invariants that hold whatever it
+//! feeds.
 //!
 //! Each target takes any bytes and panics where an invariant is broken: that the answer does not
-//! depend on how the bytes are cut, that another reader of the same bytes understands what ours
-//! did, that nothing of a secret is told. What is expected is said here again, without the code
-//! that it is expected of. `make fuzz` looks for such bytes, led by coverage; the tests of this
-//! crate run what it found worth keeping.
+//! depend on how the bytes are cut, that another reader of the same bytes understands the same as
+//! ours, that nothing of a secret is revealed. The expected result is computed here a second time,
+//! without the code under test. `make fuzz` looks for bytes that break an invariant, led by
+//! coverage; the tests of this crate run those that it found worth keeping.
 
 mod coded;
 mod dns;
@@ -24,7 +25,7 @@ mod world;
 /// Takes any bytes; panics where an invariant is broken.
 pub type Target = fn(&[u8]);
 
-/// Each by its name, which is also that of the folder of its corpus.
+/// All targets, each with its name, which is also that of the folder of its corpus.
 pub static TARGETS: [(&str, Target); 12] = [
     ("coded", coded::any_stream),
     ("dns", dns::any_query),

@@ -1,4 +1,4 @@
-//! One target under libFuzzer: the one whose name is in `FUZZ_TARGET`.
+//! Runs one target under libFuzzer: the one whose name is in `FUZZ_TARGET`.
 #![no_main]
 
 use std::sync::LazyLock;

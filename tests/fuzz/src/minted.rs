@@ -1,5 +1,5 @@
-//! An answer of an API that mints credentials: whatever it is, where another reader of JSON finds
-//! what the rule names, in its first or in its last member of a name, there stands a ticket.
+//! An answer of an API that mints credentials, whatever it is: where another reader of JSON finds
+//! the member that the rule names, in its first or its last occurrence, there is a ticket.
 
 use std::{
     net::IpAddr,
@@ -15,10 +15,10 @@ use cloakroom::{
 use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 
-/// The first byte says whether the answer is a success, the others are its body.
+/// Takes an answer: the first byte says whether it is a success, the others are its body.
 pub(crate) fn any_answer(bytes: &[u8]) {
     let Some((kind, rest)) = bytes.split_first() else { return };
-    // `@` stands for a credential, which no chance would find.
+    // `@` stands for a credential, which the fuzzer would not find by chance.
     let body = String::from_utf8_lossy(rest).replace('@', CREDENTIAL).into_bytes();
     let status = if kind % 2 == 0 { StatusCode::OK } else { StatusCode::UNAUTHORIZED };
     let mut headers = HeaderMap::new();

@@ -1,5 +1,5 @@
-//! Rules on paths: however an origin reads a path that passes, it stays under a rule as the same
-//! origin reads that.
+//! Rules on paths: however an origin reads a path that passes, the path is under a rule that is
+//! read in the same way.
 
 use cloakroom::{
     policy::{PathRule, permits_path},
@@ -8,12 +8,12 @@ use cloakroom::{
 use http::uri::PathAndQuery;
 use icu_normalizer::ComposingNormalizerBorrowed;
 
-/// Lines: rules, and in the last one the target of a request.
+/// Takes lines: rules, and in the last line the target of a request.
 pub(crate) fn any_path(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let (rules, target) = text.rsplit_once('\n').unwrap_or(("/v1/*", text));
     let rules: Vec<_> = rules.split('\n').take(MOST_RULES).filter_map(rule).collect();
-    // What the gateway looks at before it asks the rules.
+    // The gateway checks this before it applies the rules.
     let plain = target.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
     let Ok(target) = target.parse::<PathAndQuery>() else { return };
     if !plain || rules.is_empty() {
@@ -32,7 +32,7 @@ pub(crate) fn any_path(bytes: &[u8]) {
         }
     } else {
         assert!(matches!(verdict, Err(Reason::PathDenied | Reason::PathAmbiguous)));
-        // A path of plain letters has one reading, and that one counts.
+        // A path of plain letters has only one reading.
         let letters = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
         let plain =
             path.split('/').skip(1).all(|name| !name.is_empty() && name.bytes().all(letters));
@@ -41,7 +41,7 @@ pub(crate) fn any_path(bytes: &[u8]) {
     }
 }
 
-/// The rule, which means the same as what it is written as.
+/// Returns the rule, which means the same as its text.
 fn rule(text: &str) -> Option<(&str, PathRule)> {
     let rule = PathRule::parse(text).ok()?;
     let written = rule.to_string();
@@ -55,7 +55,7 @@ fn respelt(path: &str) -> String {
     path.split("%2f").map(|part| part.replace("%2F", "%2f")).collect::<Vec<_>>().join("%2F")
 }
 
-/// Rules of which one path falls under each overlap.
+/// Checks that rules overlap if one path is under both of them.
 fn check_overlap(rules: &[PathRule], path: &str) {
     for one in rules {
         for other in rules {
@@ -73,7 +73,7 @@ fn is_under(read: &[u8], reading: &Reading, rule: &str) -> bool {
     }
 }
 
-/// What an origin does to a path, one step after the other, before it goes from folder to folder.
+/// The steps in which an origin changes a path before it goes from folder to folder.
 #[derive(Debug)]
 struct Reading(&'static [Step]);
 
@@ -84,17 +84,17 @@ enum Step {
     /// `%2F` alone is decoded.
     OpenSlashes,
     Decode,
-    /// Unicode's compatibility forms (NFKC).
+    /// Unicode's compatibility forms (NFKC) are applied.
     Compatible,
     /// `\` is a slash.
     Backslashes,
     /// A name ends at its first `;`.
     Parameters,
-    /// Spaces are taken away, wherever in a name they stand; `+` is one.
+    /// Spaces are removed, wherever in a name they stand; `+` is one.
     Spaces,
     /// Several slashes are one.
     Collapse,
-    /// Dots are resolved (RFC 3986, section 5.2.4). It comes last, too.
+    /// Dots are resolved (RFC 3986, section 5.2.4). This step also comes last.
     Resolve,
 }
 
@@ -161,7 +161,7 @@ fn decoded(path: &[u8]) -> Vec<u8> {
     decoded
 }
 
-/// What of the path is UTF-8, in its compatibility form.
+/// Returns the path with its UTF-8 parts in their compatibility form.
 fn compatible(path: &[u8]) -> Vec<u8> {
     let nfkc = ComposingNormalizerBorrowed::new_nfkc();
     let chunks = path
@@ -199,9 +199,9 @@ use Step::{
     Spaces,
 };
 
-/// What origins are known to do: routers that keep `%2F` and such that do not, proxies that decode
-/// before the application does, servlets with their parameters, Windows with its names, and those
-/// that put Unicode in order.
+/// The known readings of origins: routers that keep `%2F` and others that do not, proxies that
+/// decode before the application does, servlets with their parameters, Windows with its names, and
+/// servers that normalise Unicode.
 static READINGS: [Reading; 22] = [
     Reading(&[KeepSlashes]),
     Reading(&[KeepSlashes, Decode]),
@@ -227,9 +227,9 @@ static READINGS: [Reading; 22] = [
     Reading(&[Decode, Compatible, Backslashes, Spaces]),
 ];
 
-/// Stands for a slash that is none. No path that passes holds it: it is no UTF-8.
+/// Stands for an encoded slash that is kept. No path that passes holds it, because it is no UTF-8.
 const KEPT: u8 = 0xff;
-/// Rules that are looked at.
+/// Most rules that are read.
 const MOST_RULES: usize = 4;
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! The first bytes of a connection: one answer, whatever they are cut into, and of a plain HTTP
-//! head the host and the credentials that hyper would find.
+//! The first bytes of a connection: one answer however they are cut, and for a plain HTTP head the
+//! host and the credentials that hyper would find.
 
 use base64::{
     Engine as _,
@@ -15,7 +15,7 @@ use crate::{
     reader::{Message, Pieces, block_on, requests},
 };
 
-/// A byte for the size of pieces, and the stream.
+/// Takes a byte for the size of pieces, and the stream.
 pub(crate) fn any_stream(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let most = input.up_to(256);
@@ -30,7 +30,8 @@ pub(crate) fn any_stream(bytes: &[u8]) {
     }
 }
 
-/// Every prefix has the answer of the whole, or none; and none that is longer goes back on it.
+/// Checks that every prefix has the answer of the whole, or none, and that no longer prefix changes
+/// an answer.
 fn check_prefixes(stream: &[u8], whole: &Progress) {
     let mut answered = false;
     let step = 1 + stream.len() / MOST_PREFIXES;
@@ -45,7 +46,7 @@ fn check_prefixes(stream: &[u8], whole: &Progress) {
     }
 }
 
-/// What is read in pieces has the answer of the whole, and loses and adds no byte.
+/// Checks that reading in pieces gives the answer of the whole, and loses and adds no byte.
 pub(crate) fn check_pieces(stream: &[u8], most: usize, whole: &Progress) -> Option<usize> {
     let limits = Limits::default();
     if stream.len() >= limits.peek_bytes.min(limits.head_bytes) {
@@ -68,7 +69,8 @@ pub(crate) fn check_pieces(stream: &[u8], most: usize, whole: &Progress) -> Opti
     }
 }
 
-/// The host is the one that hyper reads, and no credential that hyper sees is overlooked.
+/// Checks that the host is the one that hyper reads, and that no credential that hyper sees is
+/// overlooked.
 fn check_head(stream: &[u8], head: &PlainHead) {
     let Some(request) = requests(stream).into_iter().next() else { return };
     check_host(&request, head);
@@ -86,7 +88,7 @@ fn check_host(request: &Message, head: &PlainHead) {
     if let Some(port) = head.port {
         text = format!("{text}:{port}");
     }
-    // A final dot and leading zeros of a port are the same name and number in other words.
+    // With a final dot or leading zeros of the port it is the same name and number.
     let value = String::from_utf8_lossy(value).to_ascii_lowercase();
     let (name, port) = value.split_once(':').unwrap_or((&value, ""));
     let name = name.strip_suffix('.').unwrap_or(name);
@@ -113,5 +115,5 @@ fn check_credential(value: &[u8], head: &PlainHead) {
     }
 }
 
-/// Prefixes that are tried of one stream.
+/// Most prefixes of one stream that are tried.
 const MOST_PREFIXES: usize = 256;

@@ -1,6 +1,6 @@
-//! A request of an agent with a placeholder in a cookie or in its body: what goes out says the same
-//! to another reader except for the value in its one place, and is the same byte for byte beside
-//! it.
+//! A request of an agent with a placeholder in a cookie or in its body: another reader understands
+//! the same before and after, except for the value in its one place, and all other bytes are the
+//! same.
 
 use std::sync::{Arc, LazyLock};
 
@@ -18,10 +18,10 @@ use zeroize::Zeroizing;
 
 use crate::world::policy;
 
-/// The first byte says what the others are: Cookie fields in lines, JSON, or a form.
+/// Takes a body: the first byte says what the others are, Cookie fields in lines, JSON, or a form.
 pub(crate) fn any_place(bytes: &[u8]) {
     let Some((kind, rest)) = bytes.split_first() else { return };
-    // `@` stands for the placeholder, which no chance would find.
+    // `@` stands for the placeholder, which the fuzzer would not find by chance.
     let text: Vec<u8> = rest
         .iter()
         .flat_map(
@@ -42,7 +42,7 @@ fn head(path: &str, kind: &str) -> Parts {
     request.body(()).expect("a request").into_parts().0
 }
 
-/// What goes out of a body, if it does, and whether the placeholder was swapped.
+/// Returns the body that goes out, if one does, and whether the placeholder was replaced.
 fn sent(path: &str, kind: &str, body: &[u8]) -> Option<(Bytes, bool)> {
     let mut parts = head(path, kind);
     let before = Bytes::copy_from_slice(body);
@@ -58,7 +58,7 @@ fn sent(path: &str, kind: &str, body: &[u8]) -> Option<(Bytes, bool)> {
     Some((after, swapped == 1))
 }
 
-/// All but one place is the same.
+/// Checks that only one place differs.
 fn differs_once(before: &[u8], after: &[u8], value: &[u8]) {
     let common = before.iter().zip(after).take_while(|(one, other)| one == other).count();
     let fits = (0..=common).any(|at| {
@@ -84,7 +84,7 @@ fn json(body: Vec<u8>) {
     differs_once(&body, &after, format!("{:?}", VALUE).as_bytes());
 }
 
-/// What plainly is in its place is not refused.
+/// Checks that a placeholder which is plainly in its place is not refused.
 fn check_json_refusal(body: &[u8]) {
     let plain = format!("{{\"auth\":[{{\"password\":\"{PLACEHOLDER}\"}}]}}");
     assert_ne!(body, plain.as_bytes(), "refused");
@@ -102,13 +102,16 @@ fn form(body: Vec<u8>) {
         };
         pairs.map(halves).collect()
     };
-    let (before, now) = (pairs(&body), pairs(&after));
-    let named = |(name, _): &&(String, String)| {
+    // Some servers separate pairs at `;`, too. None takes a name that holds one for another name.
+    let names = body.split(|byte| b"&;".contains(byte)).map(|pair| {
+        let name = decoded(pair.split(|byte| *byte == b'=').next().unwrap_or_default());
         let name = name.split('[').next().unwrap_or_default();
         let letters = name.chars().filter(char::is_ascii_alphanumeric);
-        letters.map(|char| char.to_ascii_lowercase()).eq("clientsecret".chars())
-    };
-    assert_eq!(before.iter().filter(named).count(), usize::from(swapped), "a credential beside it");
+        letters.map(|char| char.to_ascii_lowercase()).collect::<String>()
+    });
+    let named = names.filter(|name| name == "clientsecret").count();
+    assert_eq!(named, usize::from(swapped), "a credential beside it");
+    let (before, now) = (pairs(&body), pairs(&after));
     assert_eq!(before.len(), now.len());
     for (one, other) in before.iter().zip(&now) {
         let own = swapped && one.0 == "client_secret";
@@ -134,7 +137,8 @@ fn cookies(text: &[u8], version: Version) {
     let now = all(&parts);
     assert!(version == Version::HTTP_2 || now.len() == 1, "two fields");
     let joined = |fields: &[Vec<u8>]| fields.join(&b"; "[..]);
-    // As a lenient server reads them: parted by `;` and by `,`, without quotes and spaces.
+    // Reads the pairs as a lenient server does: separated by `;` and by `,`, without quotes and
+    // spaces.
     let pairs = |fields: &[Vec<u8>]| -> Vec<(Vec<u8>, Vec<u8>)> {
         let text = joined(fields);
         let pairs = text.split(|byte| b";,".contains(byte));
@@ -162,7 +166,7 @@ fn lookup(binding: &Binding) -> Result<Arc<SecretValue>, SecretCause> {
     value.map(Arc::new).map_err(|_| SecretCause::ValueInvalid)
 }
 
-/// What half of a pair is to a server.
+/// Returns the meaning of half a pair to a server.
 fn decoded(text: &[u8]) -> String {
     let (mut rest, mut decoded) = (text, Vec::new());
     while let Some((&first, after)) = rest.split_first() {
@@ -199,6 +203,7 @@ static POLICY: LazyLock<Policy> = LazyLock::new(|| {
 });
 
 const PLACEHOLDER: &str = "PLACEHOLDER";
-/// With bytes that no input of this length holds by chance, and that each format takes as they are
+/// A value with bytes that no input of this length holds by chance, and that each format takes as
+/// they are or escapes in its own way.
 /// or escapes in its own way.
 const VALUE: &str = "the/value+of&the=one%place";

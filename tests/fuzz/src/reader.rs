@@ -1,4 +1,4 @@
-//! hyper, which reads behind our parsers: what it understands of a stream.
+//! hyper, which reads behind our parsers, and what it understands of a stream.
 
 use std::{
     cell::RefCell,
@@ -31,7 +31,7 @@ pub(crate) struct Message {
     pub(crate) target: String,
     pub(crate) version: Version,
     pub(crate) fields: Fields,
-    /// What came of the body.
+    /// The part of the body that was read.
     pub(crate) body: Vec<u8>,
     /// The trailers, once the body has come to its end.
     pub(crate) end: Option<Fields>,
@@ -40,7 +40,7 @@ pub(crate) struct Message {
 /// The values of each field, by its name in small letters.
 pub(crate) type Fields = BTreeMap<String, Vec<Vec<u8>>>;
 
-/// Puts a value behind those that the field has.
+/// Adds a value after those that the field has.
 pub(crate) fn add(fields: &mut Fields, name: &str, value: &[u8]) {
     fields.entry(name.to_ascii_lowercase()).or_default().push(value.to_vec());
 }
@@ -51,12 +51,13 @@ pub(crate) fn fields_of(headers: &HeaderMap) -> Fields {
     fields
 }
 
-/// The requests that hyper's server makes of a stream that ends, set as the gateway sets it.
+/// Returns the requests that hyper's server reads from a stream that ends, with the gateway's
+/// settings.
 pub(crate) fn requests(stream: &[u8]) -> Vec<Message> {
     let read = RefCell::new(Vec::new());
     let service = service_fn(|request: Request<Incoming>| {
         let (head, body) = request.into_parts();
-        // It counts as read even where hyper never looks at the answer to it.
+        // A request counts as read even where hyper never looks at the answer to it.
         let number = read.borrow().len();
         read.borrow_mut().push(message(&head));
         let read = &read;
@@ -72,7 +73,7 @@ pub(crate) fn requests(stream: &[u8]) -> Vec<Message> {
     server.max_headers(limits.head_fields).max_buf_size(limits.head_bytes + REQUEST_BUFFER);
     // The last request is read to its end although the stream ends behind it.
     server.half_close(true);
-    // How it ends is seen by what was read.
+    // The requests that were read show how it ended.
     let _ = block_on(server.serve_connection(Whole(stream), service));
     read.into_inner()
 }
@@ -88,7 +89,7 @@ fn message(head: &Parts) -> Message {
     }
 }
 
-/// What there is of a body, and its trailers where it comes to its end.
+/// Returns the part of a body that is there, and its trailers if it comes to its end.
 async fn whole(mut incoming: Incoming) -> (Vec<u8>, Option<Fields>) {
     let (mut body, mut trailers) = (Vec::new(), Fields::new());
     loop {
@@ -103,7 +104,7 @@ async fn whole(mut incoming: Incoming) -> (Vec<u8>, Option<Fields>) {
     }
 }
 
-/// Runs what waits for nothing but a clock.
+/// Runs a future that waits for nothing except a clock.
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     thread_local! {
         static RUNTIME: Runtime =
@@ -112,7 +113,7 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     RUNTIME.with(|runtime| runtime.block_on(future))
 }
 
-/// A stream that is there at once; what is written goes nowhere.
+/// A stream that is there at once; written bytes are dropped.
 struct Whole<'a>(&'a [u8]);
 
 impl Read for Whole<'_> {
@@ -162,5 +163,5 @@ impl AsyncRead for Pieces<'_> {
     }
 }
 
-/// What the gateway gives hyper beyond the longest head.
+/// Bytes of the buffer that the gateway gives hyper beyond the longest head.
 const REQUEST_BUFFER: usize = 16 * 1024;

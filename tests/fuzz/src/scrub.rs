@@ -1,5 +1,5 @@
-//! Masking: no form of a secret that is written into a body comes out, whatever the chunks, and
-//! what is given out when has sizes that do not depend on the secret.
+//! Masking: no form of a secret in a body comes out, whatever the chunks, and the sizes and times
+//! of the output do not depend on the secret.
 
 use std::{
     ops::Range,
@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 
 use crate::input::Input;
 
-/// Two secrets that begin alike, and a body with both, and with guesses, in any form.
+/// Takes two secrets that begin alike, and a body with both, and with guesses, in any form.
 pub(crate) fn any_body(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let in_envelopes = input.flag();
@@ -35,7 +35,7 @@ pub(crate) fn any_body(bytes: &[u8]) {
     check_sizes(&body, in_envelopes, masks);
 }
 
-/// Two secrets, and their masks. To compile masks takes longer than to use them on a short body.
+/// Two secrets, and their masks. Compiling masks takes longer than using them on a short body.
 struct Pair {
     one: Vec<u8>,
     other: Vec<u8>,
@@ -45,7 +45,8 @@ struct Pair {
 }
 
 impl Pair {
-    /// Of many lengths; the second begins with so many bytes of the first.
+    /// Creates a pair; lengths differ with `number`, and the second secret begins with so many
+    /// bytes of the first.
     fn new(number: usize) -> Self {
         let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ number as u64;
         let mut letter = || {
@@ -66,7 +67,8 @@ impl Pair {
 static PAIRS: LazyLock<Vec<Pair>> = LazyLock::new(|| (0..MOST_PAIRS).map(Pair::new).collect());
 static MASKS_OF_NEITHER: LazyLock<Arc<Masks>> = LazyLock::new(|| masks(&[UNRELATED]));
 
-/// Every whole occurrence is covered, nothing but asterisks is put in, and chunks change nothing.
+/// Checks that every whole occurrence is covered, that only asterisks are put in, and that chunks
+/// change nothing.
 fn check_masked(masks: &Arc<Masks>, body: &Body) {
     let mut stream = MaskStream::new(Arc::clone(masks), false);
     let mut whole = stream.push(Bytes::copy_from_slice(&body.bytes)).to_vec();
@@ -87,7 +89,7 @@ fn check_masked(masks: &Arc<Masks>, body: &Body) {
     check_field(masks, &body.bytes, &whole);
 }
 
-/// The value of a field is masked as a body is.
+/// Checks that the value of a field is masked as a body is.
 fn check_field(masks: &Masks, bytes: &[u8], masked: &[u8]) {
     let Ok(value) = HeaderValue::from_bytes(bytes) else { return };
     let mut fields = HeaderMap::from_iter([(http::HeaderName::from_static("x-note"), value)]);
@@ -95,8 +97,8 @@ fn check_field(masks: &Masks, bytes: &[u8], masked: &[u8]) {
     assert_eq!(fields["x-note"].as_bytes(), masked, "a field is masked otherwise");
 }
 
-/// What an agent can see: the sizes chunk by chunk, pause by pause and at the end, also where newer
-/// masks come in between.
+/// Checks everything that an agent can see: the sizes chunk by chunk, pause by pause and at the
+/// end, also where newer masks come in between.
 fn check_sizes(body: &Body, in_envelopes: bool, masks: &Arc<Masks>) {
     let sizes = |first: &Arc<Masks>, newer: &Arc<Masks>| {
         let mut stream = MaskStream::new(Arc::clone(first), in_envelopes);
@@ -122,7 +124,7 @@ fn check_sizes(body: &Body, in_envelopes: bool, masks: &Arc<Masks>) {
     assert_eq!(sizes(unrelated, masks), expected, "the sizes tell of a newer secret");
 }
 
-/// What is pushed, where a secret stands in it whole, and where a chunk ends.
+/// The bytes that are pushed, the places of whole secrets in them, and the ends of chunks.
 #[derive(Default)]
 struct Body {
     bytes: Vec<u8>,
@@ -130,11 +132,11 @@ struct Body {
     stops: Vec<(usize, Stop)>,
 }
 
-/// Why a chunk ends.
+/// The reason why a chunk ends.
 #[derive(Clone, Copy)]
 enum Stop {
     Chunk,
-    /// The agent is given what there is.
+    /// The agent gets all bytes that can be given out.
     Pause,
     /// Values were read again.
     Renewal,
@@ -186,8 +188,8 @@ pub(crate) fn masks(secrets: &[&[u8]]) -> Arc<Masks> {
     Arc::new(Masks::new(&values))
 }
 
-/// A secret as others write it, with what its writer puts before and behind that is not of it
-/// alone.
+/// Returns a secret as other programs write it, with the bytes before and behind it that do not
+/// depend on it alone.
 fn written(secret: &[u8], input: &mut Input<'_>) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
     let none = Vec::new;
     let text = match input.below(6) {
@@ -204,7 +206,8 @@ fn written(secret: &[u8], input: &mut Input<'_>) -> (Vec<u8>, Vec<u8>, Vec<u8>) 
             secret.iter().flat_map(|byte| write(*byte)).collect()
         }
         4 => return wide(secret, input),
-        // Any byte raw or escaped by itself, and a line end of quoted-printable between two.
+        // Each byte is raw or escaped by itself, and line ends of quoted-printable may stand
+        // between two.
         _ => {
             let mut text = none();
             for (at, byte) in secret.iter().enumerate() {
@@ -221,7 +224,8 @@ fn written(secret: &[u8], input: &mut Input<'_>) -> (Vec<u8>, Vec<u8>, Vec<u8>) 
     (none(), text, none())
 }
 
-/// Base64 of the secret among other bytes: what depends on it alone, and the rest of both ends.
+/// Encodes the secret in base64 among other bytes: the middle depends on it alone, the two ends do
+/// not.
 fn base64(secret: &[u8], input: &mut Input<'_>) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
     let (before, after) = (input.below(3), input.below(3));
     let (before, after) = (input.take(before), input.take(after));
@@ -233,7 +237,7 @@ fn base64(secret: &[u8], input: &mut Input<'_>) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
     (text[..begin].to_vec(), text[begin..end].to_vec(), text[end..].to_vec())
 }
 
-/// UTF-16 or UTF-32. The zeros at either end may be those of what stands beside it.
+/// Encodes the secret in UTF-16 or UTF-32. The zeros at either end may belong to a neighbour.
 fn wide(secret: &[u8], input: &mut Input<'_>) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
     let zeros = vec![0; if input.flag() { 1 } else { 3 }];
     let between = |byte: &u8| [&zeros[..], &[*byte]].concat();
@@ -241,7 +245,7 @@ fn wide(secret: &[u8], input: &mut Input<'_>) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
     if input.flag() { (zeros, text, Vec::new()) } else { (Vec::new(), text, zeros) }
 }
 
-/// How others write one byte.
+/// The ways in which programs write one byte.
 const WRITERS: [fn(u8) -> Vec<u8>; 10] = [
     |byte| vec![byte],
     |byte| vec![byte],
@@ -255,8 +259,8 @@ const WRITERS: [fn(u8) -> Vec<u8>; 10] = [
     |byte| format!("={byte:02X}").into_bytes(),
 ];
 
-/// What values are made of. None of them begins an escape: a value that reads as escapes itself is
-/// found as one encoder writes it, and no more is promised.
+/// The letters of values. None of them begins an escape: a value that itself reads as escapes is
+/// found in the form of one encoder, and no more is promised.
 const LETTERS: &[u8; 64] = b"ABCDEFabcdef0123456789ghijklmnopqrstuvwxyzGHIJKLMNOPQ-_.~+/!:#;x";
 const UNRELATED: &[u8] = b"never-in-a-body-0123456789";
 const MOST_BYTES: usize = 4 * 1024;

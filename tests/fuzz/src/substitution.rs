@@ -1,5 +1,5 @@
-//! A request of an agent: what goes out differs from what came in nowhere but in the places of its
-//! placeholders, and holds no credential beside them.
+//! A request of an agent: the outgoing request differs from the incoming one only in the places of
+//! its placeholders, and holds no other credential.
 
 use std::sync::{Arc, LazyLock};
 
@@ -19,7 +19,8 @@ use crate::{
     world::policy,
 };
 
-/// Lines: the method and the target, and the fields. What follows `~` in a value goes into Basic.
+/// Takes lines: the method and the target, and the fields. Text behind `~` in a value goes into
+/// Basic.
 pub(crate) fn any_request(bytes: &[u8]) {
     let Some(before) = head(bytes) else { return };
     let wanted = wanted(&before);
@@ -60,13 +61,13 @@ fn head(bytes: &[u8]) -> Option<Parts> {
     Some(parts)
 }
 
-/// What is to go out.
+/// The expected outgoing request.
 struct Wanted {
     fields: Fields,
     placeholders: usize,
 }
 
-/// The fields as they are to go out; the place of a credential that is none of ours.
+/// Returns the expected fields, or the place of a credential that is none of ours.
 fn wanted(head: &Parts) -> Result<Wanted, String> {
     let mut wanted = Wanted { fields: Fields::new(), placeholders: 0 };
     for (name, value) in &head.headers {
@@ -99,14 +100,14 @@ fn wanted(head: &Parts) -> Result<Wanted, String> {
     Ok(wanted)
 }
 
-/// A name as servers read it that cannot tell `_` or `.` from `-`.
+/// Returns a name as servers read it that do not tell `_` or `.` from `-`.
 fn folded(name: &str) -> String {
     let fold =
         |char: char| if char.is_ascii_alphanumeric() { char.to_ascii_lowercase() } else { '-' };
     name.chars().map(fold).collect()
 }
 
-/// A field with its placeholders swapped, and how many there are.
+/// Returns a field with its placeholders replaced, and their number.
 fn swapped(name: &str, value: &[u8]) -> Option<(Vec<u8>, usize)> {
     let text = std::str::from_utf8(value).ok()?;
     let words = text.split_once(' ');
@@ -129,7 +130,7 @@ fn swapped(name: &str, value: &[u8]) -> Option<(Vec<u8>, usize)> {
     }
 }
 
-/// The halves of Basic with their placeholders swapped.
+/// Returns the halves of Basic with their placeholders replaced.
 fn basic(user: &str, password: &str) -> Option<(String, String, usize)> {
     let good_user = [(USER, "x"), (EITHER, "")];
     let good_password = [(PASSWORD, "git"), (EITHER, "")];
@@ -151,7 +152,8 @@ fn basic(user: &str, password: &str) -> Option<(String, String, usize)> {
     }
 }
 
-/// Whether nothing at all is wrong: one good credential, a listed method, a path of letters.
+/// Returns whether nothing at all is wrong: one good credential, a listed method, a path of
+/// letters.
 fn is_plainly_good(head: &Parts, wanted: Result<&Wanted, &String>) -> bool {
     let letters = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let rest = head.uri.path().strip_prefix("/v1/");
@@ -167,7 +169,8 @@ fn is_plainly_good(head: &Parts, wanted: Result<&Wanted, &String>) -> bool {
         && swaps.count() == 1
 }
 
-/// The value of each placeholder stands there as often as the placeholder did, and no other value.
+/// Checks that the value of each placeholder stands there as often as the placeholder did, and no
+/// other value.
 fn check_secrets(head: &Parts, substitution: &Substitution) {
     let mut text = Vec::new();
     for value in head.headers.values() {
@@ -183,7 +186,7 @@ fn check_secrets(head: &Parts, substitution: &Substitution) {
     }
 }
 
-/// Where a value is missing, the head stays as it was.
+/// Checks that the head stays as it was where a value is missing.
 fn check_failure(before: &Parts, substitution: &Substitution) {
     for missing in 0..substitution.bindings().count() {
         let (mut head, mut asked) = (before.clone(), 0);
@@ -202,12 +205,13 @@ fn lookup(binding: &Binding) -> Result<Arc<SecretValue>, SecretCause> {
     value.map(Arc::new).map_err(|_| SecretCause::ValueInvalid)
 }
 
-/// Distinct, and with bytes that no input of this length holds by chance.
+/// Returns the value of a placeholder: distinct, and with bytes that no input of this length holds
+/// by chance.
 fn value_of(placeholder: &str) -> String {
     format!("<value/of^{}>", placeholder.to_lowercase())
 }
 
-/// What a name in a query is to a server: `+` is a space.
+/// Returns the meaning of a name in a query to a server: `+` is a space.
 fn decoded(name: &str) -> Vec<u8> {
     let (mut rest, mut decoded) = (name.as_bytes(), Vec::new());
     while let Some((&first, after)) = rest.split_first() {

@@ -1,6 +1,6 @@
-//! WebSocket frames: what passes is what a reader by the letter of RFC 6455 reads, up to the first
-//! frame that is out of order, however the bytes are cut; and no secret in a message of an
-//! upstream's comes out, nor does the size of anything tell of one.
+//! WebSocket frames: the gateway passes what a reader by the letter of RFC 6455 reads, up to the
+//! first frame that is out of order, however the bytes are cut; and no secret in an upstream's
+//! message comes out, nor does any size depend on one.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -14,8 +14,8 @@ use cloakroom::{
 
 use crate::{input::Input, scrub::masks};
 
-/// Whose stream, the size of pieces, and the stream: as it is, or built of frames that hold much of
-/// two secrets.
+/// Takes the sender, the size of pieces, and the stream: as it is, or built of frames that hold
+/// much of two secrets.
 pub(crate) fn any_frames(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let (from_agent, built, most) = (input.flag(), input.flag(), input.up_to(256));
@@ -43,7 +43,7 @@ struct Frame {
     payload: Vec<u8>,
 }
 
-/// What an independent reader makes of a stream.
+/// The result of an independent reader of a stream.
 struct Expected {
     frames: Vec<Frame>,
     fault: Option<FrameFault>,
@@ -101,7 +101,7 @@ impl Expected {
     }
 }
 
-/// The bytes of a header, the length behind it, and its key.
+/// Returns the bytes of a header, the length of its payload, and its key.
 fn header(bytes: &[u8]) -> Option<(usize, u64, [u8; 4])> {
     let second = *bytes.get(1)?;
     let (length, mut at) = match second & 0x7f {
@@ -124,7 +124,7 @@ fn is_close(payload: &[u8]) -> bool {
     registered && std::str::from_utf8(reason).is_ok()
 }
 
-/// What the lane makes of it.
+/// The result of the gateway's lane.
 struct Passed {
     frames: Vec<Frame>,
     steps: Vec<usize>,
@@ -177,7 +177,7 @@ impl Passed {
     }
 }
 
-/// Messages, with one that has no end yet, and what controls the connection.
+/// Messages, with one that has no end yet, and control frames.
 type Told = (Vec<(u8, bool, Vec<u8>)>, Vec<Frame>);
 
 fn told(frames: &[Frame]) -> Told {
@@ -213,7 +213,7 @@ fn check(expected: &Expected, passed: &Passed, masked: bool) {
         let got = messages.get(nth);
         let (got_opcode, got_ended, got) = match (got, ended) {
             (Some(got), _) => got,
-            // What was kept back of a message that has not ended.
+            // A part of a message without its end was held back.
             (None, false) => continue,
             (None, true) => panic!("a message is lost"),
         };
@@ -224,14 +224,14 @@ fn check(expected: &Expected, passed: &Passed, masked: bool) {
             same_but_for_stars(got, &text[..got.len()], false);
         }
     }
-    // A frame that is longer than what is gathered leaves before it is whole.
+    // A frame that is longer than the buffer leaves before it is whole.
     let more = messages.len() - sent.len().min(messages.len());
     assert!(more <= 1 && (more == 0 || messages.iter().all(|it| it.2.len() <= WHOLE_FRAME * 4)));
     assert_eq!(passed.messages, messages.iter().filter(|it| it.1).count());
     assert_eq!(passed.bytes, messages.iter().map(|it| it.2.len()).sum::<usize>());
 }
 
-/// Where both secrets are `masked`, neither stands in what came out.
+/// Checks that neither secret stands in the output where both are `masked`.
 fn same_but_for_stars(got: &[u8], sent: &[u8], masked: bool) {
     assert_eq!(got.len(), sent.len(), "a length has changed");
     assert!(got.iter().zip(sent).all(|(got, sent)| got == sent || *got == b'*'), "other bytes");
@@ -244,7 +244,7 @@ fn same_but_for_stars(got: &[u8], sent: &[u8], masked: bool) {
     }
 }
 
-/// Frames in order for the most part, with secrets and pieces of them.
+/// Builds frames that are mostly in order, with secrets and pieces of them.
 fn build(input: &mut Input<'_>, from_agent: bool) -> Vec<u8> {
     let (mut stream, mut open) = (vec![], false);
     while !input.is_empty() && stream.len() < MOST_BYTES {
@@ -275,7 +275,7 @@ fn build(input: &mut Input<'_>, from_agent: bool) -> Vec<u8> {
             open = !last;
         }
         stream.push(opcode | if last { 0x80 } else { 0 });
-        // None is longer than 125 bytes.
+        // No payload is longer than 125 bytes.
         stream.push(payload.len() as u8 | if from_agent { 0x80 } else { 0 });
         let key = if from_agent { [3, 1, 4, 1] } else { [0; 4] };
         stream.extend(key.iter().take(if from_agent { 4 } else { 0 }));
@@ -284,14 +284,14 @@ fn build(input: &mut Input<'_>, from_agent: bool) -> Vec<u8> {
     stream
 }
 
-/// As long as each other, with one beginning.
+/// Two secrets of one length and with the same beginning.
 const SECRETS: [&[u8]; 2] = [b"sk-frames-0123456789abcdefgh", b"sk-frames-0123zyxwvutsrqponm"];
 const KEY: [u8; 4] = [0x5a, 0, 0xff, 7];
-/// Control frames that come together, at most.
+/// Most control frames that come together.
 const AT_ONCE: usize = 200;
 const MOST_BYTES: usize = 4 * 1024;
 
 static BOTH: LazyLock<Arc<Masks>> = LazyLock::new(|| masks(&SECRETS));
 static ONE: LazyLock<Arc<Masks>> = LazyLock::new(|| masks(&SECRETS[..1]));
-/// As long as those, so that as much is kept back.
+/// Masks of a secret as long as those, so that as many bytes are held back.
 static NEITHER: LazyLock<Arc<Masks>> = LazyLock::new(|| masks(&[b"never-in-a-frame-01234567890"]));

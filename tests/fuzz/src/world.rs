@@ -7,7 +7,7 @@ use cloakroom::{
     policy::{Group, Policy},
 };
 
-/// What the file, which has no mistake, says.
+/// Returns the policy of a file that has no mistake.
 pub(crate) fn policy(file: &policy_builder::Config) -> Policy {
     let none = |_: &Path| Err(std::io::ErrorKind::NotFound.into());
     config::parse(&file.to_string(), Some(Path::new("/")), "fuzz.toml", &none)

@@ -1,4 +1,4 @@
-//! Answers that have the head of a compressed one and no body: to HEAD, and with 204 or 304.
+//! Answers with the head of a compressed one and no body: to HEAD, and with 204 or 304.
 
 use http::{HeaderMap, Method, Request, StatusCode};
 use lab::{
@@ -11,7 +11,7 @@ use policy_builder::Config;
 
 use crate::world::{TICKET, World, get_path};
 
-/// How the answer has no body: the method, and more of the target.
+/// The reasons for an answer without a body: the method, and further parts of the target.
 const WAYS: [(&str, &str, StatusCode); 3] = [
     ("HEAD", "", StatusCode::OK),
     ("GET", "&status=204", StatusCode::NO_CONTENT),
@@ -19,14 +19,14 @@ const WAYS: [(&str, &str, StatusCode); 3] = [
 ];
 const CODINGS: [&str; 4] = ["gzip", "deflate", "br", "zstd"];
 
-/// Whether the coding is asked for: sent where it is, and where it is not.
+/// Whether the coding is asked for: the API then sends it, or sends it unasked.
 const NEGOTIATED: [(&str, bool); 2] = [("", true), ("&unasked=1", false)];
 
 fn config() -> Config {
     lab::gateway::usual_config().api("openai", |it| it.more("methods", &["HEAD"]))
 }
 
-/// The head of the answer to a request on this connection; whatever is behind it stays unread.
+/// Returns the head of the answer to a request on this connection; bytes after it stay unread.
 #[track_caller]
 fn head_h1(tls: &mut Tls, request: &str) -> Response {
     tls.send(request).expect("sent");
@@ -36,7 +36,7 @@ fn head_h1(tls: &mut Tls, request: &str) -> Response {
         assert!(!byte.is_empty(), "ended within {}", bytes.escape_ascii());
         bytes.extend(byte);
     }
-    // A head that says of itself that nothing follows.
+    // This head states that nothing follows.
     let text = String::from_utf8(bytes).expect("text");
     let status = text.get(9..12).and_then(|it| it.parse().ok()).expect("a status");
     let mut headers = HeaderMap::new();
@@ -118,7 +118,7 @@ fn head_and_get_of_a_compressed_answer_agree() {
             let mut tls = world.h1(OPENAI).expect("a connection");
             let answer = head_h1(&mut tls, &request);
             let mut headers = answer.headers;
-            // What is said of the bytes to come, of which there are none.
+            // Statements about the bytes to come, of which there are none.
             headers.remove("date");
             headers.remove("transfer-encoding");
             headers
@@ -127,7 +127,7 @@ fn head_and_get_of_a_compressed_answer_agree() {
     });
 }
 
-/// Each has one record, which says that all of it was given.
+/// Checks that each answer has one record, which says that all of it was passed on.
 #[track_caller]
 fn every_answer_is_complete(world: &World) {
     world.gateway.audit.wait_for(|record| record.is("connection"));

@@ -1,4 +1,4 @@
-//! Pairs of secrets, and answers that are full of guesses at both, made by chance from a seed.
+//! Pairs of secrets, and answers full of guesses at both, generated from a seed.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use base64::{
 };
 use lab::origin::{Script, Step};
 
-/// Numbers that a seed decides (SplitMix64).
+/// Numbers that follow from a seed (SplitMix64).
 pub(super) struct Chance(u64);
 
 impl Chance {
@@ -23,7 +23,7 @@ impl Chance {
         mixed ^ mixed >> 31
     }
 
-    /// A number below `end`, which is not 0.
+    /// Returns a number below `end`, which is not 0.
     pub(super) fn below(&mut self, end: usize) -> usize {
         (self.next() % end as u64) as usize
     }
@@ -41,7 +41,7 @@ impl Chance {
     }
 }
 
-/// Two secrets of one API, which agree in some of their first bytes.
+/// Two secrets of one API with the same first bytes.
 #[derive(Debug, Clone)]
 pub(super) struct Pair(pub(super) [String; 2]);
 
@@ -49,11 +49,11 @@ impl Pair {
     pub(super) fn random(chance: &mut Chance) -> Self {
         let alphabet = chance.one_of(&ALPHABETS);
         let [long, short] = [0, 1].map(|_| SHORTEST + chance.below(LONGEST - SHORTEST));
-        // As often as not of one length: only what they hold differs then.
+        // Half of the pairs have one length, so that only their bytes differ.
         let lengths = [long, if chance.one_in(2) { long } else { short }];
         let least = lengths[0].min(lengths[1]);
-        // The base64 of one that differs in its last byte alone may hold all that is known of the
-        // other.
+        // If two secrets differ only in the last byte, the base64 of one may hold all known
+        // characters of the other's.
         let most = least - 2;
         let agreed = chance.one_of(&[0, 1, 7, 8, 11, 12, 13, least / 2, most]).min(most);
         let one = chance.letters(alphabet, lengths[0]);
@@ -65,20 +65,20 @@ impl Pair {
         Self([one, other].map(|bytes| String::from_utf8(bytes).expect("ASCII")))
     }
 
-    /// A part of one of the two, never all of it, in some spelling.
+    /// Returns a part of one of the two, never all of it, in some spelling.
     fn guess(&self, chance: &mut Chance) -> Vec<u8> {
         let secret = chance.one_of(&self.0).into_bytes();
         let (length, whole) = (secret.len(), secret.len() - 1);
         let any = 1 + chance.below(whole);
         let end = chance.one_of(&[whole, whole, whole, 8, 11, 12, 13, any]);
-        // Without one byte alone, base64 may have all of it that it ever has.
+        // Without just one byte, base64 may have all of its certain characters.
         let begin = if chance.one_in(6) { 2 + chance.below(length - 2) } else { 0 };
         let end = if begin > 0 { length } else { end.min(whole) };
         spelled(&secret[begin..end], chance)
     }
 }
 
-/// The same bytes as some encoder writes them, or as several do, each for some of them.
+/// Spells the same bytes as some encoder does, or as several do, each for some of them.
 fn spelled(bytes: &[u8], chance: &mut Chance) -> Vec<u8> {
     match chance.below(8) {
         0 | 1 => bytes.to_vec(),
@@ -105,7 +105,8 @@ fn spelled(bytes: &[u8], chance: &mut Chance) -> Vec<u8> {
     }
 }
 
-/// The same in each run, so that what passes passes again, unless another is asked for.
+/// Returns the same seed in each run, so that a test that passes passes again, unless another is
+/// asked for.
 pub(super) fn seed() -> u64 {
     let told = std::env::var("CLOAKROOM_SEED").ok().and_then(|seed| seed.parse().ok());
     told.unwrap_or(SEED)
@@ -132,7 +133,7 @@ pub(super) fn escaped(byte: u8, spelling: usize) -> Vec<u8> {
     .into_bytes()
 }
 
-/// An answer with guesses at both secrets, whose pieces end at, in and behind guesses.
+/// Returns an answer with guesses at both secrets, whose pieces end at, in and behind guesses.
 pub(super) fn script(pair: &Pair, chance: &mut Chance) -> Script {
     let kind = chance.one_of(&KINDS);
     let mut steps = match chance.below(3) {
@@ -156,7 +157,7 @@ pub(super) fn script(pair: &Pair, chance: &mut Chance) -> Script {
     Script { status: None, kind, fields, with_length, steps, trailers }
 }
 
-/// Each piece ends one byte further into a secret than the one before.
+/// Returns pieces that each end one byte further into a secret than the one before.
 fn sweep(pair: &Pair, chance: &mut Chance) -> Vec<Step> {
     let secret = chance.one_of(&pair.0).into_bytes();
     let spelling = chance.below(SPELLINGS);
@@ -167,14 +168,14 @@ fn sweep(pair: &Pair, chance: &mut Chance) -> Vec<Step> {
         let guess = secret[..end].iter().flat_map(|byte| escaped(*byte, spelling)).collect();
         [b"another piece ".to_vec(), guess].concat()
     };
-    // A break behind each guess, or bytes with which it goes on in a wrong way.
+    // Each guess is followed by a break, or by bytes that continue it in a wrong way.
     let goes_on = chance.one_in(2);
     let next = if goes_on { &[NO_LETTER][..] } else { b" " };
     let pieces = ends.map(|end| step([next, &piece(end)].concat()));
     pieces.collect()
 }
 
-/// A body as this type of content has it, cut wherever chance has it: mostly at guesses.
+/// Returns a body of this type of content, cut at random places: mostly at guesses.
 fn pieces(pair: &Pair, kind: &str, chance: &mut Chance) -> Vec<Step> {
     let (mut body, mut cuts) = (Vec::new(), Vec::new());
     for _ in 0..MOST_STEPS {
@@ -211,8 +212,8 @@ fn pieces(pair: &Pair, kind: &str, chance: &mut Chance) -> Vec<Step> {
     steps.filter(|step| !step.bytes.is_empty()).collect()
 }
 
-/// What stands between two guesses: little, more than is ever kept back without a byte that no
-/// secret holds, or as much as a TLS record and a frame take. It completes no guess by chance.
+/// Returns bytes between two guesses: few, more than are ever held back without a byte that no
+/// secret holds, or as many as a TLS record and a frame hold. They complete no guess by chance.
 fn noise(begin: usize, chance: &mut Chance) -> Vec<u8> {
     let letters = b"abcdefghijklmnopqrstuvwxyz0123456789=+/-";
     let more = match chance.below(12) {
@@ -220,7 +221,7 @@ fn noise(begin: usize, chance: &mut Chance) -> Vec<u8> {
             let count = 1 + chance.below(3_000);
             chance.letters(letters, count)
         }
-        // So that the guess lies across the end of one.
+        // The guess lies across the end of a record.
         1 => vec![b'x'; (RECORD - begin % RECORD).saturating_sub(chance.below(12))],
         2 => {
             let count = 1 + chance.below(12);
@@ -233,7 +234,7 @@ fn noise(begin: usize, chance: &mut Chance) -> Vec<u8> {
     [vec![NO_LETTER], more].concat()
 }
 
-/// As a field may hold it.
+/// Makes bytes printable, as a field needs.
 fn printable(bytes: Vec<u8>) -> Vec<u8> {
     bytes.into_iter().filter(u8::is_ascii_graphic).collect()
 }
@@ -255,17 +256,17 @@ const ALPHABETS: [&[u8]; 4] = [
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/",
     b"aZ0-_.~!$%&'()*+,;=:@/?\\<>^`{}[]",
 ];
-/// Of no secret, and one that a secret might have.
+/// A byte that no secret has, and one that a secret might have.
 const NO_LETTER: u8 = b'|';
-/// Bytes of a secret; the longest that share one bound on what is kept back.
+/// Bytes of a secret; the longest that share one bound on held-back bytes.
 const SHORTEST: usize = 16;
 const LONGEST: usize = 200;
 pub(super) const SPELLINGS: usize = 8;
-/// A full TLS record and HTTP/2 frame.
+/// Bytes of a full TLS record and HTTP/2 frame.
 const RECORD: usize = 16_384;
 const MOST_STEPS: usize = 24;
-/// So long that the gateway has done with a piece when the next one comes.
+/// So long that the gateway has processed a piece when the next one comes.
 const PAUSE: Duration = Duration::from_millis(30);
-/// So long that the gateway gives out what it kept back.
+/// So long that the gateway releases held-back bytes.
 const LONG_PAUSE: Duration = Duration::from_millis(400);
 const LONG_PAUSES: usize = 3;

@@ -15,27 +15,27 @@ use crate::attack::raw_h2::{
     DATA, END_HEADERS, END_STREAM, HEADERS, SETTINGS, block, fields, frame,
 };
 
-/// What was seen of an answer, from the request on.
+/// The measurements of an answer, from the request on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Seen {
-    /// The sizes of TLS records, as they stand on the wire.
+    /// The sizes of TLS records on the wire.
     pub(super) records: Vec<usize>,
     /// The sizes of chunks, or the kinds, flags and sizes of frames.
     pub(super) parts: Vec<(u8, u8, usize)>,
-    /// The head of HTTP/1.1; the blocks of HTTP/2, that of its trailers among them.
+    /// The head of HTTP/1.1; the blocks of HTTP/2, including that of its trailers.
     pub(super) fields: Vec<Vec<u8>>,
     /// The body.
     pub(super) body: Vec<u8>,
-    /// Where parts of the body stand in what was decrypted, and their lengths.
+    /// The places and lengths of the body's parts in the decrypted bytes.
     payloads: Vec<(usize, usize)>,
 }
 
-/// A place in a body at which something ends that an agent can tell from what follows.
+/// A place in a body at which a part ends that an agent can tell from the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum End {
-    /// A TLS record, behind so many bytes of the body.
+    /// The end of a TLS record, after so many bytes of the body.
     Record(usize),
-    /// A chunk or a frame.
+    /// The end of a chunk or a frame.
     Part(usize),
 }
 
@@ -45,7 +45,7 @@ impl Seen {
         Self { records, parts, fields, body: Vec::new(), payloads: Vec::new() }
     }
 
-    /// Every place in the body at which something ended.
+    /// Returns every place in the body at which a part ended.
     pub(super) fn ends(&self) -> BTreeSet<End> {
         let mut decrypted = 0;
         let records = self.records.iter().map(|size| {
@@ -59,14 +59,14 @@ impl Seen {
         records.collect::<Vec<_>>().into_iter().chain(parts).collect()
     }
 
-    /// How much of the body is in the first bytes of what was decrypted.
+    /// Returns how many bytes of the body are in the first `end` decrypted bytes.
     fn bytes_before(&self, end: usize) -> usize {
         let of = |(begin, length): &(usize, usize)| end.saturating_sub(*begin).min(*length);
         self.payloads.iter().map(of).sum()
     }
 }
 
-/// How to ask.
+/// The request, and the connection on which it is sent.
 pub(super) struct Question<'a> {
     pub(super) from: Ns,
     pub(super) to: SocketAddr,
@@ -92,14 +92,14 @@ impl Question<'_> {
         Ok(Seen { records: wire.records(begin), ..chunks(&text)? })
     }
 
-    /// Asks in HTTP/2, once both sides have settled, and reads to the end of the stream.
+    /// Asks in HTTP/2, once both sides have exchanged settings, and reads to the end of the stream.
     pub(super) fn h2(&self) -> io::Result<Seen> {
         let mut wire = Wire::open(self)?;
         let window = [&[0, 4], &WINDOW.to_be_bytes()[..]].concat();
         let settings = frame(SETTINGS, 0, 0, &window);
         let update = frame(WINDOW_UPDATE, 0, 0, &WINDOW.to_be_bytes());
         wire.say(&[b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &settings[..], &update[..]].concat())?;
-        // With a first request come the windows of the connection.
+        // The windows of the connection come with a first request.
         let first = self.h2_request(1, "/v1/scripted/none");
         let ping = frame(PING, 0, 0, b"settled?");
         wire.say(&[frame(SETTINGS, ACK, 0, b""), first].concat())?;
@@ -140,7 +140,7 @@ impl Question<'_> {
     }
 }
 
-/// A TLS connection of which every byte is kept as it stands on the wire.
+/// A TLS connection of which every byte on the wire is kept.
 struct Wire(StreamOwned<ClientConnection, Tap>);
 
 struct Tap {
@@ -181,7 +181,7 @@ impl Wire {
         self.0.sock.read.len()
     }
 
-    /// The sizes of the records that begin at `begin` (RFC 8446, section 5.1).
+    /// Returns the sizes of the records that begin at `begin` (RFC 8446, section 5.1).
     fn records(&self, begin: usize) -> Vec<usize> {
         let mut rest = &self.0.sock.read[begin..];
         let mut sizes = Vec::new();
@@ -228,7 +228,7 @@ fn next_frame(wire: &mut Wire, text: &mut Vec<u8>) -> io::Result<(u8, u8, Vec<u8
     }
 }
 
-/// The head of an answer, its chunks and its body. It has no trailers in HTTP/1.1.
+/// Reads the head of an answer, its chunks and its body. It has no trailers in HTTP/1.1.
 fn chunks(text: &[u8]) -> io::Result<Seen> {
     let broken = || io::Error::other(format!("ended after {:?}", String::from_utf8_lossy(text)));
     let until = |rest: &[u8], end: &[u8]| rest.windows(end.len()).position(|it| it == end);
@@ -257,7 +257,7 @@ fn chunks(text: &[u8]) -> io::Result<Seen> {
     }
 }
 
-/// The type of what a record holds, and its tag (RFC 8446, section 5.2).
+/// Bytes of a record's inner type and its tag (RFC 8446, section 5.2).
 const RECORD_OVERHEAD: usize = 17;
 const FRAME_HEADER: usize = 9;
 const ACK: u8 = 1;

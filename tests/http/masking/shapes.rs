@@ -1,4 +1,4 @@
-//! Two agents read the same answer, for whom different secrets are masked, and measure all that can
+//! Two agents, for whom different secrets are masked, read the same answer and measure all that can
 //! be measured of it. Neither learns which of the two secrets its guesses come near to.
 
 use std::{collections::BTreeMap, io, thread};
@@ -54,7 +54,7 @@ fn measured_answers_tell_nothing_of_a_guess_near_secrets() {
     });
 }
 
-/// An answer of the API with this number, and how to say which it was.
+/// An answer of the API with this number, and its description.
 struct Case<'a> {
     at: usize,
     protocol: Protocol,
@@ -68,12 +68,12 @@ enum Protocol {
     H2,
 }
 
-/// Requires that both see the same: at once, or in several attempts. On a machine with much to do,
-/// pieces that left the API one by one may arrive together, and what ended between them is not
-/// seen. What depends on a secret is seen by one of the two nearly every time, and never by the
-/// other.
+/// Requires that both see the same: at once, or in several attempts. On a busy machine, pieces that
+/// left the API one by one may arrive together, and the ends between them are not seen. An end that
+/// depends on a secret is seen by one of the two nearly every time, and never by the other.
 ///
-/// Says whether the pieces came in other sizes than they left: some of each kept back.
+/// Returns whether the pieces came in other sizes than they left, because some bytes were held
+/// back.
 fn same(world: &World, pair: &Pair, case: &Case<'_>) -> bool {
     let Case { at, protocol, script, ref about } = *case;
     let path = world.origin.script(script.clone());
@@ -102,7 +102,7 @@ fn same(world: &World, pair: &Pair, case: &Case<'_>) -> bool {
     );
 }
 
-/// How often something ended where, in some attempts.
+/// How often a part ended at each place, in some attempts.
 #[derive(Debug, Default)]
 struct Tally {
     attempts: usize,
@@ -117,7 +117,7 @@ impl Tally {
         }
     }
 
-    /// Whether most attempts had an end that the other never had.
+    /// Returns whether most attempts had an end that the other never had.
     fn differs(&self, other: &Self) -> bool {
         let most = |count: &usize| count * 2 > self.attempts;
         self.ends.iter().any(|(end, count)| most(count) && !other.ends.contains_key(end))
@@ -144,7 +144,7 @@ fn ask(world: &World, at: usize, side: usize, protocol: Protocol, path: &str) ->
     }
 }
 
-/// The lab's groups, and an API with two secrets for each host.
+/// Returns the lab's groups, and an API with two secrets for each host.
 fn policy() -> Config {
     let key = |at: usize, side: usize| {
         let (group, placeholder) = (["research", "operations"][side], placeholder(at, side));

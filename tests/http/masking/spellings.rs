@@ -1,5 +1,5 @@
-//! A key that an API gives back in another character set, or escaped in any way that encoders are
-//! known for, and as no single one of them would: none of it reaches the agent.
+//! A key that an API returns in another character set, or escaped in any way that encoders are
+//! known for, or in a mixture of these: none of it reaches the agent.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::world::{World, get};
 
-/// With what some encoder or other escapes, and Java, .NET and RFC 3986 disagree about.
+/// A key with letters that some encoders escape, and about which Java, .NET and RFC 3986 disagree.
 const KEY: &str = "Az~0.9_-Q8x/R+s=T&u<V>w'Y\"k";
 
 #[test]
@@ -60,7 +60,8 @@ fn an_agent_does_not_choose_an_answers_character_set() {
     });
 }
 
-/// One after the other in one answer: as one piece, and in many.
+/// Checks that these bodies are masked, one after the other in one answer: as one piece, and in
+/// many.
 #[track_caller]
 fn assert_bodies_masked(world: &World, bodies: &[Body], about: &str) {
     let all: Vec<u8> = bodies.iter().flat_map(|body| [&body.sent[..], b"\n"].concat()).collect();
@@ -87,7 +88,7 @@ fn assert_bodies_masked(world: &World, bodies: &[Body], about: &str) {
     }
 }
 
-/// In fields of a head and of trailers.
+/// Checks the same in fields of a head and of trailers.
 #[track_caller]
 fn assert_fields_masked(world: &World, values: &[(String, Vec<u8>)], about: &str) {
     for some in values.chunks(8) {
@@ -122,7 +123,7 @@ fn assert_fields_masked(world: &World, values: &[(String, Vec<u8>)], about: &str
     }
 }
 
-/// A body with the key in it in some encoding, and what is to come of it.
+/// A body with the key in it in some encoding, and the expected body.
 struct Body {
     name: String,
     sent: Vec<u8>,
@@ -143,7 +144,7 @@ fn bodies(chance: &mut Chance) -> Vec<Body> {
     let lines = KEY.bytes().flat_map(|byte| [&escaped(byte, 6)[..], b"=\r\n"].concat()).collect();
     let soft = ("lines that are parted".to_owned(), lines);
     for (name, spelled) in fields(chance).into_iter().chain([soft]) {
-        // What is nothing behind the last byte is none of the key.
+        // An empty line end after the last byte is no part of the key.
         let end = spelled.strip_suffix(b"=\r\n").unwrap_or(&spelled).len();
         let (key, rest) = spelled.split_at(end);
         let around = |key: &[u8]| [b"key: ", key, rest, b", and so on"].concat();
@@ -153,7 +154,7 @@ fn bodies(chance: &mut Chance) -> Vec<Body> {
     all
 }
 
-/// The key in one line, as encoders write it and as none does.
+/// Returns the key in one line, in encoders' forms and in forms of no encoder.
 fn fields(chance: &mut Chance) -> Vec<(String, Vec<u8>)> {
     let each = |spelling: usize| KEY.bytes().flat_map(|byte| escaped(byte, spelling)).collect();
     let mut all: Vec<(String, Vec<u8>)> =

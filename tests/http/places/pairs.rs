@@ -1,5 +1,5 @@
 //! Two placeholders in one request, in each pair of kinds of place that one request can have: both
-//! are swapped, each in its own.
+//! are replaced, each in its own place.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{
@@ -13,7 +13,7 @@ use policy_builder::{Config, binding};
 use super::{FORM, JSON};
 use crate::attack::{Ask, Scene};
 
-/// RFC 6455, section 1.3.
+/// The fields of a handshake (RFC 6455, section 1.3).
 const HANDSHAKE: [(&str, &str); 4] = [
     ("connection", "Upgrade"),
     ("upgrade", "websocket"),
@@ -21,7 +21,7 @@ const HANDSHAKE: [(&str, &str); 4] = [
     ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
 ];
 
-/// Every kind of place; the two halves of Basic are one.
+/// Every kind of place; the two halves of Basic count as one.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
     Header,
@@ -38,8 +38,8 @@ use Kind::{Basic, Cookie, Form, Header, Json, Path, Query, Subprotocol};
 
 const KINDS: [Kind; 8] = [Header, Basic, Query, Path, Cookie, Json, Form, Subprotocol];
 
-/// What no request has both of: two paths, or another path, format or method beside one. Nor does
-/// one offer of subprotocols have two keys: that is refused.
+/// Returns whether no request can have both: two paths, or another path, format or method beside
+/// one. One offer of subprotocols with two keys is refused, too.
 fn exclude_each_other(pair: [Kind; 2]) -> bool {
     let has = |kind| pair.contains(&kind);
     let body = has(Json) || has(Form);
@@ -47,7 +47,7 @@ fn exclude_each_other(pair: [Kind; 2]) -> bool {
     twice || has(Json) && has(Form) || body && (has(Path) || has(Subprotocol))
 }
 
-/// The first API has a place of each kind for each of two placeholders.
+/// Returns a first API that has a place of each kind for each of two placeholders.
 fn config() -> Config {
     let places = |name: &str, half: &str| {
         [
@@ -73,7 +73,7 @@ fn config() -> Config {
     )
 }
 
-/// A request with these two texts, each in a place of its kind.
+/// Returns a request with these two texts, each in a place of its kind.
 fn ask([first, second]: [(Kind, &str); 2]) -> Ask {
     let both = [("first", first.0, first.1), ("second", second.0, second.1)];
     let of = |kind: Kind| {
@@ -118,7 +118,7 @@ fn ask([first, second]: [(Kind, &str); 2]) -> Ask {
     if has(Query) { ask.path(&format!("{path}?{}", joined(Query, "&"))) } else { ask }
 }
 
-/// What arrived is what is asked, in target, places and body.
+/// Checks that the received request is the expected one, in target, places and body.
 #[track_caller]
 fn is(received: &Received, expected: &Ask) {
     let target = received.uri.path_and_query().map(|it| it.as_str());
@@ -126,7 +126,7 @@ fn is(received: &Received, expected: &Ask) {
     assert_eq!(received.body, expected.body);
     for name in ["x-first", "x-second", "authorization", "cookie", "sec-websocket-protocol"] {
         let sent = expected.fields.iter().filter(|it| it.0 == name).map(|it| it.1.as_str());
-        // HTTP/2 may part cookies (RFC 9113, section 8.2.3).
+        // HTTP/2 may split cookies (RFC 9113, section 8.2.3).
         assert_eq!(received.header(name).join("; "), sent.collect::<Vec<_>>().join("; "), "{name}");
     }
 }

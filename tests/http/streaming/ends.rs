@@ -1,4 +1,4 @@
-//! The other side's end when one side ends.
+//! The effect on the other side when one side ends.
 
 use http::Request;
 use lab::{net::OPENAI, sandboxed, wait};
@@ -11,7 +11,7 @@ fn ask(path: &str) -> Request<()> {
     request.header("authorization", "Bearer OPENAI_API_KEY").body(()).expect("a request")
 }
 
-/// Tokens cost money: who does not listen any more must not go on paying.
+/// Tokens cost money: an agent that does not listen any more must not go on paying.
 #[test]
 fn an_agent_that_hangs_up_ends_the_apis_answer() {
     sandboxed(|| {
@@ -21,7 +21,7 @@ fn an_agent_that_hangs_up_ends_the_apis_answer() {
         world.origin.release();
         assert!(!tls.read_some(4096).expect("an answer").is_empty());
         drop(tls);
-        // The origin lets its clients half-close, so it notices when it sends.
+        // The origin lets its clients half-close, so it notices only when it sends.
         wait::expect("the API notices", || {
             world.origin.release();
             world.origin.abandoned() == 1
@@ -51,8 +51,9 @@ fn resetting_one_stream_ends_that_answer_alone() {
     });
 }
 
-/// The API ends idle connections when it likes. An agent that asks at that moment must learn that
-/// the connection is gone, which clients ask again for, and not get an error of the gateway's.
+/// The API may end idle connections at any time. An agent that asks at that moment must learn that
+/// the connection is gone, so that its client asks again, and must not get an error of the
+/// gateway's.
 #[test]
 fn a_connection_ended_by_the_api_ends_for_agents() {
     sandboxed(|| {
@@ -98,8 +99,8 @@ fn an_api_that_says_goodbye_finishes_without_new_failures() {
     });
 }
 
-/// Asks once more: true when the connection is known to be gone, so that a client asks again on a
-/// new one; false when the API answered. Anything else is an error that a client would show.
+/// Asks again: returns true if the connection is known to be gone, so that a client asks again on a
+/// new one; false if the API answered. Anything else is an error that a client would show.
 #[track_caller]
 fn asked_again(world: &World, h2: &mut lab::client::H2) -> bool {
     match h2.ask(ask("/v1/models"), "") {

@@ -1,4 +1,4 @@
-//! The shapes that one request and its answer may have.
+//! The possible shapes of one request and its answer.
 
 use std::time::{Duration, Instant};
 
@@ -231,7 +231,7 @@ fn a_key_the_api_repeats_is_masked_at_its_length() {
                 let seen = ask(path);
                 let (head, body) = seen.split_once("\r\n\r\n").expect("a head");
                 assert_eq!(body.len(), told.len(), "{way:?}: {body}");
-                // Also where frames of one byte hide it from a search on the wire.
+                // This also holds where frames of one byte hide it from a search on the wire.
                 assert!(!seen.contains(OPENAI_SECRET), "{way:?}: {seen}");
                 assert!(body.starts_with("you sent Bearer "), "{way:?}: {body}");
                 assert_eq!(
@@ -260,7 +260,7 @@ fn a_key_the_api_repeats_is_masked_at_its_length() {
 fn the_mere_beginning_of_a_key_is_eventually_passed() {
     sandboxed(|| {
         let world = world();
-        // The API echoes the body: it ends with all of the key but its last byte.
+        // The API echoes the body, which ends with all of the key except its last byte.
         let body = &OPENAI_SECRET[..OPENAI_SECRET.len() - 1];
         let head = get_path("/v1/echo", &[TICKET, &format!("Content-Length: {}", body.len())]);
         let answer = world.ask(&(head.replacen("GET", "POST", 1) + body));
@@ -268,5 +268,5 @@ fn the_mere_beginning_of_a_key_is_eventually_passed() {
     });
 }
 
-/// For curl's `--write-out`.
+/// The format for curl's `--write-out`.
 const SUMMARY: &str = "%{http_code} %{size_download} %{num_connects}\n";

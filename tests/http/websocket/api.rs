@@ -1,4 +1,5 @@
-//! An API that speaks WebSocket, every byte of which is this test's, and what it received.
+//! An API that speaks WebSocket, every byte of which is this test's, and the messages that it
+//! received.
 
 use std::{
     io::{Read as _, Write as _},
@@ -14,26 +15,26 @@ use rustls::{
 
 use super::peer::{BINARY, CLOSE, Frame, PING, PONG, TEXT, code, frame, read, serve};
 
-/// The address of the API, by all of its names.
+/// The address of the API under all of its names.
 pub const ADDRESS: &str = "198.51.100.78";
 
 type Stream = StreamOwned<ServerConnection, std::net::TcpStream>;
 
-/// What the API received, in order.
+/// A message that the API received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Received {
     /// The head of a request.
     Head(String),
     /// A frame.
     Frame(Frame),
-    /// Bytes that are no frame in order, or the end: nothing more comes on that connection.
+    /// Bytes that are no frame in order, or the end: nothing more is read on that connection.
     End,
 }
 
 #[derive(Clone, Default)]
 pub struct Api(Arc<Mutex<Vec<Received>>>);
 
-/// One certificate for each name.
+/// The certificate of each name.
 #[derive(Debug)]
 struct Names(Vec<(String, Arc<CertifiedKey>)>);
 
@@ -45,7 +46,7 @@ impl ResolvesServerCert for Names {
 }
 
 impl Api {
-    /// Listens as each of these names; `said` is what it says to the path `/v1/say/N`.
+    /// Listens under each of these names; `said` is what it sends at the path `/v1/say/N`.
     pub fn start(lab: &Lab, names: &[&str], said: Vec<Vec<u8>>) -> Self {
         let api = Self::default();
         INTERNET.shell(&format!("ip addr add {ADDRESS}/32 dev lo"));
@@ -62,7 +63,7 @@ impl Api {
                 let (log, said) = (log.clone(), Arc::clone(&said));
                 std::thread::spawn(move || {
                     let mut tls = StreamOwned::new(session, stream);
-                    // An end, of whatever kind, is what the tests look for.
+                    // The tests check for an end of any kind.
                     let _ = log.converse(&mut tls, &said);
                     log.note(Received::End);
                     tls.conn.send_close_notify();
@@ -105,7 +106,7 @@ impl Api {
         tls.write_all(answer(path, &head).as_bytes())?;
         tls.flush()?;
         if path == "/v1/refused" {
-            // Another request would be read.
+            // Another request would be read as well.
             let head = head_of(tls)?;
             self.note(Received::Head(head));
             return Ok(());
@@ -118,7 +119,7 @@ impl Api {
         self.echo(tls)
     }
 
-    /// Gives each frame back, pings as pongs; a text `close` is an end without a close frame.
+    /// Returns each frame, and pings as pongs; a text `close` is an end without a close frame.
     fn echo(&self, tls: &mut Stream) -> std::io::Result<()> {
         loop {
             let frame = read(tls, true)?;
@@ -152,7 +153,7 @@ pub fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
-/// The answer of each path; by default the one to the handshake.
+/// Returns the answer of each path; by default the one to the handshake.
 fn answer(path: &str, head: &str) -> String {
     let key = field(head, "sec-websocket-key").unwrap_or_default();
     let text = format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
@@ -186,7 +187,7 @@ fn answer(path: &str, head: &str) -> String {
     }
 }
 
-/// A text in frames of these sizes, over and over, with a ping between each two.
+/// Returns a text in frames of this size, over and over, with a ping between each two.
 pub fn in_frames(opcode: u8, text: &[u8], size: usize) -> Vec<u8> {
     let parts: Vec<&[u8]> = text.chunks(size).collect();
     let mut all = vec![];
@@ -200,7 +201,8 @@ pub fn in_frames(opcode: u8, text: &[u8], size: usize) -> Vec<u8> {
     all
 }
 
-/// A secret in every form that is masked, each in messages of its own, in control frames too.
+/// Returns a secret in every form that is masked, each in messages of its own, and in control
+/// frames.
 pub fn in_every_form(secret: &str) -> Vec<u8> {
     let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
     let percent: String = secret.bytes().map(|byte| format!("%{byte:02X}")).collect();

@@ -1,4 +1,4 @@
-//! Clients as they come from their indexes: the key stands in a field, in a subprotocol, or in the
+//! Unmodified clients from their indexes: the key stands in a field, in a subprotocol, or in the
 //! query.
 
 use lab::{
@@ -40,7 +40,7 @@ async def main():
 asyncio.run(main())
 "#;
 
-/// The class of browsers, in which a page sets no field but this.
+/// The class of browsers, in which a page can set no other field.
 const BROWSER_SCRIPT: &str = r#"
 const offers = ["realtime", "openai-insecure-api-key.LIVE_API_KEY", "openai-beta.realtime-v1"];
 const socket = new WebSocket("wss://live.example/v1/realtime?model=lab-1", offers);
@@ -54,7 +54,7 @@ socket.onmessage = (event) => {
 };
 "#;
 
-/// Runs a program, and gives the head of the one request that arrived, in which the key stands
+/// Runs a program, and returns the head of the one request that arrived, in which the key stands
 /// once.
 #[track_caller]
 fn run(live: &Live, program: &std::path::Path, arguments: &[&str]) -> String {

@@ -1,11 +1,11 @@
-//! One end of a WebSocket, either one: frames by the letter of RFC 6455, with no code of the
-//! gateway's or of its codec. It says whatever it is told to, and reads only what is in order.
+//! One end of a WebSocket, of either side: frames by the letter of RFC 6455, without code of the
+//! gateway or of its codec. It sends arbitrary frames, and reads only those in order.
 
 use std::io::{self, Read, Write};
 
 use lab::client::Tls;
 
-/// A frame as it was read.
+/// A frame that was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     pub last: bool,
@@ -19,7 +19,7 @@ pub const CLOSE: u8 = 8;
 pub const PING: u8 = 9;
 pub const PONG: u8 = 10;
 
-/// A frame of a client's or of a server's.
+/// Returns a frame of a client or of a server.
 pub fn frame(client: bool, last: bool, opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mark = if client { 0x80 } else { 0 };
     let mut frame = vec![opcode | if last { 0x80 } else { 0 }];
@@ -43,12 +43,12 @@ pub fn frame(client: bool, last: bool, opcode: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A close frame's payload.
+/// Returns the payload of a close frame.
 pub fn code(code: u16, reason: &str) -> Vec<u8> {
     [&code.to_be_bytes()[..], reason.as_bytes()].concat()
 }
 
-/// The next frame from the other end, which is masked if that is a client.
+/// Reads the next frame from the other end, which is masked if that is a client.
 ///
 /// # Errors
 /// Where the stream ends.
@@ -123,7 +123,7 @@ impl Agent {
         read(self, false)
     }
 
-    /// A whole message, without what stands between its frames.
+    /// Reads a whole message, without the control frames between its frames.
     #[track_caller]
     pub fn message(&mut self) -> (u8, Vec<u8>) {
         let (mut opcode, mut text) = (0, vec![]);
@@ -140,7 +140,7 @@ impl Agent {
         }
     }
 
-    /// Everything up to the end.
+    /// Reads everything up to the end.
     pub fn rest(&mut self) {
         let rest = self.tls.read_to_end();
         self.received.extend(rest);

@@ -46,7 +46,7 @@ use super::{
     scripted,
 };
 
-/// A body made while it is sent.
+/// A body that is made while it is sent.
 pub(super) struct Script(mpsc::Receiver<io::Result<Frame<Bytes>>>);
 
 /// The other end of a [`Script`].
@@ -83,7 +83,8 @@ pub(super) async fn answer(
     Ok(answer)
 }
 
-/// hyper leaves such bodies out of HTTP/1 only, and clients of HTTP/2 do not put up with them.
+/// Removes a body that the answer may not have: hyper does so in HTTP/1 only, and clients of HTTP/2
+/// reject it.
 pub(super) fn without_body(answer: &mut Answer) {
     *answer.body_mut() = Script(mpsc::channel(1).1);
 }
@@ -125,12 +126,12 @@ async fn route(request: &Received) -> Answer {
     }
 }
 
-/// A short answer in clear text.
+/// Returns a short answer in clear text.
 pub(super) fn text(body: impl Into<Bytes>) -> Answer {
     whole("text/plain", body)
 }
 
-/// A complete answer of a known length.
+/// Returns a complete answer of a known length.
 pub(super) fn whole(kind: &'static str, body: impl Into<Bytes>) -> Answer {
     let body = body.into();
     let length = body.len();
@@ -141,7 +142,8 @@ pub(super) fn whole(kind: &'static str, body: impl Into<Bytes>) -> Answer {
     answer
 }
 
-/// An answer that `write` writes bit by bit. Errors of sending mean that nobody reads any more.
+/// Returns an answer that `write` writes bit by bit. Errors of sending mean that nobody reads any
+/// more.
 pub(super) fn streamed<F>(kind: &'static str, write: impl FnOnce(Frames) -> F) -> Answer
 where
     F: Future<Output = ()> + Send + 'static,
@@ -153,7 +155,7 @@ where
     answer
 }
 
-/// What the request carried in the usual fields.
+/// Returns the credential in the usual fields of the request.
 pub(super) fn credential(request: &Received) -> String {
     let fields = ["authorization", "x-api-key"];
     fields.iter().flat_map(|name| request.header(name)).collect::<Vec<_>>().join(" ")
@@ -184,7 +186,7 @@ fn reflect(request: &Received) -> Answer {
     answer
 }
 
-/// The request as it came, with nothing escaped.
+/// Returns the request as it came, with nothing escaped.
 fn mirror(request: &Received) -> Answer {
     let target = request.uri.path_and_query().map_or("", |target| target.as_str());
     let mut seen = format!("{} {target}\n", request.method).into_bytes();
@@ -266,12 +268,12 @@ fn patterned(bytes: u64) -> Answer {
     answer
 }
 
-/// `bytes` bytes, of which no 16 are like any other 16.
+/// Returns `bytes` bytes, of which no 16 are like any other 16.
 pub fn pattern(bytes: u64) -> Vec<u8> {
     blocks(bytes).flatten().collect()
 }
 
-/// The pattern, in blocks of 64 KiB and a rest.
+/// Returns the pattern, in blocks of 64 KiB and a rest.
 fn blocks(bytes: u64) -> impl Iterator<Item = Vec<u8>> {
     const BLOCK: u64 = 64 * 1024;
     (0..bytes.div_ceil(BLOCK)).map(move |block| {
@@ -330,7 +332,7 @@ fn redirect(request: &Received) -> Answer {
     answer
 }
 
-/// The one page that `pip index versions` reads (PEP 503).
+/// Returns the one page that `pip index versions` reads (PEP 503).
 fn index(request: &Received) -> Answer {
     if request.header("authorization").is_empty() {
         return git::unauthorized();
@@ -341,7 +343,7 @@ fn index(request: &Received) -> Answer {
     )
 }
 
-/// What `npm view` reads of a package.
+/// Returns the document of a package that `npm view` reads.
 fn package() -> Answer {
     let version = json!({"name": "@lab/coat", "version": "1.0.0",
         "dist": {"tarball": "https://git.example/@lab/coat/-/coat-1.0.0.tgz", "shasum": ""}});
@@ -363,7 +365,7 @@ fn status(path: &str) -> Answer {
     answer
 }
 
-/// What `/gated` waits for. One test is one process, so one gate is enough.
+/// The gate for which `/gated` waits. One test is one process, so one gate is enough.
 pub(super) static GATE: Semaphore = Semaphore::const_new(0);
 
 /// Answers of `/gated` that were given up.
@@ -377,7 +379,7 @@ pub(super) fn number(request: &Received, name: &str) -> Option<u64> {
     number_in(&request.uri, name)
 }
 
-/// A number in the query of a target.
+/// Returns a number in the query of a target.
 pub(super) fn number_in(uri: &Uri, name: &str) -> Option<u64> {
     parameter(uri, name)?.parse().ok()
 }

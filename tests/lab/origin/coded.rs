@@ -25,7 +25,7 @@ use super::{
     record::Received,
 };
 
-/// What the text says that holds no secret.
+/// The part of the text that holds no secret.
 pub const TEXT: &str = "{\"a text\": \"that is compressed, that is compressed\"}\n";
 
 pub(super) fn answer(request: &Received) -> Answer {
@@ -60,7 +60,8 @@ pub(super) fn answer(request: &Received) -> Answer {
     if let Some(status) = number(request, "status") {
         let status = u16::try_from(status).ok().and_then(|it| StatusCode::from_u16(it).ok());
         *answer.status_mut() = status.expect("a status");
-        // RFC 9110, section 8.6: a 204 has no length, and a 304 that of what it stands for.
+        // RFC 9110, section 8.6: a 204 has no length, and a 304 has the length of the answer it
+        // stands for.
         answer.headers_mut().remove(header::CONTENT_LENGTH);
         without_body(&mut answer);
     }
@@ -86,7 +87,8 @@ pub(super) fn events(request: &Received) -> Answer {
     answer
 }
 
-/// A secret as others write it: as it is, percent-encoded, for JSON, in base64 and in hexadecimal.
+/// Returns a secret as other programs write it: as it is, percent-encoded, for JSON, in base64 and
+/// in hexadecimal.
 pub fn forms(secret: &str) -> Vec<String> {
     let each = |write: fn(u8) -> String| secret.bytes().map(write).collect::<String>();
     vec![
@@ -114,7 +116,7 @@ fn has(request: &Received, name: &str) -> bool {
     parameter(&request.uri, name).is_some()
 }
 
-/// Into memory, which does not fail.
+/// Encodes a text. Writing into memory does not fail.
 fn encode(coding: &str, text: &[u8]) -> Vec<u8> {
     let level = Compression::default();
     let encoded = match coding {

@@ -1,4 +1,4 @@
-//! A git repository over HTTPS that wants Basic: the first request without a credential gets a
+//! A git repository over HTTPS that requires Basic: the first request without a credential gets a
 //! 401, as git expects. `git http-backend` does the rest, as a CGI program (RFC 3875).
 
 use std::{
@@ -14,7 +14,7 @@ use super::{
     record::Received,
 };
 
-/// Where [`create`] puts repositories.
+/// The folder in which [`create`] puts repositories.
 const ROOT: &str = "/run/lab/git";
 
 /// Makes the repository `NAME.git` with one commit that holds `README` with the text `content`.
@@ -79,7 +79,7 @@ fn backend(request: &Received) -> io::Result<Answer> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
-    // A program need not read all that it is given (RFC 3875, section 4.2): what it says counts.
+    // A program need not read its whole input (RFC 3875, section 4.2): only its output counts.
     let written = cgi.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(&request.body));
     let output = cgi.wait_with_output()?;
     if let Err(error) = written {

@@ -1,5 +1,4 @@
-//! Answers that begin before the request has ended. What is recorded of such a request is its
-//! head.
+//! Answers that begin before the request has ended. Only the head of such a request is recorded.
 //!
 //! | path | answer |
 //! |---|---|
@@ -18,12 +17,12 @@ use super::{
     record::Received,
 };
 
-/// Whether this module answers a path.
+/// Returns whether this module answers a path.
 pub(super) fn is_live(path: &str) -> bool {
     matches!(path, "/early" | "/duplex" | "/v1/duplex" | "/tardy")
 }
 
-/// What is recorded of the request.
+/// Returns the record of such a request.
 pub(super) fn head(head: &request::Parts) -> Received {
     Received {
         version: head.version,
@@ -44,7 +43,7 @@ pub(super) async fn answer(head: &request::Parts, body: Incoming) -> io::Result<
 }
 
 fn early(body: Incoming) -> Answer {
-    // Closing on bytes that nobody has read would reset the connection and lose the answer.
+    // Closing the connection with unread bytes would reset it and lose the answer.
     tokio::spawn(read(body));
     let mut answer = text("too large");
     *answer.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;

@@ -23,13 +23,13 @@ use super::{
 };
 use crate::gateway::{GIT_SECRET, OPENAI_SECRET};
 
-/// What stands in every credential that is minted here.
+/// The text in every credential that is minted here.
 pub const MINTED: &str = "minted-5b1d0c7e9f3a4826";
 
-/// What an LFS server and a registry store.
+/// The object that the LFS server and the registry store.
 pub const STORED: &[u8] = b"a coat that is larger than it looks";
 
-/// The answer, where the path is one of these.
+/// Returns the answer, if the path is one of these.
 pub(super) fn answer(request: &Received) -> Option<Answer> {
     let path = request.uri.path();
     Some(match path {
@@ -76,7 +76,7 @@ fn sha256(bytes: &[u8]) -> String {
     digest(&SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The pointer file of what is stored.
+/// Returns the pointer file of the stored object.
 pub(super) fn pointer() -> String {
     let (oid, size) = (sha256(STORED), STORED.len());
     format!("version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n")
@@ -135,7 +135,7 @@ fn registry(request: &Received) -> Answer {
     }
 }
 
-/// The configuration and the manifest of an image with one layer.
+/// Returns the configuration and the manifest of an image with one layer.
 fn image() -> (String, String) {
     let layer = format!("sha256:{}", sha256(STORED));
     let config = json!({
@@ -182,7 +182,7 @@ fn oauth(request: &Received) -> Answer {
     }))
 }
 
-/// How often tokens were made: those of before are good for nothing. One test is one process.
+/// How often tokens were made: earlier ones are no longer good. One test is one process.
 static ROUND: AtomicUsize = AtomicUsize::new(0);
 
 fn mine(request: &Received) -> Answer {

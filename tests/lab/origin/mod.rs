@@ -1,8 +1,8 @@
 //! The servers of the internet: TLS on 443 and clear text on 80, at every address of the lab.
 //!
-//! They promise to write down exactly what arrived: how many connections, the name in each
-//! ClientHello, every byte after decryption, and, where those bytes were HTTP, the requests in
-//! them. What they answer depends on the path and is listed in [`answer`].
+//! They record exactly what arrived: how many connections, the name in each ClientHello, every byte
+//! after decryption, and, where those bytes were HTTP, the requests in them. Their answers depend
+//! on the path and are listed in [`answer`].
 
 mod answer;
 mod coded;
@@ -51,7 +51,7 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Starts the servers on the internet, each host with a certificate that is in order.
+    /// Starts the servers on the internet, each host with a valid certificate.
     ///
     /// # Panics
     /// When a port cannot be bound.
@@ -75,12 +75,12 @@ impl Origin {
         Self { log, identities }
     }
 
-    /// What was received so far and will be.
+    /// Returns the log of everything received.
     pub fn log(&self) -> &Log {
         &self.log
     }
 
-    /// From now on `name` shows a certificate with this flaw.
+    /// Makes `name` show a certificate with this flaw from now on.
     pub fn flaw(&self, lab: &Lab, name: &str, flaw: Flaw) {
         self.identities.set(name, lab.public.issue_flawed(name, flaw).certified());
     }
@@ -101,7 +101,7 @@ impl Origin {
         self.repository(name, &minted::pointer());
     }
 
-    /// Writes an answer down, and returns the path at which it is given.
+    /// Keeps an answer, and returns the path at which it is given.
     ///
     /// # Panics
     /// Never, unless another thread did.
@@ -109,7 +109,7 @@ impl Origin {
         scripted::add(script)
     }
 
-    /// Lets `/gated` send one event more.
+    /// Lets `/gated` send one more event.
     pub fn release(&self) {
         answer::GATE.add_permits(1);
     }
@@ -119,18 +119,18 @@ impl Origin {
         GOODBYE.notify_waiters();
     }
 
-    /// How many answers of `/gated` nobody waited for to the end.
+    /// Returns how many answers of `/gated` were abandoned before their end.
     pub fn abandoned(&self) -> usize {
         answer::ABANDONED.load(Relaxed)
     }
 
-    /// From now on `name` shows this certificate, of whatever authority.
+    /// Makes `name` show this certificate, of whatever authority, from now on.
     pub fn identity(&self, name: &str, identity: Arc<CertifiedKey>) {
         self.identities.set(name, identity);
     }
 }
 
-/// The ports that are served: HTTPS twice, the second beside any policy, and HTTP.
+/// The ports that are served: HTTPS twice, the second outside any policy, and HTTP.
 const PORTS: [u16; 3] = [443, 80, 8443];
 
 fn bind(ns: Ns) -> Vec<(u16, std::net::TcpListener)> {
@@ -148,7 +148,7 @@ fn bind(ns: Ns) -> Vec<(u16, std::net::TcpListener)> {
     })
 }
 
-/// Each address on its own: a wildcard socket would also take the ports of Vault's address.
+/// Returns each address separately: a wildcard socket would also take the ports of Vault's address.
 fn addresses(port: u16) -> impl Iterator<Item = SocketAddr> {
     let local = [
         SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
@@ -225,10 +225,10 @@ where
     outcome.map_err(|error| format!("http: {error}"))
 }
 
-/// What every connection waits for beside its work. One test is one process.
+/// Tells every connection to end. One test is one process.
 static GOODBYE: Notify = Notify::const_new();
 
-/// Which certificate a name gets.
+/// The certificate of each name.
 #[derive(Default, Debug)]
 struct Identities(Mutex<BTreeMap<String, Arc<CertifiedKey>>>);
 

@@ -1,4 +1,4 @@
-//! Just enough of the model APIs for their own SDKs to be content.
+//! Answers of the model APIs that are just enough for their own SDKs.
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -29,23 +29,23 @@ pub(super) fn answer(request: &Received) -> Answer {
     }
 }
 
-/// What Telegram says of a bot.
+/// Returns Telegram's description of a bot.
 pub(super) fn bot() -> Answer {
     json_answer(&json!({"ok": true, "result": {
         "id": 1, "is_bot": true, "first_name": "Coat", "username": "coat_bot"}}))
 }
 
-/// What a geocoder says of any address.
+/// Returns a geocoder's answer for any address.
 pub(super) fn place() -> Answer {
     json_answer(&json!({"status": "OK", "results": [{"formatted_address": "the lab"}]}))
 }
 
-/// What an OAuth 2 server says to a client that it knows.
+/// Returns an OAuth 2 server's answer to a client that it knows.
 pub(super) fn token() -> Answer {
     json_answer(&json!({"access_token": "lab-token", "token_type": "Bearer", "expires_in": 300}))
 }
 
-/// What Vault says to a user that it knows.
+/// Returns Vault's answer to a user that it knows.
 pub(super) fn login() -> Answer {
     json_answer(&json!({"auth": {"client_token": "lab-token", "policies": ["default"]}}))
 }

@@ -1,4 +1,4 @@
-//! What the origins received, byte for byte.
+//! The bytes that the origins received.
 
 use std::{
     io,
@@ -23,13 +23,13 @@ pub struct Log(Arc<Mutex<Vec<Connection>>>);
 pub struct Connection {
     /// The address and port that were dialled.
     pub local: SocketAddr,
-    /// Who dialled.
+    /// The address and port of the client.
     pub peer: SocketAddr,
     /// Whether the port speaks TLS.
     pub tls: bool,
     /// The name in the ClientHello, once the handshake is done.
     pub sni: Option<String>,
-    /// The application protocol agreed on.
+    /// The agreed application protocol.
     pub alpn: Option<String>,
     /// Every byte received, after decryption.
     pub bytes: Vec<u8>,
@@ -37,7 +37,7 @@ pub struct Connection {
     pub requests: Vec<Received>,
     /// Whether it has ended.
     pub closed: bool,
-    /// How it failed, if it did.
+    /// The error with which it failed, if it did.
     pub failure: Option<String>,
 }
 
@@ -59,13 +59,13 @@ pub struct Received {
 }
 
 impl Received {
-    /// All values of a header field.
+    /// Returns all values of a header field.
     pub fn header(&self, name: &str) -> Vec<String> {
         let values = self.headers.get_all(name).iter();
         values.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect()
     }
 
-    /// `:authority` or Host.
+    /// Returns `:authority` or Host.
     pub fn authority(&self) -> String {
         let authority = self.uri.authority().map(ToString::to_string);
         authority.or_else(|| self.header("host").into_iter().next()).unwrap_or_default()
@@ -73,20 +73,20 @@ impl Received {
 }
 
 impl Connection {
-    /// How often `needle` occurs in the bytes received. Meaningful for HTTP/1 only: HTTP/2 packs
-    /// its header fields.
+    /// Returns how often `needle` occurs in the bytes received. Meaningful for HTTP/1 only: HTTP/2
+    /// packs its header fields.
     pub fn count(&self, needle: &str) -> usize {
         self.bytes.windows(needle.len().max(1)).filter(|at| *at == needle.as_bytes()).count()
     }
 }
 
 impl Log {
-    /// Every connection so far.
+    /// Returns every connection so far.
     pub fn connections(&self) -> Vec<Connection> {
         self.lock().clone()
     }
 
-    /// Every complete request so far, in order of the connections.
+    /// Returns every complete request so far, in order of the connections.
     pub fn requests(&self) -> Vec<Received> {
         self.lock().iter().flat_map(|connection| connection.requests.clone()).collect()
     }
@@ -114,10 +114,10 @@ impl Log {
         });
     }
 
-    /// Watches for a moment that no connection arrives and none has.
+    /// Checks for a moment that no connection has arrived or arrives.
     ///
     /// # Panics
-    /// When one has, with what it brought.
+    /// When one does. The panic shows what it brought.
     #[track_caller]
     pub fn assert_untouched(&self) {
         std::thread::sleep(wait::QUIET);
@@ -125,10 +125,10 @@ impl Log {
         assert!(connections.is_empty(), "something reached the origins: {connections:#?}");
     }
 
-    /// Watches for a moment that no request arrives and none has; connections may have.
+    /// Checks for a moment that no request has arrived or arrives; connections may.
     ///
     /// # Panics
-    /// When one has.
+    /// When one does.
     #[track_caller]
     pub fn assert_no_request(&self) {
         std::thread::sleep(wait::QUIET);
@@ -139,7 +139,8 @@ impl Log {
         }
     }
 
-    /// Whether `needle` is in any byte received, or any header field or body of any request.
+    /// Returns whether `needle` is in any byte received, or any header field or body of any
+    /// request.
     pub fn holds(&self, needle: &str) -> bool {
         let of = |request: &Received| {
             let fields = request.headers.iter().chain(request.trailers.iter());
@@ -217,7 +218,7 @@ fn contains(bytes: &[u8], needle: &str) -> bool {
     bytes.windows(needle.len().max(1)).any(|at| at == needle.as_bytes())
 }
 
-/// A stream that writes down what is read from it.
+/// A stream that records the bytes read from it.
 pub(super) struct Tee<S> {
     stream: S,
     id: usize,

@@ -14,11 +14,11 @@ use super::{
     record::Received,
 };
 
-/// An answer: its type, further fields, whether its length is announced, its steps, and what comes
-/// behind its body.
+/// An answer: its type, further fields, whether its length is announced, its steps, and the
+/// trailers after its body.
 #[derive(Debug, Clone, Default)]
 pub struct Script {
-    /// Its status, where that is not 200.
+    /// Its status, if that is not 200.
     pub status: Option<u16>,
     /// The type of its content.
     pub kind: &'static str,
@@ -26,18 +26,18 @@ pub struct Script {
     pub fields: Vec<(String, Vec<u8>)>,
     /// Whether the length is announced, which leaves no room for trailers in HTTP/1.1.
     pub with_length: bool,
-    /// What is sent, and when.
+    /// The chunks that are sent, and their times.
     pub steps: Vec<Step>,
     /// Fields behind the body.
     pub trailers: Vec<(String, Vec<u8>)>,
 }
 
-/// What is sent at once, and the time until what follows.
+/// Bytes that are sent at once, and the pause after them.
 #[derive(Debug, Clone)]
 pub struct Step {
     /// One chunk, or one frame.
     pub bytes: Bytes,
-    /// How long nothing follows.
+    /// The time until the next step.
     pub pause: Duration,
 }
 
@@ -76,7 +76,7 @@ fn play(script: Script) -> Answer {
         *answer.status_mut() = StatusCode::from_u16(status).expect("a status");
     }
     let head = answer.headers_mut();
-    // Of the same length in HPACK at whatever time.
+    // A fixed date has the same length in HPACK at any time.
     head.insert(header::DATE, HeaderValue::from_static("Mon, 01 Jan 2001 00:00:00 GMT"));
     head.extend(fields(script.fields));
     if script.with_length {
@@ -96,5 +96,5 @@ fn fields(list: impl IntoIterator<Item = (String, Vec<u8>)>) -> HeaderMap {
     list.into_iter().map(field).collect()
 }
 
-/// One test is one process.
+/// The scripts. One test is one process.
 static SCRIPTS: Mutex<Vec<Script>> = Mutex::new(Vec::new());

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-/// The byte streams of TCP, each up to its first gap.
+/// Returns the byte streams of TCP, each up to its first gap.
 pub(super) fn reassemble(packets: &[Vec<u8>]) -> BTreeMap<(SocketAddr, SocketAddr), Vec<u8>> {
     let mut segments: BTreeMap<_, (u32, BTreeMap<u32, &[u8]>)> = BTreeMap::new();
     for segment in packets.iter().filter_map(|packet| Segment::of(packet)) {
@@ -29,9 +29,10 @@ fn join(parts: BTreeMap<u32, &[u8]>) -> Vec<u8> {
         let known = stream.len().checked_sub(at as usize);
         match known.map(|known| part.get(known..)) {
             Some(Some(new)) => stream.extend_from_slice(new),
-            // Sent again, and shorter.
+            // A retransmission that is shorter.
             Some(None) => {}
-            // A keep-alive probe is one byte before the window, far beyond every stream of a test.
+            // A keep-alive probe is one byte before the window, which here looks far beyond every
+            // stream.
             None if part.len() <= 1 => {}
             None => panic!("{MISSING}"),
         }

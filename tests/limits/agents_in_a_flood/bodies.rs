@@ -1,5 +1,5 @@
 //! Bodies that nobody reads at the other end fill what their agent may have on its way, in either
-//! direction. It waits then, and nobody else does; what it gives up is its own again.
+//! direction. The agent waits then, and no other agent does; what it gives up, it may use again.
 
 use std::{
     io,
@@ -53,10 +53,10 @@ fn unread_requests_delay_their_own_agent_alone() {
             let late = || post(&world, AGENT, to, CHAT, BODY);
             wait::expect("no room for one more request", || late().is_err());
             assert_carried(post(&world, AGENT2, to, CHAT, BODY));
-            // The other direction has room of its own.
+            // The other direction has its own room.
             assert_carried(get(&world, AGENT, to));
-            // Between an API that reads nothing and what the agent has sent, its end is not seen:
-            // they are cut after the idle time, which is looked at once in each.
+            // The API reads nothing, so it does not see the end of what the agent has sent. These
+            // are cut after the idle time, which is checked once in each.
             drop(stuck);
             let begun = Instant::now();
             let again = || post(&world, AGENT, to, CHAT, BODY).ok();
@@ -67,17 +67,17 @@ fn unread_requests_delay_their_own_agent_alone() {
     });
 }
 
-/// The usual policy, whose first API also lets agents ask for what is not read.
+/// Returns the usual policy, whose first API also lets agents ask for answers that are not read.
 pub(super) fn config() -> Config {
     usual_config().api("openai", |it| it.more("paths", &["/tardy"]))
 }
 
-/// The same, with both limits at their least.
+/// Returns the same, with both limits at their minimum.
 fn least() -> Config {
     config().limit("agent_buffers", "1MiB").limit("idle_time", "10s")
 }
 
-/// An HTTP/2 client of the first API.
+/// Returns an HTTP/2 client of the first API.
 pub(super) fn h2(world: &World) -> Hello {
     Hello { alpn: vec![b"h2"], ..world.hello(OPENAI.name) }
 }
@@ -101,7 +101,7 @@ fn post(world: &World, from: Ns, to: SocketAddr, path: &str, bytes: usize) -> io
     tls.response()
 }
 
-/// A request whose body is sent until nobody takes any more of it.
+/// Sends a request whose body goes on until nobody takes any more of it.
 fn unread(world: &World, to: SocketAddr) -> io::Result<Tls> {
     let mut tls = open(world, AGENT, to)?;
     let length = "Content-Length: 100000000\r\n\r\n";
@@ -122,13 +122,13 @@ fn fields(from: Ns) -> String {
     format!("Host: {}\r\nAuthorization: Bearer {placeholder}\r\n", OPENAI.name)
 }
 
-/// Reads the whole body before it answers.
+/// A path that reads the whole body before it answers.
 const CHAT: &str = "/v1/chat/completions";
 /// More than an agent may have on its way.
 const BODY: usize = 3_000_000;
-/// Connections with a request that is not read; each holds some hundred KiB in the gateway.
+/// Connections with a request that is not read. Each holds some hundred KiB in the gateway.
 const UNREAD: usize = 8;
-/// How long a client waits for the next byte to move.
+/// Time for which a client waits for the next byte to move.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// How long connections are looked after before they stand still.
+/// Time for which connections are served before they stand still.
 const SERVED: Duration = Duration::from_millis(500);

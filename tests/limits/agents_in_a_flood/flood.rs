@@ -27,10 +27,10 @@ use crate::{
     world::World,
 };
 
-/// What the first agent does too much of.
+/// The work of which the first agent does too much.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Connections that say nothing, and some that are dropped at once.
+    /// Connections that send nothing, and some that are dropped at once.
     Connections,
     /// ClientHellos, some of them long, HTTP/1.1 heads and HTTP/2 header blocks a byte at a time.
     SlowHeads,
@@ -38,14 +38,14 @@ pub(super) enum Kind {
     Requests,
     /// HTTP/2 streams that are reset as soon as they are opened.
     Streams,
-    /// HTTP/2 frames that have to be read, and some of them answered, and ask for nothing.
+    /// HTTP/2 frames without a request that have to be read, some of them also answered.
     Frames,
     /// DNS queries, half of them for names that do not exist.
     Questions,
 }
 
 impl Kind {
-    /// What it has to have tried to be a flood, on a machine that has other things to do: several
+    /// Returns the number of attempts that makes a flood, on a machine with other work: several
     /// times what the limits let through in the time.
     fn enough(self) -> u64 {
         match self {
@@ -58,18 +58,18 @@ impl Kind {
         }
     }
 
-    /// Whether it takes all the connections that its agent may have.
+    /// Returns whether it takes all the connections that its agent may have.
     pub(super) fn takes_connections(self) -> bool {
         matches!(self, Self::Connections | Self::SlowHeads)
     }
 
-    /// Whether it takes all that its agent may have of something, which needs its time.
+    /// Returns whether it takes all that its agent may have of something, which needs time.
     pub(super) fn fills(self) -> bool {
         self.takes_connections() || self == Self::Requests
     }
 
-    /// The kind of record and the reason with which the audit says that it came to the end of a
-    /// limit, where that is for each one that is refused.
+    /// Returns the kind of record and the reason with which the audit reports that it reached a
+    /// limit, if each refusal has a record.
     pub(super) fn refusal(self) -> Option<(&'static str, &'static str)> {
         match self {
             Self::Connections | Self::SlowHeads => Some(("connection", "connection_limit")),
@@ -86,9 +86,9 @@ pub(super) struct Flood {
     /// Whether it has come to its end.
     pub(super) over: AtomicBool,
     tried: AtomicU64,
-    /// Over IPv4 and over IPv6.
+    /// Refusals over IPv4 and over IPv6.
     refused: [AtomicU64; 2],
-    /// The most connections that the gateway was seen to hold.
+    /// The most connections that the gateway held when it was asked.
     most_held: AtomicU64,
     h1: Hello,
     h2: Hello,
@@ -96,10 +96,10 @@ pub(super) struct Flood {
     greeting: Vec<u8>,
 }
 
-/// What a flood holds open.
+/// The open connections of a flood.
 #[derive(Default)]
 struct Held {
-    /// Just opened; some of them are reset in a moment.
+    /// Connections that were just opened; some of them are reset soon.
     young: VecDeque<(usize, TcpStream)>,
     plain: VecDeque<TcpStream>,
     heads: VecDeque<(usize, Slow)>,
@@ -110,13 +110,13 @@ struct Held {
 }
 
 impl Held {
-    /// Which it is the turn of: 0 for IPv4, 1 for IPv6, and an API's address there.
+    /// Returns the family of this turn, 0 for IPv4 and 1 for IPv6, with an API's address in it.
     fn family(&self) -> (usize, SocketAddr) {
         [(0, OPENAI.port(443)), (1, OPENAI.port6(443))][self.ticks as usize % 2]
     }
 }
 
-/// A head on its way.
+/// A head that is being sent.
 enum Slow {
     Hello(TcpStream),
     H1(Box<Tls>),
@@ -133,35 +133,35 @@ impl Flood {
         Self { kind, on, over, tried, refused, most_held, h1, h2, greeting }
     }
 
-    /// How often it tried.
+    /// Returns the number of attempts.
     pub(super) fn tried(&self) -> u64 {
         self.tried.load(Relaxed)
     }
 
-    /// How often it was seen to fail, over IPv4 and over IPv6.
+    /// Returns how many attempts were refused over IPv4 and over IPv6.
     pub(super) fn refused(&self) -> [u64; 2] {
         self.refused.each_ref().map(|count| count.load(Relaxed))
     }
 
-    /// The most connections that the gateway was seen to hold.
+    /// Returns the most connections that the gateway held when it was asked.
     pub(super) fn most_held(&self) -> u64 {
         self.most_held.load(Relaxed)
     }
 
-    /// Looks how many connections the gateway holds at this moment.
+    /// Asks how many connections the gateway holds at this moment.
     pub(super) fn look(&self, world: &World) {
         self.most_held.fetch_max(held(world), Relaxed);
     }
 
-    /// Whether it was a flood by now: it tried enough, the gateway held as many connections as two
-    /// agents may have, one in each family, and a flood of streams was ended in both.
+    /// Returns whether it is a flood by now: it tried enough, the gateway held as many connections
+    /// as two agents may have, one in each family, and a flood of streams was ended in both.
     pub(super) fn is_one(&self) -> bool {
         let full = !self.kind.takes_connections() || self.most_held() >= 2 * OF_ONE - ON_THEIR_WAY;
         let ended = self.kind != Kind::Streams || self.refused().iter().all(|count| *count > 0);
         self.tried() > self.kind.enough() && full && ended
     }
 
-    /// Until it is over, on a thread that others go before.
+    /// Floods until it is over, on a thread of lower priority.
     pub(super) fn run(&self) {
         rustix::process::setpriority_process(None, NICE).expect("a thread may be nice");
         let most = getrlimit(Resource::Nofile).maximum;
@@ -210,7 +210,7 @@ impl Flood {
         }
     }
 
-    /// The oldest of the young ones, if it is old enough, and open still.
+    /// Returns the oldest of the young connections, if it is old enough and still open.
     fn grown(&self, held: &mut Held) -> Option<(usize, TcpStream)> {
         if held.young.len() <= YOUNG {
             return None;
@@ -278,7 +278,7 @@ impl Flood {
             let opened = RawH2::open(AGENT, to, &self.h2);
             open.extend(opened.ok().map(|h2| (h2, 1)));
         }
-        // What was refused is done with; what was not is in those before.
+        // Refused requests are over, and the others are in the connections before.
         if open.len() > CONNECTIONS_WITH_REQUESTS {
             open.remove(CONNECTIONS_WITH_REQUESTS - 1);
         }
@@ -357,19 +357,19 @@ impl Flood {
     }
 }
 
-/// How many connections the gateway says that the first agent's group has open.
+/// Returns how many open connections of the first agent's group the gateway reports.
 pub(super) fn held(world: &World) -> u64 {
     let said = order(world, &["status", "--json"]).output().map(|it| it.stdout).unwrap_or_default();
     let status: Value = serde_json::from_slice(&said).unwrap_or_default();
     status["groups"][0]["connections"].as_u64().unwrap_or_default()
 }
 
-/// The head of a record and of a ClientHello, and more of it than there is room for unasked.
+/// Returns the head of a record and of a ClientHello, and more of it than there is free room for.
 fn long_hello() -> Vec<u8> {
     [&[22, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc, 3, 3][..], &[0; 8_000]].concat()
 }
 
-/// Whether it was neither reset nor closed, and nothing came.
+/// Returns whether it was neither reset nor closed, and nothing arrived.
 fn is_open(stream: &TcpStream) -> bool {
     let peeked = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
     peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
@@ -377,9 +377,9 @@ fn is_open(stream: &TcpStream) -> bool {
 
 /// Connections of one agent by default; IPv4 and IPv6 are two.
 const OF_ONE: u64 = 1_024;
-/// Places that are free for the moment, because somebody has just left.
+/// Slots that may be free for the moment, because a connection has just ended.
 const ON_THEIR_WAY: u64 = 64;
-/// What the flood gives way by. With the lowest priority it would be none on a busy machine.
+/// The niceness of the flood. With the lowest priority there would be no flood on a busy machine.
 const NICE: i32 = 10;
 /// Streams of one connection at once by default.
 const OF_A_CONNECTION: u32 = 100;
@@ -388,8 +388,8 @@ const CONNECTIONS_WITH_REQUESTS: usize = 12;
 /// Kinds of HTTP/2 frames.
 const PING: u8 = 6;
 const UNKNOWN: u8 = 0x42;
-/// Connections that are looked at only when so many were opened after them: whoever is refused is
-/// reset by then.
+/// Connections that are checked only when so many were opened after them: a refused one is reset by
+/// then.
 const YOUNG: usize = 200;
-/// A flood's pace: what [`Flood::tick`] does is done a hundred times a second.
+/// Interval of [`Flood::tick`]: a hundred times a second.
 const TICK: Duration = Duration::from_millis(10);

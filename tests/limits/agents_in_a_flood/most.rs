@@ -41,13 +41,13 @@ fn all_agents_take_under_half_a_gibibyte_by_default() {
     });
 }
 
-/// What as many agents take as a group's prefix has addresses, IPv4 and IPv6.
+/// Takes what as many agents may have as a group's prefix has addresses, IPv4 and IPv6.
 fn take_all(world: &World, ns: Ns) -> Load {
     let (lowest, own_v6, placeholder) = match ns {
         AGENT => (64, AGENT_V6, "OPENAI_API_KEY"),
         _ => (192, AGENT2_V6, "OPS_OPENAI_KEY"),
     };
-    // Whoever is root may have every address of the prefix.
+    // Root may have every address of the prefix.
     ns.shell(&format!("ip route add local 192.0.2.{lowest}/26 dev lo"));
     let v4 = (0..AGENTS).map(|number| IpAddr::from(Ipv4Addr::new(192, 0, 2, lowest + number)));
     let body = Bytes::from(vec![b'x'; 2 << 20]);
@@ -67,7 +67,8 @@ fn take_all(world: &World, ns: Ns) -> Load {
     load
 }
 
-/// What the kernel says of the gateway's memory: `VmRSS` for now, `VmHWM` for the most ever.
+/// Returns the kernel's figures of the gateway's memory: `VmRSS` for now, `VmHWM` for the most
+/// ever.
 pub(super) fn memory_mib(gateway: &Gateway, what: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", gateway.pid())).expect("it runs");
     let line = status.lines().find(|line| line.starts_with(what)).unwrap_or_default();
@@ -78,11 +79,11 @@ pub(super) fn memory_mib(gateway: &Gateway, what: &str) -> u64 {
 const AGENT2_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xb, 0, 0, 0, 0, 0x10);
 /// IPv4 addresses of a prefix that are used.
 const AGENTS: u8 = 16;
-/// Connections of each whose answers are not read, with as many streams as there may be: what
-/// waits for the agent.
+/// Connections of each agent whose answers are not read, with as many streams as there may be:
+/// these answers wait for the agent.
 const BACK: usize = 3;
-/// Connections of each whose requests are not read by the API: with those, all that have large
-/// windows.
+/// Connections of each agent whose requests are not read by the API: together with the others, all
+/// that have large windows.
 const OUT: usize = 13;
-/// How long each connection is looked after before it stands still.
+/// Time for which each connection is served before it stands still.
 const SERVED: Duration = Duration::from_secs(3);

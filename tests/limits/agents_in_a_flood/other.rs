@@ -1,4 +1,4 @@
-//! The agent that does nothing out of the ordinary, where it is, and what it sees.
+//! The agent that does nothing out of the ordinary: its place, and its samples.
 
 use std::{
     io,
@@ -20,10 +20,10 @@ use crate::{
     world::World,
 };
 
-/// Where the other agent is, seen from the one that floods.
+/// The place of the other agent, seen from the one that floods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
-    /// Behind another interface, in another group: nothing is shared but the daemon.
+    /// Behind another interface, in another group: only the daemon is shared.
     AnotherInterface,
     /// On the same wire, in another group: with the same listeners and sockets.
     AnotherGroup,
@@ -32,7 +32,7 @@ pub(super) enum Place {
 }
 
 impl Place {
-    /// The usual policy, with a group for an agent in this place.
+    /// Returns the usual policy, with a group for an agent in this place.
     pub(super) fn config(self) -> Config {
         let usual = usual_config();
         let first = |prefixes: [&str; 2]| {
@@ -54,7 +54,7 @@ impl Place {
     pub(super) fn prepare(self) {
         if self != Self::AnotherInterface {
             AGENT.shell(&format!("ip addr add {NEIGHBOUR_V4}/32 dev eth0"));
-            // Deprecated: whoever does not ask for it does not get it as a source.
+            // Deprecated, so that only a program that asks for it gets it as a source.
             let deprecated = format!("{NEIGHBOUR_V6}/128 dev eth0 nodad preferred_lft 0");
             AGENT.shell(&format!("ip addr add {deprecated}"));
             GATEWAY.shell("ip route add 2001:db8:a:1::/64 dev agents0");
@@ -65,7 +65,7 @@ impl Place {
 /// The agent that does nothing out of the ordinary.
 pub(super) struct Other {
     ns: Ns,
-    /// Over IPv4 and over IPv6.
+    /// Its addresses in IPv4 and IPv6.
     own: [IpAddr; 2],
     placeholder: &'static str,
     hello: Hello,
@@ -87,7 +87,7 @@ impl Other {
         Self { ns, own, placeholder, hello }
     }
 
-    /// Its addresses, over IPv4 and over IPv6.
+    /// Returns its addresses in IPv4 and IPv6.
     pub(super) fn addresses(&self) -> [IpAddr; 2] {
         self.own
     }
@@ -110,7 +110,7 @@ impl Other {
         }
     }
 
-    /// A query, a connection, a handshake, a request and its answer.
+    /// Takes a sample: a query, a connection, a handshake, a request and its answer.
     pub(super) fn sample(&self, ipv6: bool) -> io::Result<()> {
         let (server, kind, to) = match ipv6 {
             false => (SocketAddr::from((GATEWAY_V4, 53)), RecordType::A, OPENAI.port(443)),
@@ -134,7 +134,7 @@ impl Other {
     }
 }
 
-/// What the other agent saw.
+/// The other agent's samples.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     times: Vec<Duration>,
@@ -149,17 +149,17 @@ impl Seen {
         sorted.get(at.min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
     }
 
-    /// How often it tried.
+    /// Returns the number of attempts.
     pub(super) fn count(&self) -> usize {
         self.times.len() + self.failures
     }
 
-    /// The time that 99 of 100 that were served did not need.
+    /// Returns the time within which 99 of 100 served samples ended.
     pub(super) fn p99(&self) -> Duration {
         self.quantile(0.99)
     }
 
-    /// The share of those that were served.
+    /// Returns the share of samples that were served.
     pub(super) fn success(&self) -> f64 {
         self.times.len() as f64 / self.count() as f64
     }
@@ -173,7 +173,7 @@ impl std::fmt::Display for Seen {
     }
 }
 
-/// Between two samples: what they take from the machine themselves is little.
+/// Pause between two samples, so that they take little from the machine themselves.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Failures that are printed.
 const TOLD: usize = 10;

@@ -1,4 +1,5 @@
-//! Vault's PKI engine as an operator sets it up, and what holds the gateway's token can ask of it.
+//! Vault's PKI engine as an operator sets it up, and the requests that a holder of the gateway's
+//! token can send it.
 
 use std::{collections::BTreeMap, process::Command};
 
@@ -14,7 +15,7 @@ use time::{Duration, OffsetDateTime};
 /// A Vault with a PKI engine, and the policy for the gateway.
 pub struct Engine {
     pub vault: Vault,
-    /// What agents trust, in PEM.
+    /// The root that agents trust, in PEM.
     pub root: String,
     dir: std::path::PathBuf,
 }
@@ -22,7 +23,7 @@ pub struct Engine {
 /// The body of a request to sign.
 pub type Question = BTreeMap<String, Value>;
 
-/// An issuing CA whose key is at hand, as a thief of the gateway's key would have it.
+/// An issuing CA with its key, as a thief of the gateway's key would have it.
 pub struct Issuing {
     certificate: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
@@ -61,13 +62,13 @@ impl Engine {
         Self { vault, root, dir: lab.dir.clone() }
     }
 
-    /// From now on Vault lets the gateway ask for this life of a CA, and for no other.
+    /// Makes Vault allow the gateway this life of a CA, and no other, from now on.
     pub fn sign_for(&self, ttl: &str) {
         self.vault.policy("gateway-pki", &POLICY.replace("20s", ttl));
     }
 
-    /// From now on the engine signs with a CA that a root outside of Vault signed, and agents
-    /// trust that one.
+    /// Makes the engine sign with a CA below a root outside of Vault, which agents trust from now
+    /// on.
     pub fn move_below_another_root(&mut self) {
         let made =
             self.vault.cli(&["write", "pki/intermediate/generate/internal", "common_name=Agents"]);
@@ -97,12 +98,12 @@ impl Engine {
         self.root = root;
     }
 
-    /// What the gateway asks for, with a new key.
+    /// Returns the gateway's request, with a new key.
     pub fn question(&self, common_name: &str, names: [&str; 2]) -> Question {
         self.question_for(&new_key(), common_name, names)
     }
 
-    /// Vault's answer to the gateway's token, or what it says against it.
+    /// Returns Vault's answer to the gateway's token, or its error.
     pub fn sign(&self, question: &Question) -> Result<String, String> {
         self.sign_at("pki/root/sign-intermediate", question)
     }
@@ -119,7 +120,7 @@ impl Engine {
         Ok(answer["data"]["certificate"].as_str().expect("a certificate").to_owned())
     }
 
-    /// An issuing CA as the gateway gets it.
+    /// Returns an issuing CA as the gateway gets it.
     pub fn issuing(&self, common_name: &str, names: [&str; 2]) -> Issuing {
         let key = new_key();
         let pem = self.sign(&self.question_for(&key, common_name, names)).expect("allowed");
@@ -147,7 +148,7 @@ impl Engine {
 }
 
 impl Issuing {
-    /// A leaf for any name or address, constraints or not.
+    /// Returns a leaf for any name or address, whatever the constraints.
     pub fn leaf(&self, name: &str) -> Leaf {
         let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
         params.distinguished_name = rcgen::DistinguishedName::new();
@@ -164,7 +165,7 @@ impl Issuing {
     }
 }
 
-/// What OpenSSL says of a chain, checked as strictly as it can.
+/// Returns OpenSSL's verdict on a chain, checked as strictly as possible.
 pub fn openssl_verify(
     lab: &Lab,
     root: &str,
@@ -187,7 +188,7 @@ pub fn openssl_verify(
     }
 }
 
-/// The certificates in PEM.
+/// Returns the certificates in PEM.
 pub fn pem(chain: &[CertificateDer<'static>]) -> String {
     use base64::{Engine as _, engine::general_purpose::STANDARD};
     let one = |der: &CertificateDer<'static>| {
@@ -199,7 +200,7 @@ pub fn pem(chain: &[CertificateDer<'static>]) -> String {
     chain.iter().map(one).collect()
 }
 
-/// The serial number, as OpenSSL prints it.
+/// Returns the serial number, as OpenSSL prints it.
 pub fn serial(certificate: &CertificateDer<'static>) -> String {
     let text = pem(std::slice::from_ref(certificate));
     let script = format!("printf '%s' '{text}' | openssl x509 -noout -serial");

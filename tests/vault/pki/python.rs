@@ -1,5 +1,5 @@
-//! Python's ssl with VERIFY_X509_STRICT, which is the default from 3.13 on. An older Python is told
-//! to be as strict, where the machine has no other, and [`announce`] says so.
+//! Python's ssl with VERIFY_X509_STRICT, which is the default from 3.13 on. Where the machine has
+//! only an older Python, that one is told to be as strict, and [`announce`] says so.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use lab::{
 
 use super::engine::{Leaf, pem};
 
-/// What happened when an agent's Python made a handshake with the host.
+/// Returns the result of a handshake of an agent's Python with the host.
 pub fn get(lab: &Lab, host: Host) -> String {
     let script = lab.write("get.py", format!("{STRICT}{GET}"));
     let mut command = AGENT.command(python().0);
@@ -23,7 +23,7 @@ pub fn get(lab: &Lab, host: Host) -> String {
     said(&command.output().expect("python starts"))
 }
 
-/// What happened when Python made a handshake with itself, where the server shows this leaf.
+/// Returns the result of a handshake of Python with itself, where the server shows this leaf.
 pub fn handshake(lab: &Lab, root: &str, name: &str, leaf: &Leaf) -> String {
     let script = lab.write("handshake.py", format!("{STRICT}{HANDSHAKE}"));
     let root = lab.write("p-root.pem", root);
@@ -33,20 +33,20 @@ pub fn handshake(lab: &Lab, root: &str, name: &str, leaf: &Leaf) -> String {
     said(&command.arg(script).arg(root).arg(name).arg(chain).arg(key).output().expect("it starts"))
 }
 
-/// Says on the terminal, passing tests or not, where it is not Python 3.13's own strictness that is
-/// tested.
+/// Prints on the terminal, whether or not tests pass, that the tested strictness is not Python
+/// 3.13's own.
 pub fn announce() {
     let (_, version) = python();
     if !version.starts_with("3.13.") {
         let note =
             format!("note: no Python 3.13 runs here; its strict checks are made by {version}\n");
-        // Not by a macro: the output of a test that passes is not shown.
+        // Not printed by a macro, because the output of a test that passes is not shown.
         let _ = std::io::stderr().write_all(note.as_bytes());
     }
 }
 
-/// The first Python that runs, 3.13 before any other, and its version. What is on `PATH` may be a
-/// stand-in that ends with an error, or needs its user's environment.
+/// Returns the first Python that runs, 3.13 before any other, and its version. The one on `PATH`
+/// may be a stand-in that ends with an error, or need its user's environment.
 fn python() -> (PathBuf, String) {
     let of_pyenv = fs::read_dir(pyenv().join("versions")).into_iter().flatten();
     let of_pyenv = of_pyenv.filter_map(Result::ok).map(|version| version.path());

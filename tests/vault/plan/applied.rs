@@ -1,5 +1,5 @@
-//! The plan at work in a real Vault: what it gives out is of no use elsewhere or for anything else,
-//! and a lease is prolonged and given back with it.
+//! The plan at work in a real Vault: its tokens are of no use elsewhere or for anything else, and a
+//! lease is renewed and given back with them.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use super::{Planned, status};
 use crate::{lifecycle::control::tell, vault::secrets::assert_makes_its_groups_tokens_alone};
 
 impl Planned {
-    /// A login as the gateway does it, at the command line in this place.
+    /// Logs in as the gateway does, at the command line in this place.
     fn login(&self, ns: Ns) -> Output {
         let secret_id = fs::read_to_string(self.lab.dir.join("vault/secret-id"));
         let secret_id = format!("secret_id={}", secret_id.expect("the SecretID").trim());
@@ -60,7 +60,7 @@ fn with_the_plan_the_gateways_own_token_reads_nothing() {
     });
 }
 
-/// The first group's key is a user of PostgreSQL's that Vault lends.
+/// Makes the first group's key a PostgreSQL user that Vault leases.
 fn lending(config: Config) -> Config {
     config.binding("OPENAI_API_KEY", |it| {
         it.set("secret", "vault-read:database/creds/postgres#{username}:{password}")
@@ -91,7 +91,7 @@ fn a_planned_lease_is_renewed_and_given_back() {
         assert_eq!(sent(), first, "it is the same user");
         assert!(postgres.admits(name, password) && first.len() > OPENAI_SECRET.len());
 
-        // The group stays, and with it its token: the lease has to be given back by itself.
+        // The group stays, and with it its token, so the lease itself has to be given back.
         gateway::install(&world.lab, &without);
         tell(&world, &["reload"], 0);
         wait::expect("given back", || done(&vault, "sys/leases/revoke").len() == 1);
@@ -168,7 +168,7 @@ fn a_lent_user_ends_within_a_refresh_of_its_right() {
     sandboxed(|| {
         let it = Planned::apply_with(false, lending);
         let postgres = Postgres::start(&it.lab);
-        // So long that nothing but the taking ends it.
+        // So long that only the withdrawal ends it.
         postgres.leased_by(&it.vault, "50m");
         it.assert_healthy();
         let (plan, policy) = (it.plan(&[]), it.policy(RESEARCH));
@@ -204,13 +204,13 @@ fn a_lent_user_ends_within_a_refresh_of_its_right() {
         let second = lent();
         taken(&delete);
         let deleted = Instant::now();
-        // Again, while the group's token is a new one.
+        // The same while the group's token is a new one.
         vault.script(&plan);
         let third = lent();
         assert!(deleted.elapsed() < Duration::from_secs(28), "the machine is too slow for this");
         taken(&delete);
         assert!(first != second && second != third);
-        // Nobody may end that lease by itself, so that it goes with the group's old token.
+        // Nobody may end that lease by itself, so it ends with the group's old token.
         let (name, password) = of_bearer(&second);
         let ended = || (!postgres.admits(name, password)).then_some(());
         wait::until(Duration::from_secs(75), ended).expect("PostgreSQL lets it in no more");
@@ -218,7 +218,7 @@ fn a_lent_user_ends_within_a_refresh_of_its_right() {
     });
 }
 
-/// Vault's own records of what it did at this path.
+/// Returns Vault's own records of its actions at this path.
 fn done(vault: &Vault, path: &str) -> Vec<Value> {
     let of_path = |record: &Value| {
         record["type"] == "response"

@@ -1,4 +1,4 @@
-//! The plan for the other ways to log in, at work in a real Vault.
+//! The plan for the other logins, at work in a real Vault.
 
 use lab::{pki::Authority, sandboxed};
 
@@ -26,7 +26,7 @@ fn the_signed_token_login_plan_is_all_vault_needs() {
             lab.write("jwt", signed(lab, "cloakroom"));
             vault.config().login(signed_token())
         });
-        // What the plan asks the operator for.
+        // The values for which the plan asks the operator.
         let asked = "SUBJECT=cloakroom AUDIENCE=vault\n";
         it.vault.script(&(asked.to_owned() + &it.plan(&[])));
         let key = it.lab.dir.join("jwt-public.pem").display().to_string();
@@ -35,7 +35,7 @@ fn the_signed_token_login_plan_is_all_vault_needs() {
     });
 }
 
-/// Requires that the doctor is content, that applying the plan again, with `asked` before it,
+/// Requires that the doctor finds nothing, that applying the plan again, with `asked` before it,
 /// changes nothing at `role`, that a wider token is found, and that requests get their secrets.
 #[track_caller]
 fn works_and_stays_as_it_is(it: Planned, asked: &str, role: &str) {

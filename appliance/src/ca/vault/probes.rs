@@ -1,5 +1,5 @@
-//! Questions that tell what Vault would sign for whoever has the gateway's token. Their keys are
-//! dropped at once, so that a CA which comes back is of no use to anybody.
+//! Requests that show what Vault would sign for a holder of the gateway's token. Their keys are
+//! dropped at once, so that a CA that comes back is of no use to anybody.
 
 use std::collections::BTreeMap;
 
@@ -14,15 +14,15 @@ use crate::{
 pub(crate) struct Probes {
     /// The gateway's own request, for each rule.
     pub(crate) good: Vec<(RuleName, SignIntermediate)>,
-    /// A wider request, and in which way it is wider.
+    /// The wider requests, each with the way in which it is wider.
     pub(crate) wider: Vec<(&'static str, SignIntermediate)>,
 }
 
-/// The questions for a policy; none where no rule ends TLS.
+/// Returns the requests for a policy; none where no rule ends TLS.
 ///
 /// # Errors
 ///
-/// A rule whose names cannot be put into a name constraint, or no random numbers.
+/// A rule's names cannot be put into a name constraint, or there are no random numbers.
 pub(crate) fn probes(settings: &PkiSettings, policy: &Policy) -> Result<Probes, CaError> {
     let mut good = Vec::new();
     let mut all: Vec<SigningParameters> = Vec::new();
@@ -47,10 +47,11 @@ fn question(limits: SigningParameters) -> Result<SignIntermediate, CaError> {
     SignIntermediate::new(limits, &CaKey::generate()?)
 }
 
-/// In which way a question is wider, and what makes it so.
+/// The way in which a request is wider, and the change that makes it so.
 type Widening = (&'static str, fn(&mut SigningParameters));
 
-/// A policy compares each value by itself, so that one at a time is enough.
+/// Returns limits that are each wider in one value. A policy compares each value by itself, so one
+/// at a time is enough.
 fn limits_that_are_wider(limits: &SigningParameters) -> [(&'static str, SigningParameters); 9] {
     let changes: [Widening; 9] = [
         ("a name outside of the configuration", |it| {
@@ -76,7 +77,7 @@ fn limits_that_are_wider(limits: &SigningParameters) -> [(&'static str, SigningP
     })
 }
 
-/// The names of two rules in one CA, where two rules have different names.
+/// Returns one request with the names of two rules, where two rules have different names.
 fn mixture(all: &[SigningParameters]) -> Option<(&'static str, SigningParameters)> {
     let mut mixed = all.first()?.clone();
     let other = all.iter().find(|it| it.permitted_dns_domains != mixed.permitted_dns_domains)?;
@@ -84,12 +85,12 @@ fn mixture(all: &[SigningParameters]) -> Option<(&'static str, SigningParameters
     names.extend(other.permitted_dns_domains.iter().cloned());
     names.sort_unstable();
     names.dedup();
-    // Where one rule has all of them, that is what it may ask for.
+    // Where one rule has all of these names, it may ask for them.
     let is_new = all.iter().all(|it| it.permitted_dns_domains != mixed.permitted_dns_domains);
     is_new.then_some(("the names of two rules at once", mixed))
 }
 
-/// In which way a question is wider, and what it then says beside its limits.
+/// The way in which a request is wider, and the field that it sends beside its limits.
 const BESIDE: [(&str, &str, &str); 3] = [
     ("whatever its CSR says", "use_csr_values", "true"),
     ("alternative names", "alt_names", OUTSIDE),

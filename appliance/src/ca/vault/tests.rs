@@ -19,7 +19,7 @@ pub(crate) struct Engine {
     issuer: Issuer<'static, KeyPair>,
 }
 
-/// What an engine does differently.
+/// A change that an engine makes to what it signs.
 pub(crate) type EngineChange<'a> = &'a dyn Fn(&mut CertificateParams);
 
 impl Engine {
@@ -46,7 +46,7 @@ impl Engine {
         one_certificate(self.pem.as_bytes()).unwrap()
     }
 
-    /// Signs what a request body asks for, and `change`.
+    /// Signs what a request body asks for, with `change` applied.
     pub(crate) fn sign(&self, body: &str, change: EngineChange<'_>) -> Signed {
         let body: serde_json::Value = serde_json::from_str(body).unwrap();
         let text = |key: &str| body[key].as_str().unwrap().to_owned();
@@ -208,14 +208,14 @@ fn only_the_lack_of_the_ip_exclusion_can_be_accepted() {
     assert!(fault(&engine, free).contains("accept_without_ip_exclusion"), "it says how");
 }
 
-/// rcgen makes no constraints that are not critical: the flag is taken out of the DER.
+/// rcgen makes critical constraints only, so the flag is taken out of the DER.
 #[test]
 fn constraints_that_are_not_critical_are_refused() {
     let engine = Engine::new();
     let ca = asked(&engine, &engine.settings(), &|_| {}).unwrap();
     let leaf = ca.mint(&host("b.test"), unix_seconds(now()).unwrap()).unwrap();
     let mut der = leaf.key.cert[1].to_vec();
-    // id-ce-nameConstraints, 2.5.29.30, and BOOLEAN TRUE after it.
+    // The bytes are id-ce-nameConstraints, 2.5.29.30, and BOOLEAN TRUE after it.
     let critical = [0x06, 0x03, 0x55, 0x1d, 0x1e, 0x01, 0x01, 0xff];
     let at = der.windows(critical.len()).position(|bytes| bytes == critical).unwrap();
     der[at + critical.len() - 1] = 0;
@@ -326,5 +326,5 @@ fn the_policy_lists_each_rule_and_nothing_between_them() {
     assert_eq!(policy_hcl(&engine.settings(), &policy(vec![])).unwrap(), "");
 }
 
-/// What the tests against a real Vault write there.
+/// The policy that the tests against a real Vault write there.
 const POLICY: &str = include_str!("../../../../tests/vault/pki.hcl");

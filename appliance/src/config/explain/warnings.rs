@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// What deserves a second look, each in one line.
+/// Returns the settings that deserve a second look, each in one line.
 pub(super) fn warnings(config: &Config) -> Vec<String> {
     let Config { settings, policy } = config;
     let groups = policy.groups.iter().flat_map(|group| group_warnings(group, settings, policy));
@@ -103,7 +103,7 @@ fn api_warnings(api: &Api) -> Vec<String> {
                 binding.secret
             ));
         }
-        // The places of a binding share the halves.
+        // All places of a binding share the halves.
         let lone =
             |place: &Place| matches!(place, Place::BasicPassword { user } if user.is_empty());
         if binding.places.iter().any(lone) {
@@ -149,7 +149,7 @@ fn pass_warnings(pass: &Pass) -> Vec<String> {
     found
 }
 
-/// What is written wrong looks like one of them.
+/// Returns methods that are unusual, because a misspelt method is one of them.
 fn unusual(methods: &[Method]) -> impl Iterator<Item = String> {
     let others = methods.iter().filter(|method| !USUAL_METHODS.contains(method));
     others.map(|method| format!("allows {method}, which is none of the usual methods (methods)"))
@@ -166,7 +166,7 @@ fn private_warnings(what: &str, name: &RuleName, upstream: &Upstream) -> Vec<Str
     each.collect()
 }
 
-/// A listed prefix that touches loopback or link-local.
+/// Returns the warning for a listed prefix that touches loopback or link-local.
 fn local(prefix: &IpNet) -> Option<String> {
     let local = ["127.0.0.0/8", "169.254.0.0/16", "::1/128", "fe80::/10"];
     let mut local = local.iter().filter_map(|text| text.parse().ok());
@@ -174,13 +174,13 @@ fn local(prefix: &IpNet) -> Option<String> {
     touches.then(|| ": this machine's own or link-local services".into())
 }
 
-/// A listed prefix that means a service of a cloud.
+/// Returns the warning for a listed prefix that means a service of a cloud.
 fn service(prefix: &IpNet) -> Option<String> {
     let service = special::cloud_services().find(|service| service.prefix.contains(prefix));
     service.map(|service| format!(": {}", service.purpose))
 }
 
-/// A listed prefix that holds services of clouds, and does not open them.
+/// Returns the warning for a listed prefix that holds services of clouds but does not open them.
 fn services_in(prefix: &IpNet) -> Option<String> {
     let inside = special::cloud_services()
         .filter(|service| prefix.contains(&service.prefix) && *prefix != service.prefix);

@@ -1,4 +1,4 @@
-//! Properties of whole files. Each case changes a file that is right in one or more places.
+//! Properties of whole files. Each case changes one or more places of a file that is right.
 
 use std::{io, path::Path, sync::OnceLock, time::Duration};
 
@@ -41,7 +41,7 @@ hosts = ["pypi.org", "*.pythonhosted.org"]
 
 const REFERENCE: &str = include_str!("../../../../image/cloakroom.toml");
 
-/// There is no file but the CA of Vault.
+/// Reads files as if there were none except the CA of Vault.
 fn no_files(path: &Path) -> io::Result<String> {
     if path.ends_with("vault-ca.pem") {
         return Ok(certificate());
@@ -66,7 +66,7 @@ fn mistakes(text: &str) -> Vec<Mistake> {
     parse_text(text).map_or_else(|errors| errors.mistakes().to_vec(), |_| Vec::new())
 }
 
-/// The good file with every `from` changed to its `to`.
+/// Returns the good file with every `from` changed to its `to`.
 fn changed(changes: &[(&str, &str)]) -> String {
     changes.iter().fold(GOOD.to_owned(), |text, (from, to)| {
         assert!(text.contains(from), "{from:?} is in the file");
@@ -142,7 +142,7 @@ fn the_configurations_of_the_documents_load() {
         let config = parse_text(&text).unwrap_or_else(|errors| panic!("{errors}"));
         let policy = &config.policy;
         assert_eq!((policy.apis.len(), policy.passes.len(), policy.tcp.len()), rules);
-        // Nothing in it means something that is warned of, but for the id that nobody may copy.
+        // Nothing in it deserves a warning, except the id that nobody may copy.
         let text = explain(&config);
         let mut warnings = text.lines().filter(|line| line.starts_with("  ! "));
         assert!(warnings.all(|line| line.contains("role_id 00000000-")), "{text}");
@@ -162,7 +162,7 @@ fn what_differs_in_two_settings_is_named_by_its_key() {
 
 #[test]
 fn the_reference_shows_the_true_defaults() {
-    // A folder of issuing CAs is for those without [vault.pki].
+    // A folder of issuing CAs is for configurations without [vault.pki].
     let no_default = [
         "#namespace",
         "#peers",
@@ -194,7 +194,7 @@ fn the_reference_shows_the_true_defaults() {
 fn the_reference_has_every_key() {
     let mut asked = 0;
     for header in REFERENCE.lines().filter(|line| line.starts_with('[')) {
-        // At the start of a line, because comments name tables too.
+        // Found at the start of a line, because comments name tables too.
         let (own, with) = (format!("\n{header}"), format!("\n{header}\nqqqqqqqqqqqq = 1"));
         let text = REFERENCE.replacen(&own, &with, 1);
         let found = mistakes(&text);
@@ -283,7 +283,7 @@ fn a_syntax_error_has_its_line() {
     let found = mistakes(&changed(&[("interface = ", "interface = \"a\"\ninterface = ")]));
     assert_eq!((found.len(), found[0].line), (1, 11), "{found:?}");
     assert!(found[0].text.contains("\"interface\" is already in line 10"), "{found:?}");
-    // What a list without its end takes with it is not told a second time.
+    // Keys that a list without its end swallows are not reported a second time.
     let found = mistakes(&changed(&[("\"2001:db8:1::/64\"]", "\"2001:db8:1::/64\"")]));
     assert_eq!(found.len(), 1, "{found:#?}");
     assert!(found[0].text.contains("the list that begins in line 11"), "{found:?}");

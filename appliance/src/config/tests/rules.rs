@@ -490,7 +490,7 @@ fn a_handshake_is_a_get() {
     accepts("[[api.binding]]", get);
 }
 
-/// The good file with this in place of its API.
+/// Returns the good file with this instead of its API.
 fn with_api(api: &str) -> String {
     let (before, rest) = GOOD.split_once("[[api]]").unwrap();
     let (_, after) = rest.split_once("[[splice]]").unwrap();
@@ -549,7 +549,7 @@ fn a_providers_mistakes_are_reported_where_its_name_stands() {
     assert!(found.iter().any(|it| it.line == 18 && it.text.contains("github.com")), "{found:?}");
 }
 
-/// The good file with clients for its group, and these tables in the place of its rules.
+/// Returns the good file with clients for its group, and with these tables instead of its rules.
 fn with_clients(clients: &str, rules: &str) -> String {
     let clients = format!("interface = \"agents0\"\nclient = [{clients}]\n");
     let (before, _) = GOOD.split_once("[[api]]").unwrap();

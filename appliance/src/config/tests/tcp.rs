@@ -3,7 +3,7 @@
 use super::{GOOD, accepts, changed, mistakes, refuses};
 use crate::config::explain;
 
-/// The good file with this `[[tcp]]` at its end, as a change to it.
+/// Returns the good file with this `[[tcp]]` at its end, as a change to it.
 fn with(rule: &str) -> String {
     format!("[\"pypi.org\", \"*.pythonhosted.org\"]\n[[tcp]]\n{rule}")
 }
@@ -53,7 +53,7 @@ fn a_tcp_rule_lists_exact_hosts_and_its_ports() {
 
 #[test]
 fn a_port_without_names_is_no_port_with_names() {
-    // Lines of the good file: the API's table, the pass's.
+    // The lines of the API's table and of the pass's in the good file.
     for (ports, line) in [("[22, 443]", "line 12"), ("[443]", "line 12")] {
         refuses(HOSTS, &with(&GIT.replace("[22]", ports)), ports, &["443", line, "one of the two"]);
     }

@@ -55,7 +55,7 @@ fn a_value_is_read_twice_within_its_lifetime() {
     ] {
         refuses(ca, &times(bad), at, words);
     }
-    // Beside a mistake in one of them the other is not measured by a default.
+    // Where one of the two is wrong, the other is not compared with a default.
     refuses(ca, &times("refresh = \"0s\"\nmax_stale = \"5s\""), "refresh", &["from 1s"]);
 }
 
@@ -89,7 +89,7 @@ fn vault_signs_the_issuing_cas_or_a_folder_holds_them() {
     ] {
         refuses("[[group]]", &pki(&format!("root_file = \"r.pem\"\n{line}")), line, &[why]);
     }
-    // The plan for Vault is made before there is a root; one that is there is looked into.
+    // The plan for Vault is made before there is a root; an existing one is checked.
     let text = changed(&[("[[group]]", &pki("root_file = \"root.pem\""))]);
     let with = |pem: &'static str| {
         parse(&text, None, "gateway.toml", &move |path| match path.ends_with("root.pem") {

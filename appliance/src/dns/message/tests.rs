@@ -241,12 +241,12 @@ fn a_later_edns_is_told_which_one_there_is() {
     let mut message = with_edns(query("pypi.example.", RecordType::A), 512);
     message.edns.as_mut().unwrap().set_version(1);
     let (answer, _) = at_once(ask(&message.to_vec().unwrap()));
-    // BADVERS and BADSIG are one number (RFC 6895, section 2.3), which is read as the latter.
+    // BADVERS and BADSIG are one number (RFC 6895, section 2.3), which hickory reads as the latter.
     assert_eq!(u16::from(answer.metadata.response_code), u16::from(ResponseCode::BADVERS));
     assert_eq!(answer.edns.unwrap().version(), 0);
 }
 
-/// Whatever comes in, what goes out is an answer to it that a client can read.
+/// Checks that the answer to any bytes is one that a client can read.
 fn check(query: &[u8]) {
     match ask(query) {
         QueryVerdict::Silence => {}

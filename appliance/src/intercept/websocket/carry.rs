@@ -28,20 +28,20 @@ use crate::{limits::Way, reason::Reason};
 
 /// Both streams, each behind the bytes that were read of it already.
 pub(in crate::intercept) struct WebSocketEnds<A, U> {
-    /// The agent's.
+    /// The agent's stream.
     pub(in crate::intercept) agent: (A, Bytes),
-    /// The upstream's.
+    /// The upstream's stream.
     pub(in crate::intercept) upstream: (U, Bytes),
-    /// Whether the agent's is reset where it is dropped.
+    /// Whether the agent's stream is reset when it is dropped.
     pub(in crate::intercept) reset: Arc<AtomicBool>,
 }
 
-/// Why a direction stopped.
+/// The reason why a direction stopped.
 #[derive(Debug, Clone, Copy)]
 enum Stop {
     /// Its close frame passed.
     Closed,
-    /// Its sender left without one.
+    /// Its sender left without a close frame.
     Left,
     /// A stream broke.
     Broken,
@@ -49,12 +49,12 @@ enum Stop {
     Cut(Cut),
 }
 
-/// Why the gateway ends a WebSocket, and with what code (RFC 6455, section 7.4.1).
+/// The reason why the gateway ends a WebSocket, and the code (RFC 6455, section 7.4.1).
 #[derive(Debug, Clone, Copy)]
 struct Cut {
     code: u16,
     reason: Reason,
-    /// Whether it is for what the upstream sent.
+    /// Whether the upstream sent the cause.
     upstream: bool,
 }
 
@@ -62,13 +62,13 @@ struct LaneRelay<R, W> {
     lane: WebSocketLane,
     read: ReadHalf<R>,
     out: Outlet<W>,
-    /// Whether it is the upstream that sends.
+    /// Whether the upstream is the sender.
     upstream: bool,
     begun: Arc<dyn Begun>,
 }
 
-/// Where frames leave. A frame under way is remembered, so that a last word never stands inside a
-/// frame.
+/// The stream that frames leave by. It remembers a frame under way, so that a last word never
+/// stands inside a frame.
 struct Outlet<W> {
     stream: WriteHalf<W>,
     waiting: BytesMut,
@@ -77,7 +77,7 @@ struct Outlet<W> {
     begun: Arc<dyn Begun>,
 }
 
-/// Carries a WebSocket to its end: how that was, and why the gateway made it, if it did.
+/// Carries a WebSocket to its end. Returns how it ended, and the reason where the gateway ended it.
 pub(in crate::intercept) async fn carry<A, U>(
     ends: WebSocketEnds<A, U>,
     begun: Arc<dyn Begun>,
@@ -108,8 +108,8 @@ where
     (ended.unwrap_or(Ended::Broken), cut.map(|cut| cut.reason))
 }
 
-/// Both directions until they stop: the agent's first. `None` for one that the other's end has
-/// stopped, and for both where nothing moved for too long.
+/// Carries both directions until they stop, and returns both ends, the agent's first. `None` stands
+/// for a direction that the other's end has stopped, and for both where nothing moved for too long.
 async fn run<A, U>(
     up: &mut LaneRelay<A, U>,
     down: &mut LaneRelay<U, A>,
@@ -127,7 +127,7 @@ where
     }
 }
 
-/// The end of the other direction, which has some time once one has come to its own.
+/// Returns the end of the other direction, which has some time once one has ended.
 async fn then(first: Stop, other: impl Future<Output = Stop>) -> Option<Stop> {
     match first {
         Stop::Closed => timeout(CLOSING_TIME, other).await.ok(),
@@ -136,7 +136,7 @@ async fn then(first: Stop, other: impl Future<Output = Stop>) -> Option<Stop> {
     }
 }
 
-/// How it ended, and why the gateway ended it.
+/// Returns how the WebSocket ended, and why where the gateway ended it.
 fn judge(stops: &[Option<Stop>; 2]) -> (Option<Ended>, Option<Cut>) {
     let cut = stops.iter().find_map(|stop| match stop {
         Some(Stop::Cut(cut)) => Some(*cut),
@@ -151,7 +151,8 @@ fn judge(stops: &[Option<Stop>; 2]) -> (Option<Ended>, Option<Cut>) {
     }
 }
 
-/// Says goodbye where nobody did, and closes both sides. Whether the agent closed its own.
+/// Sends a close frame where none was sent, and closes both sides. Returns whether the agent closed
+/// its own.
 async fn last_words<A, U>(
     up: &mut LaneRelay<A, U>,
     down: &mut LaneRelay<U, A>,
@@ -171,7 +172,7 @@ where
         Some(cut) => Some((cut.code, cut.reason.as_str())),
         None => idle.then_some((GOING_AWAY, "idle")),
     };
-    // Whoever is not at fault only learns that there is no more.
+    // A side that is not at fault learns only that there is no more.
     let to_upstream = match cut {
         Some(cut) if cut.upstream => Some((cut.code, "")),
         _ => to_agent.map(|_| (GOING_AWAY, "")),
@@ -186,13 +187,14 @@ where
     let upstream = up.out.finish(to_upstream);
     let (agent, _) = tokio::join!(
         timeout(LAST_WORD_TIME, agent),
-        // Whether the upstream takes it changes nothing.
+        // The result does not depend on whether the upstream takes it.
         timeout(LAST_WORD_TIME, upstream),
     );
     matches!(agent, Ok(Ok(())))
 }
 
-/// A socket that is closed with bytes unread is reset, and a last word on its way would be lost.
+/// Reads on for a while: closing a socket with unread bytes resets it, and a last word on its way
+/// would be lost.
 async fn linger<R: AsyncRead>(read: &mut ReadHalf<R>) -> io::Result<()> {
     let mut sink = [0; 4096];
     let mut left = LINGER_BYTES;
@@ -226,13 +228,13 @@ where
             }
             let room = self.lane.room();
             if room.is_empty() {
-                // What a large frame took is not kept by a connection that is silent.
+                // A silent connection keeps no room for a large frame.
                 *room = BytesMut::new();
             }
             room.reserve(READ_BYTES);
             match self.read.read_buf(room).await {
                 Ok(0) => {
-                    // The other side hears of it; where that fails, it is gone too.
+                    // The other side hears of it; where that fails, the other side is gone too.
                     let _ = self.out.stream.shutdown().await;
                     return Stop::Left;
                 }
@@ -242,7 +244,7 @@ where
         }
     }
 
-    /// Sends on all that may be: nothing waits for what is read next.
+    /// Sends on everything that may pass: nothing that is here waits for the next read.
     async fn pass_all(&mut self) -> Result<Option<Stop>, Stop> {
         loop {
             self.renew_masks();
@@ -271,7 +273,7 @@ where
         }
     }
 
-    /// Counts what passes, and gives it to the outlet.
+    /// Counts the frames that pass, and gives them to the outlet.
     fn note(&mut self, passed: Passed) -> Result<Option<Stop>, Stop> {
         self.begun.passed(self.out.way, &passed);
         let upstream = self.upstream;
@@ -299,7 +301,8 @@ impl<W: AsyncWrite + Unpin> Outlet<W> {
         Self { stream, waiting: BytesMut::new(), leaving: Bytes::new(), way, begun }
     }
 
-    /// Sends what waits, once there is room for it among what the agent's bodies may hold.
+    /// Sends the waiting bytes, once there is room for them among those that the agent's bodies may
+    /// hold.
     async fn drain(&mut self) -> Result<(), Stop> {
         if self.leaving.is_empty() && !self.waiting.is_empty() {
             let waiting = std::mem::take(&mut self.waiting).freeze();
@@ -316,12 +319,12 @@ impl<W: AsyncWrite + Unpin> Outlet<W> {
             }
             self.leaving.advance(written);
         }
-        // Counted for as long as it is held, and no longer.
+        // The bytes are counted for as long as they are held, and no longer.
         self.leaving = Bytes::new();
         self.stream.flush().await
     }
 
-    /// Sends the rest of a frame that was begun, a last one, and the end.
+    /// Sends the rest of a frame that was begun, a last one, and the end of the stream.
     async fn finish(&mut self, last: Option<Vec<u8>>) -> io::Result<()> {
         self.send().await?;
         if let Some(last) = last {
@@ -331,7 +334,7 @@ impl<W: AsyncWrite + Unpin> Outlet<W> {
     }
 }
 
-/// A key that nobody can foretell (RFC 6455, section 10.3).
+/// Makes a key that nobody can foretell (RFC 6455, section 10.3).
 fn new_key() -> Option<[u8; 4]> {
     let mut key = [0; 4];
     aws_lc_rs::rand::fill(&mut key).ok().map(|()| key)
@@ -343,11 +346,12 @@ const POLICY: u16 = 1008;
 const TOO_LARGE: u16 = 1009;
 const INTERNAL_ERROR: u16 = 1011;
 
-/// Time for the other side's close frame once one has sent its own.
+/// Time for the close frame of one side once the other has sent its own.
 const CLOSING_TIME: Duration = Duration::from_secs(10);
-/// Time for what is under way once one has left without: a WebSocket knows no half of a connection.
+/// Time for frames under way once one side has left without a close frame: a WebSocket cannot be
+/// half closed.
 const LEAVING_TIME: Duration = Duration::from_secs(2);
-/// Time for both to take a last word.
+/// Time for both sides to take a last word.
 const LAST_WORD_TIME: Duration = Duration::from_secs(2);
 /// Bytes that are read meanwhile, and thrown away.
 const LINGER_BYTES: usize = 1024 * 1024;

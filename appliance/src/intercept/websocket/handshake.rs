@@ -1,6 +1,6 @@
-//! The opening handshake (RFC 6455, sections 4.1 and 4.2): what makes a request one, and an answer
-//! the one to it. Pure. Errs to refusal: a handshake that two readers could take for two things is
-//! none.
+//! The opening handshake (RFC 6455, sections 4.1 and 4.2): which requests are one, and which answer
+//! belongs to it. Pure. Errs to refusal: a handshake that two readers could understand differently
+//! is none.
 
 use std::collections::HashSet;
 
@@ -23,9 +23,9 @@ pub(in crate::intercept) struct Asked {
     key: HeaderValue,
     /// The only answer to the key.
     accept: HeaderValue,
-    /// What the agent offers, in its own words, with no secret.
+    /// The agent's offers in its own words, without a secret.
     offers: Option<HeaderValue>,
-    /// What is offered to the upstream, in the same order.
+    /// The offers to the upstream, in the same order.
     sent: Option<HeaderValue>,
 }
 
@@ -35,7 +35,7 @@ pub(in crate::intercept) struct UpgradeAnswer {
     protocol: Option<HeaderValue>,
 }
 
-/// The handshake that a request is, `None` for one that asks for no other protocol.
+/// Returns the handshake that a request is; `None` for a request that asks for no other protocol.
 ///
 /// # Errors
 ///
@@ -67,9 +67,8 @@ pub(in crate::intercept) fn asked(
 }
 
 impl Asked {
-    /// Writes the handshake into a head from which everything that concerns one connection was
-    /// taken, and in which the values are. No extension is offered: what a codec hides, no mask
-    /// finds.
+    /// Writes the handshake into a head that holds the values and from which everything about a
+    /// single connection was taken. It offers no extension: masks cannot find what a codec hides.
     pub(in crate::intercept) fn write(&mut self, headers: &mut HeaderMap) {
         headers.remove(SEC_WEBSOCKET_EXTENSIONS);
         headers.remove(CONTENT_LENGTH);
@@ -79,11 +78,12 @@ impl Asked {
         self.sent = headers.get(SEC_WEBSOCKET_PROTOCOL).cloned();
     }
 
-    /// Whether a head with status 101 is the answer to this request.
+    /// Accepts a head with status 101 as the answer to this request.
     ///
     /// # Errors
     ///
-    /// `response_unscannable` for an extension, which nobody offered; else `upstream_unreachable`.
+    /// `response_unscannable` for an extension, which nobody offered; `upstream_unreachable` where
+    /// the head is not the answer for another cause.
     pub(in crate::intercept) fn answered(
         &self,
         headers: &HeaderMap,
@@ -105,8 +105,8 @@ impl Asked {
         Ok(UpgradeAnswer { accept: self.accept.clone(), protocol })
     }
 
-    /// The agent's own words for the protocol that the upstream chose: where that is one with a
-    /// secret in it, the agent hears of its placeholder.
+    /// Returns the agent's own words for the protocol that the upstream chose: where the protocol
+    /// holds a secret, the agent hears of its placeholder.
     fn chosen(&self, headers: &HeaderMap) -> Option<HeaderValue> {
         let chosen = only(headers, &SEC_WEBSOCKET_PROTOCOL)?;
         let nth = members(self.sent.as_ref()?).position(|sent| sent == chosen.as_bytes())?;
@@ -129,7 +129,7 @@ impl UpgradeAnswer {
     }
 }
 
-/// The one field of offers, each a token that stands there once (RFC 6455, section 4.1).
+/// Returns the one field of offers, each a token that stands there once (RFC 6455, section 4.1).
 fn offers(headers: &HeaderMap) -> Result<Option<HeaderValue>, Reason> {
     if !headers.contains_key(SEC_WEBSOCKET_PROTOCOL) {
         return Ok(None);
@@ -149,7 +149,7 @@ fn accept(key: &HeaderValue) -> Option<HeaderValue> {
     HeaderValue::try_from(STANDARD.encode(hash)).ok()
 }
 
-/// Sixteen bytes in base64, with no bit that two decoders take for two things.
+/// Whether a key is sixteen bytes in base64, without a bit that two decoders read differently.
 fn is_key(key: &HeaderValue) -> bool {
     STANDARD.decode(key).is_ok_and(|nonce| nonce.len() == 16)
 }
@@ -158,7 +158,7 @@ fn is_websocket(value: &HeaderValue) -> bool {
     value.as_bytes().eq_ignore_ascii_case(b"websocket")
 }
 
-/// The value of a field that is there once.
+/// Returns the value of a field that is there once.
 fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
     let mut values = headers.get_all(name).iter();
     values.next().filter(|_| values.next().is_none())
@@ -169,7 +169,7 @@ fn lists(headers: &HeaderMap, name: &HeaderName, option: &[u8]) -> bool {
     all.any(|member| member.eq_ignore_ascii_case(option))
 }
 
-/// The members of a comma-separated list.
+/// Returns the members of a comma-separated list.
 fn members(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
     value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii)
 }

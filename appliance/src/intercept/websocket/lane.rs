@@ -1,11 +1,11 @@
 //! One direction of a WebSocket: bytes in, frames checked and made again, bytes out. Pure.
 //!
-//! What an upstream sends is masked, one message after the other: across the fragments of a message
-//! as across the chunks of a body, and with no byte kept back beyond its end. A message in one
-//! frame of at most [`WHOLE_FRAME`] bytes leaves in one frame, a larger one in pieces as it comes.
-//! How it is cut depends on the bytes that no form of a secret holds and on the upstream's own
-//! frames, and not on how far it agrees with a secret; masks keep every length. What an agent sends
-//! is no template: nothing is put in.
+//! An upstream's messages are masked one after the other: across the fragments of a message as
+//! across the chunks of a body, and with no byte kept back beyond its end. A message in one frame
+//! of at most [`WHOLE_FRAME`] bytes leaves in one frame, a larger one in pieces as it comes. How it
+//! is cut depends on the bytes that belong to no form of a secret and on the upstream's own frames,
+//! and not on how far it agrees with a secret; masks keep every length. An agent's messages are no
+//! templates: nothing is put in.
 //!
 //! Errs to the end of the connection: everything that the protocol forbids is a [`FrameFault`].
 
@@ -32,42 +32,43 @@ pub struct WebSocketLane {
     closed: bool,
 }
 
-/// Who sends in a direction, and what is done to it.
+/// The sender in a direction, and the treatment of its frames.
 pub enum FrameSender {
-    /// The agent: its frames are masked in the protocol's sense, and so are those that are made of
-    /// them, each with a new key (RFC 6455, section 5.3). `None` where there is no randomness.
+    /// The agent. Its frames are masked in the protocol's sense, and so are those that are made of
+    /// them, each with a new key (RFC 6455, section 5.3). The function returns `None` where there
+    /// is no randomness.
     Agent(fn() -> Option<[u8; 4]>),
-    /// The upstream: secrets are masked.
+    /// The upstream, in whose frames secrets are masked.
     Upstream(Arc<Masks>),
 }
 
-/// A part of what is to be sent on: always whole frames.
+/// A part of the bytes to be sent on: always whole frames.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Passed {
     /// The frames.
     pub frames: Vec<u8>,
-    /// Whether a message ended with them.
+    /// Whether they end a message.
     pub message: bool,
-    /// Bytes of messages in them.
+    /// The bytes of messages in them.
     pub bytes: usize,
-    /// Bytes that were masked.
+    /// The bytes that were masked.
     pub masked: u64,
     /// As [`MaskStream::near_misses`].
     pub near_misses: u64,
-    /// The last frame there is in this direction, and its code if it has one.
+    /// The last frame of this direction, and its code if it has one.
     pub close: Option<Option<u16>>,
 }
 
-/// Why nothing more may be sent on.
+/// The reason why nothing more may be sent on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FrameFault {
     /// A frame that the protocol forbids.
     Malformed,
     /// A message beyond [`MAX_MESSAGE`] or [`MAX_FRAGMENTS`].
     TooLarge,
-    /// More pings, pongs and the like than a connection needs.
+    /// More pings, pongs and other control frames than a connection needs.
     TooMany,
-    /// There is no randomness, or what cannot be.
+    /// There is no randomness, or a fault that cannot be.
     Failed,
 }
 
@@ -75,7 +76,7 @@ pub enum FrameFault {
 struct Under {
     header: FrameHeader,
     length: u64,
-    /// Bytes of it that are still to come.
+    /// The bytes of it that are still to come.
     left: u64,
 }
 
@@ -90,7 +91,7 @@ struct MessageState {
 }
 
 impl WebSocketLane {
-    /// A direction at its beginning.
+    /// Begins a direction.
     pub fn new(from: FrameSender, now: Instant) -> Self {
         Self {
             from,
@@ -102,7 +103,7 @@ impl WebSocketLane {
         }
     }
 
-    /// Where more is read to. [`Self::next`] is to give `None` first.
+    /// Returns the buffer for the next read. [`Self::next`] must have returned `None` before.
     pub fn room(&mut self) -> &mut BytesMut {
         &mut self.held
     }
@@ -117,7 +118,8 @@ impl WebSocketLane {
         }
     }
 
-    /// What is to be sent on next; `None` where more has to come first, or nothing may come.
+    /// Returns the next part to be sent on; `None` where more has to come first, or nothing may
+    /// come.
     ///
     /// # Errors
     ///
@@ -143,7 +145,7 @@ impl WebSocketLane {
         Ok(None)
     }
 
-    /// The frame that is under way, or the next one.
+    /// Returns the frame that is under way, or the next one.
     fn begin(&mut self, now: Instant) -> Result<Option<Under>, FrameFault> {
         if let Some(under) = self.frame.take() {
             return Ok(Some(under));
@@ -165,7 +167,8 @@ impl WebSocketLane {
         Ok(Some(Under { header, length, left: length }))
     }
 
-    /// RFC 6455, sections 5.1, 5.2, 5.4 and 5.5. The library has refused unknown opcodes.
+    /// Checks a frame's header (RFC 6455, sections 5.1, 5.2, 5.4 and 5.5). The library has refused
+    /// unknown opcodes.
     fn check(&self, header: &FrameHeader, length: u64, bytes: usize) -> Result<(), FrameFault> {
         let masked = matches!(self.from, FrameSender::Agent(_));
         let shortest = header.len(length) == bytes && length <= i64::MAX as u64;
@@ -197,8 +200,8 @@ impl WebSocketLane {
         if good { Ok(()) } else { Err(FrameFault::TooLarge) }
     }
 
-    /// Some of a frame, unmasked in the protocol's sense, and whether it is the last of it; the
-    /// frame itself where more has to come first.
+    /// Takes a part of a frame, unmasked in the protocol's sense. Returns it and whether it is the
+    /// last one; returns the frame itself where more has to come first.
     fn take(&mut self, mut under: Under) -> Result<(FrameHeader, Bytes, bool), Under> {
         let left = usize::try_from(under.left).unwrap_or(usize::MAX);
         let whole = under.length <= WHOLE_FRAME as u64;
@@ -274,10 +277,11 @@ impl WebSocketLane {
 }
 
 impl MessageState {
-    /// What of a part of the message may be sent on, and what was masked in it.
+    /// Returns the bytes of a part of the message that may be sent on, how many of them were
+    /// masked, and the near misses.
     fn mask(&mut self, payload: Bytes, last: bool) -> (Bytes, u64, u64) {
         let Some(stream) = &mut self.stream else { return (payload, 0, 0) };
-        // What is kept back was searched when it came.
+        // Bytes that are kept back were searched when they came.
         if payload.is_empty() && !last {
             return (payload, 0, 0);
         }
@@ -290,7 +294,7 @@ impl MessageState {
     }
 }
 
-/// The close frame by which the gateway itself ends a direction.
+/// Returns the close frame by which the gateway itself ends a direction.
 pub(super) fn close_frame(code: u16, reason: &str, key: Option<[u8; 4]>) -> Vec<u8> {
     let payload = [&code.to_be_bytes()[..], reason.as_bytes()].concat();
     let header = FrameHeader { mask: key, ..FrameHeader::default() };
@@ -310,7 +314,7 @@ fn mask_all(mut stream: MaskStream, text: Bytes) -> (Bytes, u64, u64) {
     (given, stream.masked(), stream.near_misses())
 }
 
-/// The code of a close frame, if it has one (RFC 6455, sections 5.5.1 and 7.4).
+/// Returns the code of a close frame, if it has one (RFC 6455, sections 5.5.1 and 7.4).
 fn close_code(payload: &[u8]) -> Result<Option<u16>, FrameFault> {
     let Some((code, reason)) = payload.split_first_chunk::<CODE_BYTES>() else {
         return if payload.is_empty() { Ok(None) } else { Err(FrameFault::Malformed) };
@@ -322,7 +326,7 @@ fn close_code(payload: &[u8]) -> Result<Option<u16>, FrameFault> {
     if good { Ok(Some(code)) } else { Err(FrameFault::Malformed) }
 }
 
-/// Undoes, or does, what the protocol calls masking (RFC 6455, section 5.3), from a place in the
+/// Does, or undoes, masking in the protocol's sense (RFC 6455, section 5.3), from an offset in the
 /// frame.
 fn apply(mut key: [u8; 4], place: u64, payload: &mut [u8]) {
     key.rotate_left((place % 4) as usize);
@@ -331,17 +335,17 @@ fn apply(mut key: [u8; 4], place: u64, payload: &mut [u8]) {
     }
 }
 
-/// Bytes of a frame that leaves as it came, in one.
+/// The longest payload in bytes that leaves in one frame, as it came.
 pub const WHOLE_FRAME: usize = 64 * 1024;
-/// Bytes of a message.
+/// The longest message in bytes.
 pub const MAX_MESSAGE: u64 = 64 * 1024 * 1024;
-/// Frames of a message.
+/// The most frames of a message.
 pub const MAX_FRAGMENTS: u32 = 64 * 1024;
-/// Pings, pongs and the like that a side may send in the long run.
+/// Control frames that a side may send each second, in the long run.
 pub(super) const CONTROL_A_SECOND: u32 = 50;
-/// Those that it may send together.
+/// Control frames that it may send at once.
 pub(super) const CONTROL_AT_ONCE: u32 = 200;
-/// Bytes of a control frame (RFC 6455, section 5.5).
+/// The longest control frame in bytes (RFC 6455, section 5.5).
 const MAX_CONTROL: u64 = 125;
 /// Bytes of the code in a close frame.
 const CODE_BYTES: usize = 2;

@@ -1,4 +1,5 @@
-//! How a connection becomes a WebSocket, and what that goes on needing of the request it began as.
+//! The change of a connection to a WebSocket, which still needs parts of the request that it began
+//! as.
 
 use std::sync::{
     Arc, Mutex,
@@ -13,7 +14,7 @@ use crate::{
     scrub::Masks,
 };
 
-/// What the exchanges of a connection and its owner tell each other of a WebSocket.
+/// The state of a WebSocket that a connection's exchanges and its owner share.
 #[derive(Default)]
 pub(in crate::intercept) struct Switch {
     asked: AtomicBool,
@@ -22,50 +23,50 @@ pub(in crate::intercept) struct Switch {
 
 /// The request that a WebSocket began as.
 pub(in crate::intercept) trait Begun: Send + Sync {
-    /// The masks for what the upstream sends.
+    /// Returns the masks for the upstream's messages.
     fn masks(&self) -> Arc<Masks>;
 
-    /// Others, where values have changed since masks were given. Cheap where they have not.
+    /// Returns other masks where values have changed since masks were given. The check is cheap.
     fn newer_masks(&self) -> Option<Arc<Masks>>;
 
-    /// Counts what passes.
+    /// Counts the frames that pass.
     fn passed(&self, way: Way, passed: &Passed);
 
-    /// Counts places that hold much of a secret and not all of it.
+    /// Counts parts of messages that hold much of a secret and not all of it.
     ///
     /// # Errors
     ///
     /// `secret_probed`, where the agent has had too many.
     fn near_misses(&self, count: u64) -> Result<(), Reason>;
 
-    /// What bytes are counted against while they are held.
+    /// Returns the account against which bytes are counted while they are held.
     fn taken(&self) -> Arc<Taken>;
 
-    /// Why the gateway ended it.
+    /// Notes why the gateway ended it.
     fn refused(&self, reason: Reason);
 
-    /// It came to its end.
+    /// Notes that it came to its end.
     fn complete(&self);
 }
 
 impl Switch {
-    /// A handshake goes upstream. It is the connection's last request, whatever its answer: nothing
-    /// that follows it can be taken for another one.
+    /// Notes that a handshake goes upstream. It is the connection's last request, whatever its
+    /// answer: nothing that follows it can be taken for another one.
     pub(in crate::intercept) fn ask(&self) {
         self.asked.store(true, SeqCst);
     }
 
-    /// Whether one went upstream.
+    /// Whether a handshake went upstream.
     pub(in crate::intercept) fn is_asked(&self) -> bool {
         self.asked.load(SeqCst)
     }
 
-    /// The upstream has agreed.
+    /// Notes that the upstream has agreed.
     pub(in crate::intercept) fn make(&self, begun: Arc<dyn Begun>) {
         *lock(&self.made) = Some(begun);
     }
 
-    /// What the connection has become, once.
+    /// Takes the request that a WebSocket was made of. Only the first call returns it.
     pub(in crate::intercept) fn take(&self) -> Option<Arc<dyn Begun>> {
         lock(&self.made).take()
     }

@@ -1,4 +1,4 @@
-//! What holds of both directions at every cut, against a reader that shares no code with the codec.
+//! Properties of both directions at every cut, against a reader that shares no code with the codec.
 
 use std::{sync::Arc, time::Instant};
 
@@ -13,7 +13,7 @@ use super::{
 use crate::{reason::Reason, scrub::Masks, secrets::SecretValue};
 
 const SECRET: &str = "sk-Proj-0123456789abcdefgh";
-/// As long, and with the same first half.
+/// A secret of the same length and with the same first half.
 const OTHER: &str = "sk-Proj-01234ZYXWVUTSRQPON";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,7 +83,7 @@ fn upstream() -> FrameSender {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Out {
     frames: Vec<u8>,
-    /// Bytes that were sent on after each piece.
+    /// The bytes that were sent on after each piece.
     steps: Vec<usize>,
     messages: u64,
     bytes: usize,
@@ -91,7 +91,7 @@ struct Out {
     closed: bool,
 }
 
-/// What comes of `stream` in pieces of these sizes, over and over.
+/// Passes `stream` in pieces of these sizes, which repeat.
 fn pass(from: FrameSender, stream: &[u8], sizes: &[usize]) -> (Out, Result<(), FrameFault>) {
     let now = Instant::now();
     let (mut lane, mut out) = (WebSocketLane::new(from, now), Out::default());
@@ -121,7 +121,7 @@ fn pass(from: FrameSender, stream: &[u8], sizes: &[usize]) -> (Out, Result<(), F
 /// An opcode and a payload.
 type Whole = (u8, Vec<u8>);
 
-/// Messages put together, and the frames that control the connection, each in its order.
+/// Returns the messages put together, and the control frames, each in order.
 fn messages(frames: &[Seen]) -> (Vec<Whole>, Vec<Whole>) {
     let (mut messages, mut control) = (vec![], vec![]);
     let mut open: Option<Whole> = None;
@@ -317,8 +317,8 @@ fn the_gateways_own_frame_is_one_that_its_reader_takes() {
 }
 
 proptest! {
-    /// Whatever is cut where: the same messages in the same order, every frame in the form that its
-    /// receiver demands, no more and no fewer pings.
+    /// Wherever the stream is cut, the same messages come in the same order, every frame has the
+    /// form that its receiver demands, and there are no more and no fewer pings.
     #[test]
     fn messages_and_pings_arrive_as_they_were_sent(
         texts in prop::collection::vec(("[a-z ]{0,200}", any::<bool>(), prop::collection::vec(0usize..200, 0..4)), 1..5),
@@ -344,8 +344,8 @@ proptest! {
         prop_assert_eq!(out.bytes, texts.iter().map(|it| it.0.len()).sum::<usize>());
     }
 
-    /// The sizes of all that an agent receives, and when, are the same whichever secret is held:
-    /// one that the message holds all of, half of, or nothing of.
+    /// The sizes and times of all that an agent receives are the same for each secret: one that the
+    /// message holds all of, half of, or nothing of.
     #[test]
     fn frame_sizes_tell_nothing_of_a_secret_in_them(
         before in "[a-z é]{0,40}",
@@ -364,7 +364,7 @@ proptest! {
         prop_assert_eq!(sizes(&one.frames), sizes(&two.frames));
     }
 
-    /// A text stays one, whatever was masked in it.
+    /// A text message stays valid UTF-8 when parts of it are masked.
     #[test]
     fn a_text_that_is_masked_is_still_utf_8(
         parts in prop::collection::vec(prop_oneof![Just(SECRET.to_owned()), "\\PC{0,12}"], 1..6),
@@ -503,7 +503,7 @@ fn only_the_answer_to_this_handshake_is_one() {
         |protocol: Option<&str>| Ok((Some(ACCEPT.into()), protocol.map(str::to_owned), None));
     assert_eq!(said(None), good(Some("realtime")));
     assert_eq!(said(Some(("sec-websocket-protocol", &[]))), good(None));
-    // The agent hears of its own words.
+    // The agent hears its own words.
     let secret = format!("openai-insecure-api-key.{SECRET}");
     let placeholder = "openai-insecure-api-key.OPENAI_API_KEY";
     assert_eq!(said(Some(("sec-websocket-protocol", &[&secret]))), good(Some(placeholder)));

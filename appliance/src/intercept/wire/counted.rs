@@ -20,19 +20,19 @@ use tokio::{
 use super::read_ahead::ReadAhead;
 use crate::{audit::Traffic, peek::Rewind};
 
-/// Counts what goes over the agent's side of the wire, TLS and all.
+/// Counts the bytes on the agent's side of the wire, TLS included.
 pub(in crate::intercept) struct Counted {
     pub(in crate::intercept) stream: ReadAhead<Rewind<TcpStream>>,
     pub(in crate::intercept) traffic: Arc<Traffic>,
-    /// Whether the connection is reset where it is dropped: an agent that takes nothing would leave
-    /// what it did not take with the kernel for minutes.
+    /// Whether the connection is reset when it is dropped: else the kernel would keep for minutes
+    /// the bytes that an agent does not take.
     pub(in crate::intercept) reset: Arc<AtomicBool>,
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
         if self.reset.load(Relaxed) {
-            // Where the option cannot be set the connection is closed all the same.
+            // Where the option cannot be set, the connection is closed all the same.
             let socket = SockRef::from(self.stream.get_ref().get_ref());
             let _ = socket.set_linger(Some(Duration::ZERO));
         }

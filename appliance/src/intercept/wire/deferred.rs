@@ -1,9 +1,9 @@
 //! Writes that leave together.
 //!
-//! The HTTP/2 library flushes after nearly every frame, and each flush is a TLS record and a
-//! system call of its own. Here a flush only says that something waits; the connection's task
-//! sends it with [`Flusher::poll`] once it has polled everything that may write. A write beyond
-//! [`FULL`] waits for the stream like any other, so no more than that is ever held back.
+//! The HTTP/2 library flushes after nearly every frame, and each flush is a TLS record and a system
+//! call of its own. Here a flush only notes that bytes wait; the connection's task sends them with
+//! [`Flusher::poll`] once it has polled everything that may write. A write beyond [`FULL`] waits
+//! for the stream like any other, so no more than that is ever held back.
 
 use std::{
     future::poll_fn,
@@ -21,7 +21,7 @@ use crate::locks::lock;
 /// A stream whose writes wait for the task's [`Flusher`].
 pub(in crate::intercept) struct Deferred<S>(Arc<Mutex<DeferredWrites<S>>>);
 
-/// Sends what waits in a [`Deferred`]. Does not keep the stream open.
+/// Sends the bytes that wait in a [`Deferred`]. Does not keep the stream open.
 pub(in crate::intercept) struct Flusher<S>(Weak<Mutex<DeferredWrites<S>>>);
 
 struct DeferredWrites<S> {
@@ -30,22 +30,22 @@ struct DeferredWrites<S> {
 }
 
 impl<S> Deferred<S> {
-    /// A stream, and what sends its writes.
+    /// Returns a stream, and the flusher that sends its writes.
     pub(in crate::intercept) fn new(stream: S) -> (Self, Flusher<S>) {
         let held = Arc::new(Mutex::new(DeferredWrites { stream, waiting: BytesMut::new() }));
         let flusher = Flusher(Arc::downgrade(&held));
         (Self(held), flusher)
     }
 
-    /// Only ever contended if two tasks shared one connection.
+    /// Locks the writes. The lock would be contended only if two tasks shared one connection.
     fn held(&self) -> MutexGuard<'_, DeferredWrites<S>> {
         lock(&self.0)
     }
 }
 
 impl<S: AsyncWrite + Unpin> Flusher<S> {
-    /// Sends what waits. Where the stream takes no more now, the task is woken when it does, and
-    /// is to call this again. A stream that broke will say so to its reader.
+    /// Sends the bytes that wait. Where the stream takes no more now, it wakes the task when it
+    /// does, and the task must call this again. A stream that broke tells its reader so.
     pub(in crate::intercept) fn poll(&self, cx: &mut Context<'_>) {
         let Some(held) = self.0.upgrade() else { return };
         let mut held = lock(&held);
@@ -58,7 +58,7 @@ impl<S: AsyncWrite + Unpin> Flusher<S> {
 }
 
 impl<S: AsyncWrite + Unpin> Flusher<S> {
-    /// Sends these bytes behind what waits, whoever else would write no more.
+    /// Sends these bytes behind those that wait, even where nothing else will write.
     pub(in crate::intercept) async fn say(&self, bytes: &[u8]) -> io::Result<()> {
         let held = self.0.upgrade().ok_or(io::ErrorKind::NotConnected)?;
         let locked = || lock(&held);

@@ -1,7 +1,7 @@
-//! Where the frames of an HTTP/2 connection begin and end, in one direction (RFC 9113, section
+//! The beginning and end of each frame of an HTTP/2 connection, in one direction (RFC 9113, section
 //! 4.1). Pure.
 
-/// Where the next byte belongs.
+/// The position of the next byte.
 #[derive(Debug)]
 pub(super) struct Frames {
     preface: usize,
@@ -12,10 +12,10 @@ pub(super) struct Frames {
     in_block: bool,
 }
 
-/// One frame that has come to its end.
+/// One whole frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Frame {
-    /// What it is.
+    /// Its type.
     pub(super) kind: u8,
     /// Its flags.
     pub(super) flags: u8,
@@ -33,12 +33,12 @@ impl Frame {
 }
 
 impl Frames {
-    /// What a client sends: frames behind a preface.
+    /// Begins before a client's bytes: frames behind a preface.
     pub(super) fn of_client() -> Self {
         Self { preface: PREFACE, ..Self::of_server() }
     }
 
-    /// What a server sends.
+    /// Begins before a server's bytes.
     pub(super) fn of_server() -> Self {
         Self {
             preface: 0,
@@ -61,14 +61,15 @@ impl Frames {
         self.in_block || (self.header_is_whole() && self.is(HEADERS))
     }
 
-    /// Whether these bytes, which come next, are the beginning of a header block.
+    /// Whether these bytes, which come next, begin a header block.
     pub(super) fn begins_block(&self, next: &[u8]) -> bool {
         self.preface == 0
             && self.header_bytes == 0
             && matches!(next.first_chunk::<HEADER>(), Some([_, _, _, HEADERS, ..]))
     }
 
-    /// Takes what belongs together at most: how many bytes, and the frame that they end.
+    /// Takes at most one part of a frame. Returns the number of bytes taken, and the frame that
+    /// they end.
     pub(super) fn step(&mut self, bytes: &[u8]) -> (usize, Option<Frame>) {
         if self.preface > 0 {
             let taken = self.preface.min(bytes.len());
@@ -130,7 +131,7 @@ const PREFACE: usize = 24;
 const HEADER: usize = 9;
 /// Bytes of an error code (RFC 9113, section 6.4).
 const CODE: usize = 4;
-/// The bit of a stream's number that says nothing.
+/// The reserved bit of a stream's number.
 const RESERVED: u32 = 1 << 31;
 
 pub(super) const DATA: u8 = 0;
@@ -167,8 +168,8 @@ pub(super) mod tests {
         ended
     }
 
-    /// What a connection may look like, and for each of its bytes whether a head is under way after
-    /// it.
+    /// Returns the parts of a connection, and whether a head is under way after the last byte of
+    /// each.
     fn conversation() -> Vec<(Vec<u8>, bool)> {
         vec![
             (vec![b'P'; PREFACE - 1], true),
@@ -202,7 +203,7 @@ pub(super) mod tests {
         }
     }
 
-    /// The same from the frames themselves: whether a head is under way after so many bytes.
+    /// Whether a head is under way after so many bytes, computed from the frames themselves.
     fn in_head_after(frames: &[(u8, u8, u32, Vec<u8>)], bytes: usize) -> bool {
         let Some(mut left) = bytes.checked_sub(PREFACE) else { return true };
         let mut in_block = false;

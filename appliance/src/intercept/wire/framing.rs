@@ -1,9 +1,9 @@
-//! Where one HTTP/1 request ends and the next begins, read strictly.
+//! Finds where one HTTP/1 request ends and the next begins, and reads strictly.
 //!
 //! hyper parses and rebuilds every message. It is lenient where two readers could disagree: it
-//! takes Content-Length beside Transfer-Encoding, bare LF and more. This second reader looks at
-//! the same bytes first, clears only what has one meaning (RFC 9112, sections 2.2, 6 and 7.1) and
-//! errs to refusal. Pure.
+//! takes Content-Length beside Transfer-Encoding, bare LF and more. This second reader examines the
+//! same bytes first, clears only those that have one meaning (RFC 9112, sections 2.2, 6 and 7.1)
+//! and errs to refusal. Pure.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use httparse::Header;
@@ -15,7 +15,7 @@ use crate::{policy::Limits, reason::Reason};
 #[derive(Debug)]
 pub struct Framing {
     state: FramingState,
-    /// Bytes of the current head, line or trailer section that were already looked at.
+    /// The bytes of the current head, line or trailer section that were examined before.
     scanned: usize,
     head_bytes: usize,
     head_fields: usize,
@@ -59,7 +59,7 @@ impl Framing {
         self.state == FramingState::Head
     }
 
-    /// Bytes of a Content-Length body that are still to come and need no look.
+    /// Returns how many bytes of a Content-Length body are still to come. They are not examined.
     pub fn opaque(&self) -> u64 {
         match self.state {
             FramingState::Fixed(left) => left,
@@ -74,8 +74,8 @@ impl Framing {
         }
     }
 
-    /// How many of `held`'s first bytes are cleared; none if more must arrive first. The caller
-    /// removes what is cleared before the next call.
+    /// Returns how many of `held`'s first bytes are cleared; none if more must arrive first. The
+    /// caller removes the cleared bytes before the next call.
     pub fn clear(&mut self, held: &[u8], trailers: &dyn TrailerRule) -> Result<usize, Reason> {
         match self.state {
             FramingState::Head => self.clear_head(held),
@@ -108,8 +108,8 @@ impl Framing {
         Ok(end)
     }
 
-    /// The offset behind the empty line that ends a head, or nothing yet. A line feed without its
-    /// carriage return is refused as soon as it is seen.
+    /// Returns the offset behind the empty line that ends a head, or `None` where it has not come.
+    /// A line feed without its carriage return is refused as soon as it is seen.
     fn find_section_end(&mut self, held: &[u8]) -> Result<Option<usize>, Reason> {
         let from = self.scanned;
         for offset in memchr_iter(b'\n', held.get(from..).unwrap_or_default()) {
@@ -136,7 +136,7 @@ impl Framing {
 
     fn clear_chunk_size(&mut self, held: &[u8]) -> Result<usize, Reason> {
         let Some(line_feed) = memchr::memchr(b'\n', held) else {
-            // The carriage return of the longest line may be here already.
+            // The carriage return of a line of the greatest length may be here already.
             let too_long = held.len() > MAX_CHUNK_LINE + 1;
             return if too_long { Err(Reason::HttpMalformed) } else { Ok(0) };
         };
@@ -192,8 +192,8 @@ fn read_head(head: &[u8], max_fields: usize) -> Result<BodyKind, Reason> {
     body_kind(request.headers, request.version)
 }
 
-/// hyper answers by itself what it cannot turn into a method, a target and fields: without a word,
-/// and without a record. So what it is made of is made here first.
+/// Makes a method, a target and fields of a head, as hyper will. Where hyper fails to do so, it
+/// answers by itself, without a word and without a record.
 fn check_as_read_later(request: &httparse::Request<'_, '_>) -> Result<(), Reason> {
     let method = request.method.unwrap_or_default();
     Method::from_bytes(method.as_bytes()).map_err(|_| Reason::HttpMalformed)?;
@@ -201,7 +201,8 @@ fn check_as_read_later(request: &httparse::Request<'_, '_>) -> Result<(), Reason
     request.headers.iter().try_for_each(|field| read_field(field).map(|_| ()))
 }
 
-/// A fragment, which hyper would drop, has no place in a target (RFC 9112, section 3.2.1).
+/// Checks a target. A fragment, which hyper would drop, has no place in one (RFC 9112, section
+/// 3.2.1).
 fn check_target(target: &str) -> Result<(), Reason> {
     if target.len() > MAX_TARGET {
         return Err(Reason::HeaderLimit);
@@ -221,14 +222,14 @@ fn read_field(field: &Header<'_>) -> Result<(HeaderName, HeaderValue), Reason> {
     Ok((name, value))
 }
 
-/// Room for as many fields as a section has lines, so that a short one costs little whatever the
-/// limit is.
+/// Makes room for as many fields as a section has lines, so that a short section costs little
+/// whatever the limit is.
 fn room_for_fields(section: &[u8], most: usize) -> Vec<Header<'_>> {
     let lines = memchr_iter(b'\n', section).count();
     vec![httparse::EMPTY_HEADER; lines.min(most)]
 }
 
-/// RFC 9112, section 6.3, without the leeway that it gives.
+/// Decides how the body is framed, by RFC 9112, section 6.3, without the leniency that it permits.
 fn body_kind(fields: &[Header<'_>], version: Option<u8>) -> Result<BodyKind, Reason> {
     let named = |name: &'static str| {
         fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name))
@@ -254,8 +255,8 @@ fn body_kind(fields: &[Header<'_>], version: Option<u8>) -> Result<BodyKind, Rea
     }
 }
 
-/// Digits without a zero before them, which some readers take for octal: the field goes on as it
-/// is.
+/// Reads a length: digits without a zero before them, which some readers take for octal, because
+/// the field goes on as it is.
 pub(in crate::intercept) fn content_length(value: &[u8]) -> Result<u64, Reason> {
     let digits = match value {
         [b'0'] => true,
@@ -267,8 +268,8 @@ pub(in crate::intercept) fn content_length(value: &[u8]) -> Result<u64, Reason> 
     length.ok_or(Reason::HttpMalformed)
 }
 
-/// `chunk-size [ chunk-ext ]` (RFC 9112, section 7.1). Extensions are dropped, so they only have
-/// to be free of control bytes.
+/// Reads `chunk-size [ chunk-ext ]` (RFC 9112, section 7.1). Extensions are dropped, so they only
+/// have to be free of control bytes.
 fn chunk_size(line: &[u8]) -> Result<u64, Reason> {
     let (size, extension) = match memchr::memchr(b';', line) {
         Some(at) => line.split_at_checked(at).ok_or(Reason::HttpMalformed)?,
@@ -298,13 +299,13 @@ fn refuse_bare_cr(section: &[u8]) -> Result<(), Reason> {
     if memchr_iter(b'\r', section).all(followed) { Ok(()) } else { Err(Reason::HttpMalformed) }
 }
 
-/// The longest body: lengths beyond are negative to whoever reads them as signed.
+/// The greatest length of a body: readers that use signed numbers take a greater one as negative.
 const MAX_LENGTH: u64 = i64::MAX as u64;
-/// Bytes of a target that hyper reads.
+/// The most bytes of a target that hyper reads.
 const MAX_TARGET: usize = u16::MAX as usize - 1;
-/// Bytes of a field's name that it reads.
+/// The most bytes of a field's name that hyper reads.
 const MAX_NAME: usize = u16::MAX as usize;
-/// Bytes of a chunk's size and extensions.
+/// The most bytes of a chunk's size and extensions.
 const MAX_CHUNK_LINE: usize = 256;
 
 #[cfg(test)]
@@ -521,7 +522,7 @@ mod tests {
         asked.get()
     }
 
-    /// A head in which one piece is replaced by whatever comes.
+    /// A head in which one piece is replaced by arbitrary bytes.
     fn heads() -> impl Strategy<Value = Vec<u8>> {
         let odd = prop_oneof![
             any::<u8>().prop_map(|byte| vec![byte]),

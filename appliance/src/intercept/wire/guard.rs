@@ -1,7 +1,7 @@
 //! The strict reader in front of hyper's HTTP/1 server: bytes pass once they have one meaning.
 //!
 //! A violation ends the stream for hyper; the connection's owner then takes the stream back and
-//! says why. A head must be whole within a deadline that begins with its first byte.
+//! tells the agent why. A head must be whole within a deadline that begins with its first byte.
 
 use std::{
     io,
@@ -59,12 +59,12 @@ impl<S> Guard<S> {
         }
     }
 
-    /// The stream, and what was read of it that no reader has had.
+    /// Returns the stream, and the bytes that were read from it and passed to no reader.
     pub(in crate::intercept) fn into_parts(self) -> (S, BytesMut) {
         (self.stream, self.held)
     }
 
-    /// The stream, for a last word to the agent.
+    /// Returns the stream, for a last word to the agent.
     pub(in crate::intercept) fn into_inner(self) -> S {
         self.stream
     }
@@ -73,8 +73,8 @@ impl<S> Guard<S> {
         self.exchanges.break_rule(Violation { reason, at_head: self.framing.at_head() });
     }
 
-    /// Ends the stream for hyper, which then gives up what it has under way: not before that is
-    /// answered, unless it is the very request that broke the rule.
+    /// Ends the stream for hyper, which then gives up the request under way. Waits until that is
+    /// answered, unless that very request broke the rule.
     fn poll_end(&self, at_head: bool, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if at_head {
             ready!(self.exchanges.poll_none(cx));
@@ -128,7 +128,7 @@ impl<S> Guard<S> {
 }
 
 impl<S: AsyncRead + Unpin> Guard<S> {
-    /// A body of known length needs no look, so it is read where the caller wants it.
+    /// Reads a body of known length straight to the caller, because it needs no examination.
     fn poll_opaque(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = out.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, out))?;

@@ -1,15 +1,15 @@
-//! What the HTTP/2 library does not do for a head: a deadline, and a word about each that it
-//! refuses.
+//! Two things that the HTTP/2 library does not do for a head: a deadline, and a report of each that
+//! it refuses.
 //!
-//! It looks at frames as they pass (RFC 9113, section 4.1) and changes none. From the first byte of
-//! the preface, of a header block, or of any frame that is not DATA, the whole of it must arrive
-//! within `head_time`, however many frames and bytes it is cut into. Otherwise the stream ends for
-//! the library, and the connection's owner says why. A body may take longer: it is watched as
-//! messages, and not as frames.
+//! The watch reads frames as they pass (RFC 9113, section 4.1) and changes none. From the first
+//! byte of the preface, of a header block, or of any frame that is not DATA, the whole of it must
+//! arrive within `head_time`, however many frames and bytes it is cut into. Otherwise the stream
+//! ends for the library, and the connection's owner tells the agent why. A body may take longer: it
+//! is watched as messages, and not as frames.
 //!
-//! The library answers a head that it takes for malformed, or for too large, by itself, and nobody
-//! is told. So heads are handed to it one at a time: what follows a head waits until the owner has
-//! asked whether a request came of it.
+//! The library itself answers a head that it finds malformed or too large, and tells nobody. So it
+//! receives heads one at a time: the bytes behind a head wait until the owner has asked whether a
+//! request came of it.
 
 use std::{
     io,
@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{limits::RateLimiter, locks::lock, reason::Reason};
 
-/// Passes `S` through, head by head, and ends it where one takes too long.
+/// Passes the bytes of `S` on, head by head, and ends the stream where a head takes too long.
 pub(in crate::intercept) struct HeadWatch<S> {
     stream: S,
     read: Frames,
@@ -39,7 +39,7 @@ pub(in crate::intercept) struct HeadWatch<S> {
     /// The stream of the last header block that began, and of the last that opened one.
     block: u32,
     opened: u32,
-    /// What was read behind a head.
+    /// The bytes that were read behind a head.
     behind: Bytes,
     head_time: Duration,
     deadline: Option<Pin<Box<Sleep>>>,
@@ -48,46 +48,46 @@ pub(in crate::intercept) struct HeadWatch<S> {
     heads: Arc<Heads>,
 }
 
-/// What the watch and the owner of a connection tell each other of its heads.
+/// The state of a connection's heads, which its watch and its owner share.
 #[derive(Default)]
 pub(in crate::intercept) struct Heads(Mutex<Judged>);
 
 #[derive(Default)]
 struct Judged {
-    /// The head that the library has and of which nobody has asked yet.
+    /// The head that the library has and of which the owner has not asked yet.
     whole: Option<Whole>,
-    /// Whether one has begun and is not whole.
+    /// Whether a head has begun and is not whole.
     under_way: bool,
-    /// Whether the agent is told that its heads are not looked at any more.
+    /// Whether the agent was told that its further heads are ignored.
     closing: bool,
 }
 
 struct Whole {
     stream: u32,
-    /// Exchanges that had begun before it.
+    /// The number of exchanges that had begun before it.
     begun: u64,
     reply: Option<LibraryReply>,
 }
 
-/// What the library itself has said to a head.
+/// The library's own reply to a head.
 #[derive(Clone, Copy)]
 enum LibraryReply {
     Answer,
     Reset(u32),
 }
 
-/// What became of a head.
+/// The library's verdict on a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::intercept) enum HeadVerdict {
-    /// It is a request, or came after the end of the connection was told.
+    /// The head is a request, or came after the announcement of the connection's end.
     Passed,
     /// The library refused it.
     Refused(Reason),
 }
 
 impl Heads {
-    /// What became of the last head, given how many exchanges have begun. `None` where no head
-    /// waits for this; what follows one is handed out from here on.
+    /// Returns the verdict on the last head, given how many exchanges have begun; `None` where no
+    /// head waits for one. From here on, the bytes behind the head are handed out.
     pub(in crate::intercept) fn settle(&self, begun: u64) -> Option<HeadVerdict> {
         let mut judged = self.judged();
         let head = judged.whole.take()?;
@@ -104,8 +104,8 @@ impl Heads {
         self.judged().under_way
     }
 
-    /// The connection is told to end: the library passes over heads from here on (RFC 9113, section
-    /// 6.8), which are no requests.
+    /// Notes that the connection was told to end: from here on the library ignores heads (RFC 9113,
+    /// section 6.8), and they are no requests.
     pub(in crate::intercept) fn close(&self) {
         self.judged().closing = true;
     }
@@ -114,7 +114,7 @@ impl Heads {
         self.judged().whole.is_some()
     }
 
-    /// The first thing that is said to a head counts.
+    /// Notes the reply to a head; only the first one counts.
     fn replied(&self, frame: Frame) {
         let reply = match frame.kind {
             RST_STREAM => LibraryReply::Reset(frame.code.unwrap_or_default()),
@@ -144,8 +144,8 @@ impl LibraryReply {
 }
 
 impl<S> HeadWatch<S> {
-    /// Watches a stream from its first byte on. Its owner asks [`Heads`] after each turn that the
-    /// library had, and gives it another one wherever a head had waited.
+    /// Watches a stream from its first byte on. Its owner asks [`Heads`] after each poll of the
+    /// library, and polls it again wherever a head had waited.
     pub(in crate::intercept) fn new(
         stream: S,
         head_time: Duration,
@@ -168,8 +168,9 @@ impl<S> HeadWatch<S> {
         (watch, heads)
     }
 
-    /// How many of these bytes the library may have now: up to the end of a head that opens a
-    /// stream, and up to the beginning of a header block, so that it has dealt with all before it.
+    /// Returns how many of these bytes the library may have now: up to the end of a head that opens
+    /// a stream, and up to the beginning of a header block, so that the library has dealt with all
+    /// before it.
     fn pass(&mut self, bytes: &[u8]) -> usize {
         let (mut at, mut behind_a_frame) = (0, false);
         let mut clear = !self.read.in_head();
@@ -187,8 +188,8 @@ impl<S> HeadWatch<S> {
                 break;
             }
         }
-        // A head that is whole ends its deadline; one that has begun has one, from its own
-        // beginning.
+        // A whole head has no deadline any more; one that has begun has a deadline that counts from
+        // its own beginning.
         if clear {
             self.deadline = None;
         }
@@ -196,8 +197,8 @@ impl<S> HeadWatch<S> {
         at
     }
 
-    /// A stream that is opened and reset at once costs its agent next to nothing, and the gateway a
-    /// request: the library counts those alone that it has not handed out.
+    /// Counts resets. A stream that is opened and reset at once costs its agent next to nothing,
+    /// and the gateway a request, and the library counts only those that it has not handed out.
     fn count_reset(&mut self, frame: Option<Frame>) {
         let is_reset = frame.is_some_and(|frame| frame.kind == RST_STREAM);
         let now = Instant::now().into_std();
@@ -206,7 +207,8 @@ impl<S> HeadWatch<S> {
         }
     }
 
-    /// Whether the frame makes a head whole that opens a stream, which then waits to be asked for.
+    /// Whether the frame completes a head that opens a stream, which then waits for the owner's
+    /// question.
     fn opens(&mut self, frame: Frame) -> bool {
         if frame.kind == HEADERS {
             self.block = frame.stream;
@@ -275,7 +277,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for HeadWatch<S> {
     ) -> Poll<io::Result<()>> {
         let watch = self.get_mut();
         if watch.heads.waits() {
-            // The owner asks for it and polls again.
+            // The owner asks for the verdict and polls again.
             return Poll::Pending;
         }
         let read = if watch.behind.is_empty() {
@@ -339,8 +341,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for HeadWatch<S> {
 /// The code for a stream that the library has no room for (RFC 9113, section 7).
 const REFUSED_STREAM: u32 = 7;
 
-/// Streams that an agent may reset on a connection, in the long run and together. A client that
-/// gives up half of what it may have open stays below; one that is beyond it connects again.
+/// Streams that an agent may reset on a connection, each second and at once. A client that gives up
+/// half of its open streams stays below; one that goes beyond has to connect again.
 const RESETS_A_SECOND: u32 = 10;
 const RESETS_AT_ONCE: u32 = 50;
 

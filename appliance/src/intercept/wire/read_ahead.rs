@@ -1,8 +1,8 @@
 //! Fewer and larger reads below TLS.
 //!
-//! rustls asks for 4 KiB at a time, a quarter of a record. Here a read takes what the socket has,
-//! up to [`AT_ONCE`], through a buffer that all connections of a thread share; only what was not
-//! asked for yet is kept, so that an idle connection holds nothing.
+//! rustls asks for 4 KiB at a time, a quarter of a record. Here a read takes all that the socket
+//! has, up to [`AT_ONCE`], through a buffer that all connections of a thread share; only bytes that
+//! were not asked for yet are kept, so that an idle connection holds nothing.
 
 use std::{
     cell::RefCell,
@@ -16,19 +16,19 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::net::writes_go_straight_through;
 
-/// Reads ahead of whoever reads from it; writes go straight through.
+/// Reads more than its reader asks for; writes go straight through.
 pub(in crate::intercept) struct ReadAhead<S> {
     stream: S,
     ahead: Bytes,
 }
 
 impl<S> ReadAhead<S> {
-    /// Nothing is read yet.
+    /// Wraps a stream of which nothing was read.
     pub(in crate::intercept) fn new(stream: S) -> Self {
         Self { stream, ahead: Bytes::new() }
     }
 
-    /// The stream below, for its options.
+    /// Returns the stream below, for its options.
     pub(in crate::intercept) fn get_ref(&self) -> &S {
         &self.stream
     }
@@ -58,7 +58,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.ahead.is_empty() {
-            // Borrowed only here, where nothing can come back to it.
+            // The buffer is borrowed only here, where nothing can call back into it.
             return SHARED.with_borrow_mut(|shared| self.poll_shared(cx, shared, out));
         }
         let now = self.ahead.len().min(out.remaining());

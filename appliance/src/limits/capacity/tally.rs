@@ -14,10 +14,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::super::RateLimiter;
 use crate::{locks::lock, policy::Quota};
 
-/// The holdings of one agent or one group now, and the part that one connection may add.
+/// The present holdings of one agent or one group, and the part that one connection may add.
 ///
-/// The counts are the same for all its connections. The budget is that of the policy which a
-/// connection began under: one that begins after a reload has the new one at once, and what older
+/// The counts are the same for all its connections. The budget belongs to the policy under which a
+/// connection began: one that begins after a reload has the new budget at once, and bytes that
+/// older connections hold count against the old one, which ends with them.
 /// ones still hold of the old budget goes with them.
 #[derive(Debug, Clone)]
 pub(super) struct Tally {
@@ -25,7 +26,7 @@ pub(super) struct Tally {
     budget: Arc<Budget>,
 }
 
-/// The present holdings, without bytes.
+/// The present holdings, except bytes.
 #[derive(Debug)]
 pub(super) struct HeldCounts {
     pub(super) connections: AtomicUsize,
@@ -35,14 +36,14 @@ pub(super) struct HeldCounts {
     pub(super) pipes: AtomicUsize,
     pub(super) minting: Mutex<RateLimiter>,
     asking: Mutex<RateLimiter>,
-    /// Of answers with minted credentials.
+    /// Limits answers with minted credentials.
     renewing: Mutex<RateLimiter>,
     probing: Mutex<RateLimiter>,
-    /// Requests that came too fast and are not told yet.
+    /// Requests that came too fast and are not reported yet.
     pub(super) over_rate: AtomicU64,
 }
 
-/// How much may be held, and what is left of it in bytes.
+/// The quota, and the bytes that are left of it.
 #[derive(Debug)]
 struct Budget {
     quota: Quota,
@@ -51,8 +52,8 @@ struct Budget {
     peeks: Arc<Semaphore>,
 }
 
-/// Where bytes are on their way to. Each way has its budget: an agent that takes no answers can
-/// still finish what it sends, and the other way round.
+/// The direction of bytes. Each direction has its budget: an agent that reads no answers can still
+/// finish what it sends, and the other way round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     /// To the upstream.
@@ -90,7 +91,7 @@ impl Tally {
         Self { counts: Arc::new(counts), budget: Arc::new(Budget::new(quota)) }
     }
 
-    /// The tally as a connection that begins now is to know it.
+    /// Returns the tally for a connection that begins now.
     pub(super) fn with_quota(&mut self, quota: Quota) -> Self {
         if self.budget.quota != quota {
             self.budget = Arc::new(Budget::new(quota));
@@ -98,7 +99,7 @@ impl Tally {
         self.clone()
     }
 
-    /// Whether nobody holds anything of it, and nothing is known that a new one would not say.
+    /// Returns whether nothing of it is held, and it knows nothing that a new one would not.
     pub(super) fn is_at_rest(&self, now: Instant) -> bool {
         let is_full = |limiter: &Mutex<RateLimiter>| lock(limiter).is_full(now);
         Arc::strong_count(&self.counts) == 1
@@ -119,19 +120,20 @@ impl Tally {
         asking.take(rate, rate.saturating_mul(2), now)
     }
 
-    /// Whether another answer may hold a minted credential.
+    /// Returns whether another answer may hold a minted credential.
     pub(super) fn may_mint(&self, times: u32, now: Instant) -> bool {
         let mut renewing = lock(&self.counts.renewing);
         renewing.take(times * MINTS_A_SECOND, times * MINTS_AT_ONCE, now)
     }
 
-    /// Whether responses may come so much nearer to a secret: a few in the long run.
+    /// Returns whether responses may have so many more near misses of a secret: a few in the long
+    /// run.
     pub(super) fn may_probe(&self, near_misses: u32, times: u32, now: Instant) -> bool {
         let mut probing = lock(&self.counts.probing);
         probing.take_all(near_misses, times * PROBES_A_SECOND, times * PROBES_AT_ONCE, now)
     }
 
-    /// Counts a connection against the agent and its group, where both have one left.
+    /// Counts a connection against the agent and its group, if both have one left.
     pub(super) fn add_connection(agent: &Self, group: &Self) -> bool {
         let count = |tally: &Self| tally.counts.connections.load(Relaxed);
         let may = agent.may_have(group, count, |quota| quota.connections);
@@ -141,14 +143,14 @@ impl Tally {
         may
     }
 
-    /// Counts a request against the agent and its group, whatever they have. Says whether there was
-    /// a place for it.
+    /// Counts a request against the agent and its group, whatever they have left. Returns whether
+    /// there was a slot for it.
     pub(super) fn add_request(agent: &Self, group: &Self) -> bool {
         let count = |tally: &Self| tally.counts.requests.fetch_add(1, Relaxed);
         agent.may_have(group, count, |quota| quota.requests)
     }
 
-    /// Counts large windows against the agent and its group, where both have them left.
+    /// Counts large windows against the agent and its group, if both have them left.
     pub(super) fn add_large_windows(agent: &Self, group: &Self) -> bool {
         let count = |tally: &Self| tally.counts.large_windows.fetch_add(1, Relaxed);
         let may = agent.may_have(group, count, |quota| quota.large_windows);
@@ -158,8 +160,7 @@ impl Tally {
         may
     }
 
-    /// Counts a decoder with a large window against the agent and its group, where both have one
-    /// left.
+    /// Counts a decoder with a large window against the agent and its group, if both have one left.
     pub(super) fn add_large_decoder(agent: &Self, group: &Self) -> bool {
         let count = |tally: &Self| tally.counts.large_decoders.fetch_add(1, Relaxed);
         let may = agent.may_have(group, count, |quota| quota.large_decoders);
@@ -169,7 +170,7 @@ impl Tally {
         may
     }
 
-    /// Counts a pipe against the agent and its group, where both have one left.
+    /// Counts a pipe against the agent and its group, if both have one left.
     pub(super) fn add_pipe(agent: &Self, group: &Self) -> bool {
         let count = |tally: &Self| tally.counts.pipes.fetch_add(1, Relaxed);
         let may = agent.may_have(group, count, |quota| quota.pipes);
@@ -179,8 +180,9 @@ impl Tally {
         may
     }
 
-    /// Whether the agent may have one more, beside as many as both have: no more than its quota,
-    /// nor than its group has left. So there is always something for the next agent of the group.
+    /// Returns whether the agent may have one more beside those that both hold: no more than its
+    /// quota, and no more than its group has left. So there is always one for the next agent of the
+    /// group.
     fn may_have(
         &self,
         group: &Self,
@@ -192,12 +194,12 @@ impl Tally {
         own < most(&self.budget.quota) && own < left
     }
 
-    /// Bytes of the longest body that is counted whole.
+    /// Returns the bytes of the longest body that is counted whole.
     pub(super) fn largest_body(&self) -> usize {
         self.budget.quota.bodies
     }
 
-    /// Where the bytes of a body are counted, and how many of them.
+    /// Returns the budget in which the bytes of a body are counted, and how many of them count.
     pub(super) fn body(&self, way: Way, bytes: usize) -> (Arc<Semaphore>, u32) {
         let [out, back] = &self.budget.bodies;
         let left = Arc::clone(if way == Way::Out { out } else { back });
@@ -205,8 +207,8 @@ impl Tally {
         (left, u32::try_from(count).unwrap_or(u32::MAX))
     }
 
-    /// Room for so many more bytes of undecided connections, where the agent holds less than its
-    /// group has left.
+    /// Returns room for so many more bytes of undecided connections, if the agent holds less than
+    /// its group has left.
     pub(super) fn try_peek(agent: &Self, group: &Self, bytes: u32) -> Option<HeldBytes> {
         let left = |tally: &Self| tally.budget.peeks.available_permits();
         let held = agent.budget.quota.peeks.saturating_sub(left(agent));
@@ -230,19 +232,19 @@ impl Budget {
     }
 }
 
-/// Answers with minted credentials of an agent in the long run, and together: more than clients
-/// that keep what they get ask for.
+/// Answers with minted credentials to an agent, a second in the long run and at once: more than
+/// clients that keep their credentials ask for.
 const MINTS_A_SECOND: u32 = 8;
 const MINTS_AT_ONCE: u32 = 64;
-/// Near misses of an agent in the long run. Of a value at random there are none by chance; of one
-/// that ends in words, such as a name with a domain, there may be.
+/// Near misses of an agent in the long run. A random value has none by chance; a value that ends in
+/// words, such as a name with a domain, may have some.
 const PROBES_A_SECOND: u32 = 16;
-/// Near misses of an agent together. Their delay, up to this number, is lost in the noise of any
-/// network. More at once are refused and not counted: with a budget that stays used up the next
-/// single one would be told from none.
+/// Near misses of an agent at once. Their delay, up to this number, is lost in the noise of any
+/// network. More at once are refused and not counted: if they used the budget up, the next single
+/// one could be told from none.
 const PROBES_AT_ONCE: u32 = 1024;
 
-/// The same bytes, which take up this room until the last handle to them is gone.
+/// Returns the same bytes, which take up this room until their last handle is dropped.
 pub fn held<R: Send + 'static>(bytes: Bytes, room: R) -> Bytes {
     struct Held<R>(Bytes, R);
     impl<R> AsRef<[u8]> for Held<R> {
@@ -253,5 +255,5 @@ pub fn held<R: Send + 'static>(bytes: Bytes, room: R) -> Bytes {
     Bytes::from_owner(Held(bytes, room))
 }
 
-/// What a frame of a body takes at least: its place in queues, and who counts it.
+/// Least bytes that a frame of a body counts as, for its place in queues and its counters.
 const LEAST_COUNTED: usize = 512;

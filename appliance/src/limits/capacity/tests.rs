@@ -1,4 +1,4 @@
-//! No agent and no group takes what is another's, and all of it comes back.
+//! No agent and no group takes another's part, and everything is given back.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -12,7 +12,7 @@ fn key(last: u8, group: &str) -> AgentKey {
     AgentKey::new(&GroupName(group.into()), IpAddr::from([192, 0, 2, last]))
 }
 
-/// Later than anything that the test makes, so that every rate limiter is full then.
+/// Returns a time after everything that the test does, when every rate limiter is full again.
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(10)
 }

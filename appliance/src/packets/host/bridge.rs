@@ -1,10 +1,10 @@
 //! Agents behind a bridge of this machine.
 //!
-//! Where the kernel has br_netfilter (Docker and Kubernetes load it), a bridge may take what it
-//! carries through the hooks of IP itself, and IP then does not ask them again. A packet that
-//! tproxy captured there has lost its socket by the time that it comes up: every connection waits,
-//! and nobody is told. So no bridge below an agents' interface may do it: not by the switches of
-//! the network namespace (kernel, ip-sysctl.rst, `bridge-nf-call-*`), nor by its own.
+//! Where the kernel has br_netfilter (Docker and Kubernetes load it), a bridge may itself pass its
+//! packets through the hooks of IP, and IP then does not call them again. A packet that tproxy
+//! captured there has lost its socket by the time that it reaches IP: every connection hangs, and
+//! nothing reports it. So no bridge below an agents' interface may do it, neither by the switches
+//! of the network namespace (kernel, ip-sysctl.rst, `bridge-nf-call-*`) nor by its own.
 
 use std::pin::pin;
 
@@ -18,11 +18,11 @@ use rtnetlink::{
 use super::{super::error::PacketsError, route, sysctl};
 use crate::policy::InterfaceName;
 
-/// Sees to it that no bridge takes packets of these interfaces through the hooks of IP.
+/// Makes sure that no bridge passes packets of these interfaces through the hooks of IP.
 ///
 /// # Errors
 ///
-/// Which switch is on and cannot be turned off.
+/// A switch is on and cannot be turned off.
 pub(crate) async fn assert_unfiltered(interfaces: &[&InterfaceName]) -> Result<(), PacketsError> {
     route::ask(async |handle| {
         for interface in interfaces {
@@ -56,8 +56,9 @@ async fn unfilter(handle: &Handle, bridge: &LinkMessage) -> Result<(), PacketsEr
     Ok(())
 }
 
-/// The bridge that carries what arrives on this interface: itself, or what it stands on. The other
-/// end of a veth pair may be a port of one, where it is in this network namespace.
+/// Returns the bridge that carries the packets of this interface: the interface itself, or one
+/// below it. The other end of a veth pair may be a port of a bridge, if it is in this network
+/// namespace.
 async fn below(
     handle: &Handle,
     interface: &InterfaceName,
@@ -75,7 +76,7 @@ async fn below(
     Ok(None)
 }
 
-/// What a link stands on, or the one that it is a port of.
+/// Returns the link below a link, or the one that it is a port of.
 fn next(link: &LinkMessage, is_below: bool) -> Option<u32> {
     let attributes = || link.attributes.iter();
     let controller = attributes().find_map(|attribute| match attribute {
@@ -90,7 +91,7 @@ fn next(link: &LinkMessage, is_below: bool) -> Option<u32> {
     controller.or(lower).filter(|index| *index != 0 && *index != link.header.index)
 }
 
-/// The first answer; none where there is no such link any more.
+/// Returns the first answer; none where the link does not exist any more.
 async fn one(
     links: impl futures_util::Stream<Item = Result<LinkMessage, Error>>,
 ) -> Result<Option<LinkMessage>, PacketsError> {
@@ -116,7 +117,7 @@ fn is_bridge(link: &LinkMessage) -> bool {
     infos(link).any(|info| matches!(info, LinkInfo::Kind(InfoKind::Bridge)))
 }
 
-/// Whether it does so by a switch of its own.
+/// Returns whether a switch of the bridge's own turns this on.
 fn is_filtered(bridge: &LinkMessage) -> bool {
     let is_on = |info: &InfoBridge| {
         matches!(info, InfoBridge::NfCallIpTables(true) | InfoBridge::NfCallIp6Tables(true))
@@ -132,8 +133,9 @@ fn name(link: &LinkMessage) -> Option<&str> {
     })
 }
 
-/// Each network namespace has its own, and begins with 1.
+/// Each network namespace has its own switches, which start as 1.
 const SWITCHES: [&str; 2] =
     ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"];
-/// A VLAN on a bond whose other end is a port of a bridge, and as much again.
+/// Most links that are followed: a VLAN on a bond whose other end is a port of a bridge, and as
+/// many again.
 const DEEPEST: usize = 8;

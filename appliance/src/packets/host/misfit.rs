@@ -1,8 +1,8 @@
 //! Settings of this machine that do not fit the configuration, and would keep agents out silently.
 //!
-//! None of them opens anything: packets that do not fit are dropped. So each is a warning, and
-//! the daemon starts. The exception is IPv6 that is to be carried and is off where captured packets
-//! are delivered.
+//! None of them opens anything: packets that do not fit are dropped. So each is a warning, and the
+//! daemon starts. The exception is IPv6 that is to be carried but is off where captured packets are
+//! delivered.
 
 use std::{fs, net::IpAddr};
 
@@ -18,8 +18,8 @@ use super::{
 };
 use crate::policy::InterfaceName;
 
-/// Each misfit in one line: what, where, what to do. Where no interface of the agents is on this
-/// machine, that is all that is said, because it may not be the gateway.
+/// Returns each misfit in one line: the fault, its place and its remedy. Where this machine has no
+/// interface of the agents, only that is returned, because it may not be the gateway.
 pub fn misfits(capture: &Capture) -> Vec<String> {
     let names = capture.interface_names();
     let missing = missing(&names, is_there);
@@ -35,7 +35,7 @@ pub fn misfits(capture: &Capture) -> Vec<String> {
     missing.into_iter().chain(kernel).chain(each).collect()
 }
 
-/// A name that is written wrong looks like an interface that is not there yet.
+/// Reports missing interfaces. A misspelt name looks like an interface that is not there yet.
 fn missing(names: &[&InterfaceName], is_there: impl Fn(&InterfaceName) -> bool) -> Vec<String> {
     let text = |name: &&InterfaceName| {
         format!(
@@ -46,7 +46,7 @@ fn missing(names: &[&InterfaceName], is_there: impl Fn(&InterfaceName) -> bool) 
     names.iter().filter(|name| !is_there(name)).map(text).collect()
 }
 
-/// Fails where IPv6 is to be captured and the kernel has none, or none where captured packets are
+/// Fails if IPv6 is to be captured and the kernel has none, or has none where captured packets are
 /// delivered.
 pub(crate) fn require_ipv6(capture: &Capture) -> Result<(), PacketsError> {
     if !capture.ipv6 {
@@ -73,8 +73,8 @@ fn is_off(interface: &str) -> bool {
     switch.is_ok_and(|value| value.trim() == "1")
 }
 
-/// The agents' prefixes that lie in the network of another interface, so that the way back to them
-/// leads there: by rule, whoever sends from them is dropped as spoofed.
+/// Returns the agents' prefixes that lie in the network of another interface. The way back to them
+/// leads there, so the rules drop packets from them as spoofed.
 fn elsewhere(each: &CaptureInterface, networks: &[(String, IpNet)]) -> Vec<String> {
     let own = |prefix: &IpNet, other: &IpNet| {
         let closer = |net: &IpNet| overlap(net, prefix) && net.prefix_len() >= other.prefix_len();
@@ -100,13 +100,13 @@ fn overlap(one: &IpNet, other: &IpNet) -> bool {
     one.contains(other) || other.contains(one)
 }
 
-/// The networks that this machine's interfaces are in; none where the kernel does not say.
+/// Returns the networks that this machine's interfaces are in; none where the kernel does not tell.
 fn networks() -> Vec<(String, IpNet)> {
     let Ok(addresses) = getifaddrs() else { return Vec::new() };
     let network = |each: nix::ifaddrs::InterfaceAddress| {
         let (address, mask) = (ip(each.address.as_ref()?)?, ip(each.netmask.as_ref()?)?);
         let net = IpNet::with_netmask(address, mask).ok()?.trunc();
-        // Every interface has those.
+        // Every interface has link-local networks.
         let link_local = matches!(net, IpNet::V6(net) if net.addr().is_unicast_link_local());
         (!link_local).then_some((each.interface_name, net))
     };
@@ -163,7 +163,7 @@ mod tests {
             );
         }
         assert!(said("192.0.2.0/25", &[wan, ("agents0", "192.0.2.0/25")]).is_empty());
-        // A network of its own that is as close as the other's, or closer.
+        // The agents' interface has a network that is as specific as the other's, or more so.
         assert!(said("203.0.113.128/25", &[wan, ("agents0", "203.0.113.128/25")]).is_empty());
         assert!(said("127.0.0.0/8", &[("lo", "127.0.0.0/8")]).is_empty());
     }

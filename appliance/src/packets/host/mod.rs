@@ -1,4 +1,4 @@
-//! The conditions of the rules beside nf_tables: the kernel's settings, routes, bridges and links.
+//! The conditions of the rules outside nf_tables: the kernel's settings, routes, bridges and links.
 
 pub(crate) mod bridge;
 pub(crate) mod misfit;

@@ -24,12 +24,12 @@ use tokio::time::timeout;
 
 use super::super::{error::PacketsError, ruleset::capture::Capture};
 
-/// Installs rule and route of each captured family; what is there already is left alone.
+/// Installs rule and route of each captured family; leaves existing ones alone.
 pub(crate) async fn install(capture: &Capture) -> Result<(), PacketsError> {
     ask(async |handle| install_with(handle, capture).await).await
 }
 
-/// Has a conversation with rtnetlink.
+/// Opens a connection to rtnetlink, and runs `conversation` on it.
 pub(crate) async fn ask(
     conversation: impl AsyncFnOnce(&Handle) -> Result<(), PacketsError>,
 ) -> Result<(), PacketsError> {
@@ -66,7 +66,8 @@ async fn install_with(handle: &Handle, capture: &Capture) -> Result<(), PacketsE
     settle("add the IPv6 route of the mark", handle.route().add(route).execute()).await
 }
 
-/// rtnetlink knows neither the mask of a mark nor, in its header, a table above 255.
+/// Adds the mask of the mark and the number of a table above 255: rtnetlink's builder knows
+/// neither.
 fn complete(rule: &mut RuleMessage, capture: &Capture) {
     rule.header.action = RuleAction::ToTable;
     rule.header.table = table_byte(capture.route_table);
@@ -86,12 +87,12 @@ fn local(mut route: RouteMessage, capture: &Capture) -> RouteMessage {
     route
 }
 
-/// The header holds one byte; where the number is larger, the attribute alone says it.
+/// Returns the table's byte in the header; a larger number stands in the attribute only.
 fn table_byte(table: u32) -> u8 {
     u8::try_from(table).unwrap_or_default()
 }
 
-/// Takes "it exists" for success, so that a restart finds its own.
+/// Takes "it exists" for success, so that a restart accepts the existing rule and route.
 async fn settle(
     doing: &'static str,
     request: impl Future<Output = Result<(), Error>>,
@@ -104,7 +105,7 @@ async fn settle(
     Err(route_error(doing, source))
 }
 
-/// What the kernel says, where it was the kernel.
+/// Returns the kernel's error, if the error is the kernel's.
 pub(crate) fn io_error(error: Error) -> io::Error {
     match error {
         Error::NetlinkError(message) => message.to_io(),
@@ -120,10 +121,11 @@ pub(crate) fn route_error(doing: &'static str, source: io::Error) -> PacketsErro
     }
 }
 
-/// Before the main table (32766), and after the local one (0), which answers for our addresses.
+/// Priority of the rule: before the main table (32766), and after the local one (0), which answers
+/// for our addresses.
 const RULE_PRIORITY: u32 = 1000;
 
-/// The kernel answers each request at once.
+/// Time for an answer. The kernel answers each request at once.
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// The index of `lo`, the same in every network namespace.

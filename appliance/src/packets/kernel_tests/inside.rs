@@ -1,4 +1,4 @@
-//! The kernel's state after each step. Started by the tests of the same names next door.
+//! The kernel's state after each step. Started by the tests of the same names in `mod.rs`.
 
 use std::{
     fmt::Write,
@@ -199,14 +199,14 @@ fn a_constant_that_a_hand_has_changed_is_noticed() {
 fn a_device_that_comes_back_is_bound_again() {
     only_in_a_namespace();
     let door = || listing().contains("hook ingress device \"agents1\"");
-    // Not there yet: no chain, and prerouting asks for the proof all the same.
+    // The device is missing, so it gets no chain, but prerouting asks for the proof all the same.
     apply(&example()).unwrap();
     assert!(!door() && listing().contains("iifname @bound meta priority != c10a:1"));
     sh("ip link add agents1 type veth peer name far1");
     assert!(verify(&example()).is_err(), "an unguarded device is noticed");
     apply(&example()).unwrap();
     assert!(door());
-    // What the kernel does with the chain of a device that goes differs from one to the next.
+    // Kernels differ in what they do with the chain of a device that goes.
     sh("ip link del agents1");
     apply(&example()).unwrap();
     assert!(!door());
@@ -214,7 +214,7 @@ fn a_device_that_comes_back_is_bound_again() {
     assert!(verify(&example()).is_err(), "an unguarded device is noticed");
     apply(&example()).unwrap();
     assert!(door());
-    // Nobody is bound any more.
+    // No agent is bound any more.
     let mut free = example();
     for interface in &mut free.interfaces {
         interface.bound.clear();
@@ -307,12 +307,12 @@ fn nothing_starts_where_the_guard_leaves_a_service_open() {
     let set = "inet cloakroom_base agent_interfaces";
     let one = refused(&format!("nft delete element {set} '{{ \"agents1\" }}'"));
     assert!(matches!(&one, PacketsError::Unguarded(names) if names.len() == 1), "{one}");
-    // What looks like its name is not its name.
+    // A name that only resembles the interface's does not count.
     sh(&format!("nft add element {set} '{{ \"agents\", \"agents10\", \"agents100000000\" }}'"));
     assert_eq!(prepare_now(&example()).unwrap_err().to_string(), one.to_string());
     let both = refused(&format!("nft flush set {set}")).to_string();
     assert_eq!(both.split('`').nth(1), Some("cloakroom guard --load"));
-    // What that command tells the kernel (the lab runs it).
+    // That command sends this to the kernel (the lab runs it).
     sh("nft delete table inet cloakroom_base");
     load_base();
     prepare_now(&example()).unwrap();
@@ -448,7 +448,7 @@ fn a_resolver_in_the_way_is_named() {
     let sockets = InheritedListeners::default().dns(&capture).unwrap();
     assert_eq!(sockets.len(), 4, "two interfaces, two families");
     drop(sockets);
-    // Bound to addresses of its own it is not in the way.
+    // A server that is bound to addresses of its own is not in the way.
     for own in ["127.0.0.53:53", "[::1]:53"] {
         let (_udp, _tcp) = (UdpSocket::bind(own).unwrap(), TcpListener::bind(own).unwrap());
         assert_eq!(InheritedListeners::default().dns(&capture).unwrap().len(), 4, "{own}");
@@ -476,7 +476,7 @@ fn without_net_admin_each_step_says_so() {
     only_in_a_namespace();
     sh("ip link set lo up; ip link add agents0 type veth peer name agents1");
     load_base();
-    // Of this thread only, which is the one that works.
+    // The capabilities of this thread only, which is the one that works.
     let none = CapabilitySet::empty();
     let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
     set_capabilities(None, sets).unwrap();
@@ -493,7 +493,7 @@ fn without_net_admin_each_step_says_so() {
     }
 }
 
-/// Everything that the daemon installs.
+/// Deletes everything that the daemon installs.
 const DELETE: &str = "nft 'delete table inet cloakroom; delete table netdev cloakroom'";
 
 fn ground_now(capture: &Capture) -> Result<(), PacketsError> {

@@ -1,7 +1,7 @@
 //! Three namespaces on two wires: the agent, the gateway, which is this process, and an origin.
 //!
-//! The gateway is made as careless as it can be: after `prepare`, forwarding is switched on, so
-//! that only the rules stand between the agent and the origin.
+//! The gateway is as careless as possible: after `prepare`, forwarding is switched on, so that only
+//! the rules stand between the agent and the origin.
 #![allow(clippy::disallowed_methods, reason = "threads and no executor, so std's sleep is right")]
 
 use std::{
@@ -27,18 +27,18 @@ pub(super) const ORIGIN: [&str; 2] = ["203.0.113.5", "2001:db8:5::5"];
 pub(super) const AGENT: [&str; 2] = ["10.20.0.2", "2001:db8:20::2"];
 pub(super) const GATEWAY: [&str; 2] = ["10.20.0.1", "2001:db8:20::1"];
 
-/// How a connection attempt of the agent ended.
+/// The outcome of a connection attempt of the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ConnectOutcome {
     /// Our listener answered, and saw the address that was dialled.
     Captured,
-    /// Somebody else answered.
+    /// Another server answered.
     Answered,
     /// A reset.
     Refused,
     /// An ICMP error.
     Unreachable,
-    /// Nothing.
+    /// No answer.
     Silence,
 }
 
@@ -71,7 +71,7 @@ impl Lab {
         lab
     }
 
-    /// What the daemon does, in its order. The listeners answer with what was dialled.
+    /// Starts the daemon's steps in their order. The listeners answer with the dialled address.
     pub(super) fn start(&self) -> Answering {
         let _claim = claim(&InheritedListeners::default(), &self.capture).unwrap();
         let listeners = [
@@ -104,7 +104,7 @@ impl Lab {
         })
     }
 
-    /// Datagrams to the origin until told to stop; returns how many.
+    /// Sends datagrams to the origin until told to stop; returns how many.
     pub(super) fn flood(&self, stop: Arc<AtomicBool>) -> thread::JoinHandle<usize> {
         let namespace = self.agent.path();
         thread::spawn(move || {
@@ -120,7 +120,7 @@ impl Lab {
         })
     }
 
-    /// Connections to a port that every policy here lists, until told to stop.
+    /// Opens connections to a port that every policy here lists, until told to stop.
     pub(super) fn dial_on(&self, stop: Arc<AtomicBool>) -> thread::JoinHandle<Vec<ConnectOutcome>> {
         let namespace = self.agent.path();
         thread::spawn(move || {
@@ -136,12 +136,12 @@ impl Lab {
         })
     }
 
-    /// Runs a command line there and returns what it printed.
+    /// Runs a command line in the agent's namespace and returns its output.
     pub(super) fn in_agent(&self, line: &str) -> String {
         sh(&format!("nsenter -t {} -n sh -c '{line}'", self.agent.holder.id()))
     }
 
-    /// A datagram to a link-local address on the agent's wire.
+    /// Sends a datagram to a link-local address on the agent's wire.
     pub(super) fn knock(&self, to: &str) {
         let link = self.in_agent("ip -o link show eth0");
         let index = link.split(':').next().unwrap().parse().unwrap();
@@ -149,19 +149,20 @@ impl Lab {
         let _ = self.agent.run(move || UdpSocket::bind("[::]:0").unwrap().send_to(b"knock", to));
     }
 
-    /// A connection of the agent that stays open.
+    /// Opens a connection of the agent that stays open.
     pub(super) fn connect(&self, to: &str, port: u16) -> TcpStream {
         let to = SocketAddr::new(address(to), port);
         self.agent.run(move || TcpStream::connect_timeout(&to, TIMEOUT).unwrap())
     }
 
-    /// ICMP errors and resets that the gateway has sent so far.
+    /// Returns the ICMP errors and resets that the gateway has sent so far.
     pub(super) fn answers_sent(&self) -> Vec<String> {
         let lines = sh("nstat -asz IcmpOutDestUnreachs Icmp6OutDestUnreachs TcpOutRsts");
         lines.lines().skip(1).map(|line| line.split_whitespace().take(2).collect()).collect()
     }
 
-    /// Connections and datagrams that the origin has seen, after a moment for late ones.
+    /// Returns the number of connections and datagrams that the origin has seen, after a moment for
+    /// late ones.
     pub(super) fn reached_origin(&self) -> usize {
         thread::sleep(Duration::from_millis(100));
         self.reached.load(Ordering::SeqCst)
@@ -184,7 +185,7 @@ impl Lab {
                 reached.fetch_add(1, Ordering::SeqCst);
             }
         });
-        // The origin can be reached at all: from here.
+        // The origin can be reached from here.
         for origin in ORIGIN {
             TcpStream::connect((origin, 443)).unwrap();
         }
@@ -195,7 +196,7 @@ impl Lab {
     }
 }
 
-/// Listeners at work: each connection is told the address it dialled.
+/// Listeners at work: each tells a connection the address that it dialled.
 pub(super) struct Answering {
     stop: Arc<AtomicBool>,
     threads: Vec<thread::JoinHandle<()>>,
@@ -254,7 +255,7 @@ impl Namespace {
         format!("/proc/{}/ns/net", self.holder.id())
     }
 
-    /// A cable from `near`, here, to `eth0`, there, with the default route back.
+    /// Makes a cable from `near`, here, to `eth0`, there, with the default route back.
     fn wire(&self, near: &str, here: [&str; 2], there: [&str; 2]) {
         let holder = self.holder.id();
         sh(&format!(
@@ -275,7 +276,7 @@ impl Namespace {
         ));
     }
 
-    /// Runs something there, on a thread of its own.
+    /// Runs a function there, on a thread of its own.
     fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let path = self.path();
         let inside = move || {
@@ -293,7 +294,7 @@ impl Drop for Namespace {
     }
 }
 
-/// What the rules with the reason `spoofed_source` have counted.
+/// Returns the packets that the rules with the reason `spoofed_source` have counted.
 pub(super) fn dropped_as_spoofed() -> usize {
     let chain = sh("nft list chain inet cloakroom prerouting");
     let rules = chain.lines().filter(|line| line.contains("spoofed_source"));
@@ -332,5 +333,5 @@ fn outcome(error: std::io::Error) -> ConnectOutcome {
     }
 }
 
-/// Long enough for a slow machine to answer, short enough to wait out each silence.
+/// Long enough for a slow machine to answer, and short enough to wait out each silence.
 pub(super) const TIMEOUT: Duration = Duration::from_millis(700);

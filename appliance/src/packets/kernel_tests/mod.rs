@@ -1,8 +1,8 @@
 //! The rules against a real kernel, each test in a network namespace of its own.
 //!
-//! A test of this file starts this binary again under `unshare`, for one `#[ignore]`d test of
-//! the same name in a file beside it. That one refuses to run in the namespace of the
-//! machine. Where the kernel gives no namespace at all, the outer test says so and fails.
+//! A test of this file starts this binary again under `unshare`, for one `#[ignore]`d test of the
+//! same name in a file beside it. That one refuses to run in the namespace of the machine.
+//! Where the kernel gives no namespace, the outer test fails and says so.
 
 mod inside;
 mod lab;
@@ -68,7 +68,7 @@ in_a_namespace! {
     traffic::reloading_under_traffic_leaks_nothing,
 }
 
-/// The example that `nft/golden.nft` and `nft/README.md` are about.
+/// Returns the example that `nft/golden.nft` and `nft/README.md` describe.
 pub(super) fn example() -> Capture {
     Capture {
         interfaces: vec![
@@ -153,7 +153,7 @@ fn only_in_a_namespace() {
     }
 }
 
-/// Runs a command line and returns what it printed; fails the test where it fails.
+/// Runs a command line and returns its output; fails the test where it fails.
 fn sh(line: &str) -> String {
     let output = Command::new("sh").args(["-ec", line]).output().unwrap();
     let complained = String::from_utf8_lossy(&output.stderr);
@@ -161,13 +161,13 @@ fn sh(line: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The guard, told of the interfaces of [`example`].
+/// Loads the guard with the interfaces of [`example`].
 fn load_base() {
     sh(concat!("nft -f ", env!("CARGO_MANIFEST_DIR"), "/../nft/base.nft"));
     sh("nft add element inet cloakroom_base agent_interfaces '{ \"agents0\", \"agents1\" }'");
 }
 
-/// The table as the kernel lists it, without what counters counted.
+/// Returns the table as the kernel lists it, without the values of counters.
 fn listing() -> String {
     sh("nft --stateless list table inet cloakroom
         nft --stateless list table netdev cloakroom 2>/dev/null || true")

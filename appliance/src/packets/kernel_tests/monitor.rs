@@ -1,4 +1,4 @@
-//! The notices of nf_tables about changes. Started by the tests of the same names next door.
+//! The notices of nf_tables about changes. Started by the tests of the same names in `mod.rs`.
 
 use std::time::Duration;
 
@@ -47,7 +47,8 @@ fn more_changes_than_there_is_room_for_are_a_change() {
     runtime.block_on(async {
         let mut monitor = Monitor::open().unwrap();
         monitor.looked(Duration::ZERO);
-        // All of it about a table that is not ours, so that only the loss can be a reason to look.
+        // All of these changes are in another table, so that only their loss can be a reason to
+        // look.
         let many: String = (0..40_000).map(|number| format!("{},", 2 * number)).collect();
         let set = "add table inet other; add set inet other many { type mark; };";
         let elements = format!("{set} add element inet other many {{ {many} }}");

@@ -1,6 +1,6 @@
-//! What packets do, between an agent, the gateway and an origin, on the wires of [`super::lab`].
+//! The fate of packets between an agent, the gateway and an origin, on the wires of [`super::lab`].
 //!
-//! Every test ends by asking the origin what reached it.
+//! Every test ends by asking the origin which packets reached it.
 
 use std::{
     io::{Read, Write},
@@ -62,7 +62,7 @@ fn a_dead_daemon_passes_nothing() {
         assert_eq!(lab.dial(origin, 8080), ConnectOutcome::Refused, "{origin}");
         assert_eq!(lab.send_udp(origin, 443), ConnectOutcome::Unreachable, "{origin}");
     }
-    // A listener without IP_TRANSPARENT is no listener.
+    // A listener without IP_TRANSPARENT is refused.
     let opaque = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     opaque.bind(&"0.0.0.0:8443".parse::<SocketAddr>().unwrap().into()).unwrap();
     opaque.listen(16).unwrap();
@@ -86,7 +86,7 @@ fn the_guard_alone_passes_nothing() {
     }
     drop(services);
     assert_eq!(lab.reached_origin(), 0);
-    // The lab has teeth: without the guard, and before the daemon, everything is open.
+    // The lab can fail: without the guard, and before the daemon, everything is open.
     sh("nft delete table inet cloakroom_base");
     for origin in ORIGIN {
         assert_eq!(lab.dial(origin, 443), ConnectOutcome::Answered, "{origin}");
@@ -104,7 +104,7 @@ fn the_guard_alone_passes_nothing() {
 fn without_ipv6_no_ipv6_passes() {
     let lab = Lab::new(false);
     let _listeners = lab.start();
-    // Both ends know each other without asking: discovery that fails is no protection.
+    // Both ends get each other's address without discovery: its failure is no protection.
     let mac = |link: String| {
         link.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap().to_owned()
     };
@@ -126,7 +126,8 @@ fn without_ipv6_no_ipv6_passes() {
 fn a_spoofed_source_is_never_answered() {
     let lab = Lab::new(true);
     let _listeners = lab.start();
-    // Another group's, a routable stranger's, the gateway's own on the far side, link-local ones.
+    // Sources of another group, of a routable stranger, of the gateway's own far side, and
+    // link-local.
     let spoofed = [
         "10.20.1.9",
         "2001:db8:20:1::9",
@@ -137,7 +138,7 @@ fn a_spoofed_source_is_never_answered() {
         "2001:db8:21::9",
         "fd00:99::9",
     ];
-    // The way back to these leads through the agents' wire: only the group's prefixes say no.
+    // The way back to these leads through the agents' wire: only the group's prefixes refuse them.
     sh("ip route add 10.20.1.0/24 dev agents0; ip route add 2001:db8:20:1::/64 dev agents0");
     let before = lab.answers_sent();
     for source in spoofed {
@@ -164,7 +165,7 @@ fn neighbours_find_each_other_by_link_local_addresses() {
     let gateway = addresses.split("inet6 ").nth(1).unwrap().split('/').next().unwrap();
     let found = |line: &str| line.starts_with(gateway) && line.contains("lladdr");
     let (mut known, deadline) = (String::new(), Instant::now() + 5 * TIMEOUT);
-    // Until the agent's own address is no longer tentative, it has no source to ask from.
+    // While the agent's own address is tentative, it has no source to ask from.
     while !known.lines().any(found) && Instant::now() < deadline {
         lab.knock(gateway);
         known = lab.in_agent("sleep 0.2; ip -6 neighbour show");
@@ -198,7 +199,7 @@ fn a_connection_outlives_the_listing_of_its_port() {
 fn reloading_under_traffic_leaks_nothing() {
     let lab = Lab::new(true);
     let _listeners = lab.start();
-    // The daemon's own table has to hold by itself.
+    // The daemon's own table must hold without the guard.
     sh("nft delete table inet cloakroom_base");
     let stop = Arc::new(AtomicBool::new(false));
     let flood = lab.flood(stop.clone());

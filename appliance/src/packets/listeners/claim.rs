@@ -1,4 +1,4 @@
-//! The right to listen, which one daemon at a time has.
+//! The right to listen, which only one daemon at a time has.
 
 use std::{
     io,
@@ -22,13 +22,13 @@ use crate::policy::InterfaceName;
 #[derive(Debug)]
 pub struct Claim {
     lock: UnixDatagram,
-    /// The interfaces as they were when it began, with their numbers.
+    /// The interfaces at the start, with their numbers.
     devices: Vec<(InterfaceName, u32)>,
 }
 
 impl Claim {
-    /// Interfaces that were made again since, so that nobody listens on them: a socket stays bound
-    /// to the device that is gone, whatever another one is called.
+    /// Returns interfaces that were created again since the start, so that nobody listens on them:
+    /// a socket stays bound to the old device, whatever the new one is called.
     pub fn unserved(&self) -> Vec<&InterfaceName> {
         let made_again = self.devices.iter().filter(|(name, number)| {
             name_to_index(&self.lock, name.as_str()).is_ok_and(|now| now != *number)
@@ -37,18 +37,18 @@ impl Claim {
     }
 }
 
-/// Makes sure that nobody else is behind the proxy port.
+/// Makes sure that no other process is behind the proxy port.
 ///
-/// Workers share the port through `SO_REUSEPORT`, and the kernel would let any process of the
-/// same user share it too and take a part of the connections. Two things stop that: a lock, an
-/// abstract unix address, which belongs to one network namespace as ports do and falls with its
+/// Workers share the port through `SO_REUSEPORT`, and the kernel would let any process of the same
+/// user share it too and take a part of the connections. Two things prevent that: a lock, which is
+/// an abstract unix address, belongs to one network namespace as ports do and ends with its
 /// process; and a probe that binds the port without sharing it. Where an earlier daemon's listeners
-/// are kept, which such a probe would meet, the kernel is asked who listens: they, and nobody else.
+/// are kept, such a probe would meet them; then the kernel is asked whether anybody else listens.
 ///
 /// # Errors
 ///
 /// [`PacketsError::AlreadyRunning`] where the lock is held, [`PacketsError::PortInUse`] where
-/// somebody else is found.
+/// another process is found.
 pub fn claim(inherited: &InheritedListeners, capture: &Capture) -> Result<Claim, PacketsError> {
     let port = capture.proxy_port;
     let lock = lock(port).map_err(|source| match source.kind() {

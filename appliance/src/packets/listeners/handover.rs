@@ -1,9 +1,8 @@
-//! How one daemon hands over to the next, so that there is no moment in which nobody accepts: the
-//! one that goes accepts until the next one does, and that one is not ready before the other has
-//! stopped.
+//! The handover from one daemon to the next, without a moment in which nobody accepts: the old one
+//! accepts until the new one does, and the new one is not ready before the old one has stopped.
 //!
-//! Each says so by holding a name, an abstract unix address of the network namespace: confined as
-//! both are, neither may connect to a socket of the other (`landlock(7)`,
+//! Each tells its state by holding a name, an abstract unix address of the network namespace: both
+//! are confined, so neither may connect to a socket of the other (`landlock(7)`,
 //! `LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET`). A name that a stranger holds costs time, and opens
 //! nothing.
 
@@ -21,28 +20,28 @@ pub struct HeldName {
     _socket: UnixDatagram,
 }
 
-/// A daemon's word about itself.
+/// A state of a daemon that others can see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DaemonState {
-    /// It accepts, or has to begin without what an earlier one has: that one stops accepting.
+    /// It accepts, or has to begin without the sockets of an earlier one: that one stops accepting.
     Serves,
-    /// It is on its way out, and accepts still: the next one is not ready.
+    /// It is on its way out, but still accepts: the next one is not ready.
     AcceptsStill,
 }
 
 impl DaemonState {
-    /// Holds the name of those behind this proxy port.
+    /// Holds the name of the daemons behind this proxy port.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::AddrInUse`] where somebody holds it.
+    /// [`io::ErrorKind::AddrInUse`] where another process holds it.
     pub fn hold(self, port: u16) -> io::Result<HeldName> {
         let address =
             SocketAddr::from_abstract_name(format!("cloakroom/{}/{port}", self.as_str()))?;
         Ok(HeldName { _socket: UnixDatagram::bind_addr(&address)? })
     }
 
-    /// Whether another process says so.
+    /// Returns whether another process holds the name.
     pub fn is_said(self, port: u16) -> bool {
         self.hold(port).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
     }
@@ -61,7 +60,7 @@ mod tests {
 
     #[test]
     fn a_handover_is_heard_while_it_is_held() {
-        // Nobody's port: this test shares the network of whoever runs it.
+        // No daemon has this port: the test shares the network of its caller.
         let port = 0;
         for says in [DaemonState::Serves, DaemonState::AcceptsStill] {
             assert!(!says.is_said(port));

@@ -1,8 +1,8 @@
 //! The process that holds a port which is in use, named for the operator.
 //!
-//! It is told as far as it can be seen. Without the right to look into the processes of others, as
-//! under the unit, it is the user whose socket it is (`proc_pid_fd(5)`, `proc_net_tcp`): services
-//! that answer DNS have one of their own.
+//! It is named as far as it can be seen. Without the right to look into other processes, as under
+//! the unit, the name is that of the socket's user (`proc_pid_fd(5)`, `proc_net_tcp`): services
+//! that answer DNS have users of their own.
 
 use std::{
     fs::{self, File},
@@ -18,8 +18,8 @@ struct Holding {
     user: String,
 }
 
-/// The programs that have a socket in the way of one at this address, over UDP or listening over
-/// TCP, other than this one.
+/// Returns the programs, other than this one, whose sockets prevent binding this address: UDP
+/// sockets, and TCP sockets that listen.
 pub(crate) fn of(at: SocketAddr) -> Vec<String> {
     let tables = ["udp", "udp6", "tcp", "tcp6"].map(|table| format!("/proc/net/{table}"));
     let sockets: Vec<Holding> =
@@ -38,7 +38,7 @@ pub(crate) fn of(at: SocketAddr) -> Vec<String> {
     holders
 }
 
-/// The name of the user of this number (`passwd(5)`).
+/// Returns the name of the user with this number (`passwd(5)`).
 fn user_name<'a>(passwd: &'a str, number: &str) -> Option<&'a str> {
     passwd.lines().find_map(|line| {
         let mut fields = line.split(':');
@@ -53,8 +53,8 @@ fn holdings(table: &Path, at: SocketAddr) -> Vec<Holding> {
     lines.filter_map(|line| holding(&line, at)).collect()
 }
 
-/// Local address and port, state, user and inode are the second, fourth, eighth and tenth field.
-/// Somebody at an address of their own is in the way of no other address.
+/// Reads a line. Local address and port, state, user and inode are the second, fourth, eighth and
+/// tenth field. A socket at an address of its own prevents no other address.
 fn holding(line: &str, at: SocketAddr) -> Option<Holding> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
     let [_, local, _, state, _, _, _, user, _, inode, ..] = fields[..] else { return None };
@@ -65,7 +65,7 @@ fn holding(line: &str, at: SocketAddr) -> Option<Holding> {
     (same && anywhere && open).then(|| Holding { inode: inode.into(), user: user.into() })
 }
 
-/// `NAME (process NUMBER)` of each process that has one of the sockets.
+/// Returns `NAME (process NUMBER)` of each process that has one of the sockets.
 fn processes(sockets: &[Holding]) -> Vec<String> {
     let links: Vec<String> =
         sockets.iter().map(|socket| format!("socket:[{}]", socket.inode)).collect();
@@ -89,7 +89,7 @@ fn name(process: u32) -> String {
     name.map_or_else(|_| "a program".to_owned(), |name| name.trim_end().to_owned())
 }
 
-/// `TCP_LISTEN`, and `TCP_CLOSE` for a datagram socket that is connected to nobody, in hexadecimal.
+/// `TCP_LISTEN`, and `TCP_CLOSE` for a datagram socket that is not connected, in hexadecimal.
 const LISTENING: &str = "0A";
 const UNCONNECTED: &str = "07";
 

@@ -1,8 +1,8 @@
 //! Listeners that outlive the daemon: the service manager keeps them while it restarts, and
 //! connections that arrive meanwhile wait in their queues instead of being refused.
 //!
-//! An inherited listener is taken only where it is what a new one would be. A listener that nobody
-//! takes is shut down: the kernel would go on giving it a part of the connections, and nobody would
+//! An inherited listener is used only if it has the properties of a new one. A listener that is not
+//! used is shut down: the kernel would go on giving it a part of the connections, and nobody would
 //! answer them.
 
 use std::{
@@ -29,23 +29,22 @@ use crate::{net::harden, policy::InterfaceName};
 pub struct InheritedListeners(Vec<Socket>);
 
 impl InheritedListeners {
-    /// What was handed over. Anything that is not a listener of ours is never taken.
+    /// Sorts the sockets that were passed. A socket that is no listener of ours is never used.
     pub fn new(handed: Vec<OwnedFd>) -> Self {
         Self(handed.into_iter().map(Socket::from).collect())
     }
 
-    /// Whether there is none.
+    /// Returns whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// One listener for each interface and family, inherited or new. Called once for every worker,
-    /// after
-    /// [`claim`](super::super::claim).
+    /// Returns one listener for each interface and family, inherited or new. Called once for every
+    /// worker, after [`claim`](super::super::claim).
     ///
     /// # Errors
     ///
-    /// Whatever keeps one of them from listening transparently. None is returned then.
+    /// One of them cannot listen transparently. None is returned then.
     pub fn listen(&mut self, capture: &Capture) -> Result<Vec<Listener>, PacketsError> {
         let mut all = Vec::new();
         for each in &capture.interfaces {
@@ -63,12 +62,13 @@ impl InheritedListeners {
         Ok(all)
     }
 
-    /// The sockets for DNS, a pair for each interface and family, inherited or new. They are shared
-    /// with nobody. Called after [`claim`](super::super::claim).
+    /// Returns the sockets for DNS, a pair for each interface and family, inherited or new. They
+    /// are not shared. Called after [`claim`](super::super::claim).
     ///
     /// # Errors
     ///
-    /// [`PacketsError::PortInUse`] where another resolver listens at every address there is, and
+    /// [`PacketsError::PortInUse`] where another resolver listens at every address, and other
+    /// errors where one of them cannot listen transparently.
     /// whatever else keeps one of them from listening transparently.
     pub fn dns(&mut self, capture: &Capture) -> Result<Vec<DnsSockets>, PacketsError> {
         let shape = |family, kind| SocketShape { at: dns_address(family), kind, shared: false };
@@ -90,7 +90,7 @@ impl InheritedListeners {
         Ok(all)
     }
 
-    /// Whether these and nobody else listen on the port in this network namespace.
+    /// Returns whether only these listen on the port in this network namespace.
     pub(crate) fn are_alone(&self, port: u16) -> io::Result<bool> {
         let own: Vec<u64> =
             self.0.iter().map(|socket| Ok(fstat(socket)?.st_ino)).collect::<io::Result<_>>()?;
@@ -119,13 +119,13 @@ impl InheritedListeners {
 impl Drop for InheritedListeners {
     fn drop(&mut self) {
         for socket in &self.0 {
-            // One that does not listen has nobody waiting.
+            // A socket that does not listen has no connections waiting.
             let _ = socket.shutdown(Shutdown::Both);
         }
     }
 }
 
-/// What a new socket would be, beside its interface and family.
+/// The properties of a new socket, besides its interface and family.
 struct SocketShape {
     at: SocketAddr,
     kind: Type,
@@ -146,8 +146,8 @@ impl SocketShape {
     }
 }
 
-/// The inodes of the sockets that listen on the port (`proc_net_tcp`, the kernel's document). They
-/// come first in the file, before the connections.
+/// Returns the inodes of the sockets that listen on the port (`proc_net_tcp`, the kernel's
+/// document). They come first in the file, before the connections.
 fn listening(table: &str, port: u16) -> io::Result<Vec<u64>> {
     let mut found = Vec::new();
     for line in BufReader::new(File::open(table)?).lines().skip(1) {

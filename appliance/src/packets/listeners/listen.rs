@@ -1,7 +1,7 @@
-//! The transparent listeners: the only sockets agents ever reach.
+//! The transparent listeners: the only sockets that agents ever reach.
 //!
-//! Each is bound to one interface and one family, shares its port with the other workers of this
-//! daemon alone, and is asked, after it was made, whether it is transparent: one that is not
+//! Each is bound to one interface and one family, shares its port only with the other workers of
+//! this daemon, and is checked for transparency after it was created: one that is not transparent
 //! would receive nothing while agents' connections went elsewhere.
 
 use std::{
@@ -24,24 +24,24 @@ use crate::{
     policy::InterfaceName,
 };
 
-/// A listener and the interface it answers for.
+/// A listener and its interface.
 #[derive(Debug)]
 pub struct Listener {
-    /// Where its connections come from: an agent's group is looked up below this interface.
+    /// The interface of its connections, below which an agent's group is looked up.
     pub interface: InterfaceName,
-    /// Non-blocking. `local_addr` of what it accepts is the address that the agent dialled.
+    /// Non-blocking. `local_addr` of an accepted connection is the address that the agent dialled.
     pub socket: TcpListener,
 }
 
 /// The sockets that agents' DNS queries reach, of one interface and family.
 #[derive(Debug)]
 pub struct DnsSockets {
-    /// Where their queries come from.
+    /// The interface of the queries.
     pub interface: InterfaceName,
-    /// Non-blocking, on port 53: answers have to come from there. The kernel tells beside each
-    /// datagram where it was sent to.
+    /// Non-blocking, on port 53, because answers have to come from there. The kernel tells the
+    /// destination beside each datagram.
     pub udp: UdpSocket,
-    /// Non-blocking. `local_addr` of what it accepts is the address that the agent dialled.
+    /// Non-blocking. `local_addr` of an accepted connection is the address that the agent dialled.
     pub tcp: TcpListener,
 }
 
@@ -76,12 +76,12 @@ pub(crate) fn dns_tcp(
     Ok(socket.into())
 }
 
-/// The families that are carried.
+/// Returns the families that are carried.
 pub(crate) fn families(capture: &Capture) -> &'static [Domain] {
     if capture.ipv6 { &[Domain::IPV4, Domain::IPV6] } else { &[Domain::IPV4] }
 }
 
-/// A new listener.
+/// Creates a listener.
 pub(crate) fn listener(
     capture: &Capture,
     interface: &InterfaceName,
@@ -97,18 +97,18 @@ pub(crate) fn listener(
     Ok(Listener { interface: interface.clone(), socket: socket.into() })
 }
 
-/// A transparent TCP socket of one interface, not bound to a port yet. What it accepts once it
-/// listens is hardened.
+/// Opens a transparent TCP socket of one interface, which is not bound to a port yet. The
+/// connections that it accepts once it listens are hardened.
 pub(super) fn open(interface: &InterfaceName, family: Domain) -> Result<Socket, PacketsError> {
     let socket = open_as(interface, family, Type::STREAM, Protocol::TCP)?;
-    // Lets a restart bind while old connections are in TIME_WAIT; not beside a listener.
+    // Allows a restart to bind while old connections are in TIME_WAIT, but not beside a listener.
     let reuse = socket.set_reuse_address(true);
     reuse.map_err(|source| listen_error(interface, "set SO_REUSEADDR", source))?;
     harden(&socket).map_err(|source| listen_error(interface, "set TCP options", source))?;
     Ok(socket)
 }
 
-/// A transparent socket of one interface, not bound to a port yet.
+/// Opens a transparent socket of one interface, which is not bound to a port yet.
 fn open_as(
     interface: &InterfaceName,
     family: Domain,
@@ -118,7 +118,7 @@ fn open_as(
     let step = |doing| move |source| listen_error(interface, doing, source);
     let socket = Socket::new(family, kind, Some(protocol)).map_err(step("open a socket"))?;
     if family == Domain::IPV6 {
-        // Without it the socket would take IPv4 as well, under mapped addresses.
+        // Without it the socket would also take IPv4, under mapped addresses.
         socket.set_only_v6(true).map_err(step("set IPV6_V6ONLY"))?;
         socket.set_ip_transparent_v6(true).map_err(step("set IPV6_TRANSPARENT"))?;
     } else {
@@ -152,7 +152,7 @@ pub(super) fn in_use(at: SocketAddr, interface: &InterfaceName) -> PacketsError 
     PacketsError::PortInUse { port, interface: interface.clone(), holders }
 }
 
-/// Asks the kernel, rather than trusting that setting it has worked.
+/// Asks the kernel, and does not trust that setting the option has worked.
 pub(crate) fn assert_transparent(
     socket: &Socket,
     interface: &InterfaceName,

@@ -1,8 +1,8 @@
-//! Puts the planned tables into the kernel, whole or not at all.
+//! Installs the planned tables in the kernel, all or nothing.
 //!
 //! One transaction declares the tables, their sets and chains where they are missing, empties the
-//! chains and sets of what was there, and fills them again. Chains stay hooked throughout:
-//! replacing a hooked chain lets packets pass between the old and the new.
+//! existing chains and sets, and fills them again. Chains stay hooked throughout: replacing a
+//! hooked chain would let packets pass between the old and the new.
 
 use std::io;
 
@@ -63,7 +63,7 @@ fn add_table(
     }
 }
 
-/// A batch, and beside it what each of its messages is about.
+/// A batch, and the object of each of its messages.
 struct Transaction {
     batch: Batch,
     objects: Vec<String>,
@@ -86,7 +86,7 @@ impl Transaction {
         let expected = batch.sequence_numbers();
         let bytes: Vec<u8> = batch.iter().flatten().copied().collect();
         let mut netfilter = Netfilter::open().map_err(failed)?;
-        // Every message has an answer of its own, all of them queued before the first is read.
+        // Every message has its own answer, and all of them are queued before the first is read.
         netfilter.widen(expected.len().saturating_mul(ANSWER_BYTES));
         netfilter.make_room(bytes.len().saturating_mul(2).max(SEND_BYTES));
         netfilter.send(&bytes).map_err(failed)?;
@@ -112,7 +112,7 @@ impl Transaction {
 /// Least room for a transaction.
 const SEND_BYTES: usize = 1024 * 1024;
 
-/// Kernel memory of one queued acknowledgement, with room to spare.
+/// Kernel memory of one queued acknowledgement, rounded up.
 const ANSWER_BYTES: usize = 2_048;
 
 fn refused(errno: i32, sequence: u32, first: u32, objects: &[String]) -> PacketsError {
@@ -164,7 +164,7 @@ fn remove(
 }
 
 fn fill_sets(table: &language::NftTable, transaction: &mut Transaction) {
-    // What a meter holds was put there by packets, and goes by itself.
+    // Packets put the elements of a meter there, and these expire by themselves.
     for set in table.sets.iter().filter(|set| !set.meter) {
         let declaration = lower::declaration(set, table.family);
         let empty = RawSet::new(&declaration, &[]);
@@ -200,7 +200,7 @@ fn add_rule(
         raw.add_expr(expression);
     }
     if let Some(reason) = rule.reason {
-        // The words are short; nft takes 128 bytes. A comment that does not fit is only missing.
+        // The words are short and nft takes 128 bytes. A comment that does not fit is left out.
         let _ = raw.set_comment(c_string(reason.as_str()));
     }
     transaction.add(&raw, &object);

@@ -1,4 +1,4 @@
-//! The plan in the kernel's own terms: each statement as expressions, each set as keys in bytes.
+//! The plan in the kernel's terms: each statement as expressions, each set as keys in bytes.
 //!
 //! Pure except for the types of libnftnl.
 
@@ -41,7 +41,7 @@ pub(crate) fn rule(
     lowered
 }
 
-/// The declaration of a named set. Its id is not used for lookups, which go by name.
+/// Returns the declaration of a named set. Its id is not used for lookups, which go by name.
 pub(crate) fn declaration(set: &Set, family: TableFamily) -> Declaration {
     let interval = libc::NFT_SET_INTERVAL as u32;
     let (flags, types, fields): (u32, &[u32], Vec<u8>) = match set.key {
@@ -86,7 +86,7 @@ pub(crate) fn declaration(set: &Set, family: TableFamily) -> Declaration {
     Declaration { table: TABLE_C, family, name, size, id, flags, key_type, fields, data, userdata }
 }
 
-/// A set of which only the name matters: the kernel asks for no more to remove it.
+/// Returns a set with nothing but its name: the kernel needs no more to remove it.
 pub(crate) fn named(name: &str, family: TableFamily) -> Declaration {
     Declaration {
         table: TABLE_C,
@@ -102,12 +102,12 @@ pub(crate) fn named(name: &str, family: TableFamily) -> Declaration {
     }
 }
 
-/// The elements of a named set, as the kernel takes and lists them.
+/// Returns the elements of a named set, as the kernel takes and lists them.
 pub(crate) fn elements(set: &Set) -> Vec<RawElement> {
     set.elements.iter().flat_map(element).collect()
 }
 
-/// Text for the kernel. Names in this module hold no NUL; one that does ends there.
+/// Returns text for the kernel. Names in this module hold no NUL; one that does ends there.
 pub(crate) fn c_string(text: &str) -> CString {
     let bytes = text.bytes().take_while(|byte| *byte != 0).collect::<Vec<u8>>();
     CString::new(bytes).unwrap_or_default()
@@ -234,8 +234,8 @@ fn interface_and_mac(name: &str, mac: Mac) -> Vec<u8> {
     [&interface_key(name)[..], &mac.octets(), &[0, 0]].concat()
 }
 
-/// A single-field interval is two elements: its first key, and the first key after it. One that
-/// reaches the last address has no end.
+/// Returns the two elements of a single-field interval: its first key, and the first key after it.
+/// An interval that reaches the last address has no end.
 fn interval(net: IpNet) -> Vec<RawElement> {
     let mut both = vec![single(octets(net.network()))];
     if let Some(after) = successor(octets(net.broadcast())) {
@@ -272,18 +272,18 @@ fn address_bytes(family: Family) -> u8 {
     }
 }
 
-/// The table's name for C. One constant in two spellings; a test holds them together.
+/// The table's name for C. It is the same constant in two forms; a test keeps them equal.
 pub(crate) const TABLE_C: &CStr = c"cloakroom";
 
-/// The kernel numbers sets of this name itself.
+/// The name of anonymous sets, which the kernel numbers itself.
 pub(crate) const ANONYMOUS: &CStr = c"__set%d";
 
-/// A MAC address, padded to whole words.
+/// Bytes of a MAC address, padded to whole words.
 const MAC_BYTES: u8 = 8;
 
 const MARK_BYTES: u8 = 4;
 
-// Data types by nft's own numbering (nftables, include/datatype.h): only listings use them.
+// Data types by nft's own numbers (nftables, include/datatype.h): only listings use them.
 const TYPE_IPV4_ADDR: u32 = 7;
 const TYPE_IPV6_ADDR: u32 = 8;
 const TYPE_ETHER_ADDR: u32 = 9;
@@ -295,12 +295,13 @@ const TYPE_MARK: u32 = 19;
 const TYPE_ICMP6_TYPE: u32 = 29;
 const TYPE_FIB_ADDRTYPE: u32 = 38;
 const TYPE_IFNAME: u32 = 41;
-/// Keys are in host order (attribute 0, four bytes, 1): without it nft lists names as empty.
+/// Says that keys are in host order (attribute 0, four bytes, 1): without it nft lists names as
+/// empty.
 const HOST_ORDER: [u8; 6] = {
     let [a, b, c, d] = 1u32.to_ne_bytes();
     [0, 4, a, b, c, d]
 };
-/// The same of what a map gives (attribute 1).
+/// Says the same of a map's values (attribute 1).
 const DATA_IN_HOST_ORDER: [u8; 6] = {
     let [a, b, c, d] = 1u32.to_ne_bytes();
     [1, 4, a, b, c, d]

@@ -1,9 +1,9 @@
 //! Other programs' rules that write packet marks.
 //!
 //! A captured packet finds its listener by the mark that the daemon's rules give it. A chain of
-//! another table that comes after them at prerouting and writes a mark of its own takes that away,
-//! and what was captured ends as if it were for the gateway itself. Nothing is open by that, and
-//! nothing works, so whoever looks for the reason is told.
+//! another table that runs after them at prerouting and writes a mark replaces that mark, and the
+//! captured packet ends as if it were for the gateway itself. This opens nothing, but nothing
+//! works, so it is reported to the operator.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,14 +24,14 @@ use super::{
     readback::{self, ChainFacts},
 };
 
-/// A chain of another table that writes marks after ours may have been written.
+/// A chain of another table that may write marks after ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForeignMark {
     family: TableFamily,
     table: String,
-    /// Where the kernel enters.
+    /// The chain that the kernel enters.
     base: String,
-    /// Where the mark is written.
+    /// The chain that writes the mark.
     chain: String,
     priority: i32,
 }
@@ -53,12 +53,12 @@ impl fmt::Display for ForeignMark {
     }
 }
 
-/// Every chain of others that may take the daemon's mark from a packet. One of the same priority is
-/// before ours or after, by which was made first; it is taken for after.
+/// Returns every chain of other programs that may take the daemon's mark from a packet. A chain of
+/// the same priority runs before or after ours, by which was created first; it counts as after.
 ///
 /// # Errors
 ///
-/// Where the kernel cannot be asked.
+/// The kernel cannot be asked.
 pub fn foreign_marks() -> Result<Vec<ForeignMark>, PacketsError> {
     let failed = |source| netlink_error("look for others who write packet marks", source);
     let mut netfilter = Netfilter::open().map_err(failed)?;
@@ -93,7 +93,7 @@ fn of_table(
     Ok(())
 }
 
-/// The chains that are reached from this one and write a mark.
+/// Returns the chains that are reached from this one and write a mark.
 fn marking(
     netfilter: &mut Netfilter,
     family: TableFamily,
@@ -119,7 +119,7 @@ fn marking(
     Ok(marking)
 }
 
-/// What of a rule matters here.
+/// The relevant properties of a rule.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Does {
     marks: bool,
@@ -134,7 +134,7 @@ impl Does {
             let data = attribute(expression, NFTA_EXPR_DATA).unwrap_or_default();
             match text(expression, NFTA_EXPR_NAME) {
                 Some("meta") => does.marks |= sets_mark(data),
-                // What iptables-nft translates to nothing else.
+                // iptables-nft uses this for extensions that it does not translate.
                 Some("target") => {
                     let target = text(data, NFTA_TARGET_NAME);
                     does.marks |= target.is_some_and(|name| MARKING_TARGETS.contains(&name));
@@ -161,7 +161,7 @@ fn verdict_chain(immediate: &[u8]) -> Option<String> {
 const FAMILIES: [TableFamily; 3] = [TableFamily::Inet, TableFamily::Ip, TableFamily::Ip6];
 const MARKING_TARGETS: [&str; 2] = ["MARK", "CONNMARK"];
 
-// linux/netfilter/nf_tables.h and nf_tables_compat.h.
+// From linux/netfilter/nf_tables.h and nf_tables_compat.h.
 const NFTA_EXPR_NAME: u16 = 1;
 const NFTA_EXPR_DATA: u16 = 2;
 const NFTA_META_KEY: u16 = 2;

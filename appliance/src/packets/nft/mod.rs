@@ -1,4 +1,4 @@
-//! How the kernel is told the rules, and asked what it holds.
+//! Sends the rules to the kernel, and reads back which rules it holds.
 
 pub(crate) mod install;
 mod lower;

@@ -1,9 +1,8 @@
-//! Changes of packet rules are heard at once: nf_tables tells each transaction to whoever listens
+//! Subscribes to changes of packet rules: nf_tables announces each transaction to its subscribers
 //! (`NFNLGRP_NFTABLES`; `nft monitor` prints the same).
 //!
-//! A message is a reason to look and nothing more: the reader then looks at the kernel's tables
-//! themselves. It errs towards looking: where more is told than there is room for, that is a change
-//! too.
+//! A message is only a reason to look: the reader then looks at the kernel's tables themselves.
+//! Errs towards looking: a message for which there was no room counts as a change too.
 
 use std::{io, time::Duration};
 
@@ -20,26 +19,26 @@ use super::{
     readback::BASE_TABLE,
 };
 
-/// A subscription to what changes in nf_tables.
+/// A subscription to the changes in nf_tables.
 pub struct Monitor {
     socket: TokioSocket,
     buffer: Vec<u8>,
-    /// Whether something was told for which there was no room, and may be again until all that is
-    /// there has been read: the kernel says so once (`netlink_overrun`).
+    /// Whether a message was lost for lack of room, and others may be until all waiting messages
+    /// have been read: the kernel reports it only once (`netlink_overrun`).
     lost: bool,
-    /// Whether there is a reason to look that nobody has looked for yet.
+    /// Whether there is a reason to look that nobody has acted on yet.
     due: bool,
-    /// No look before.
+    /// The time of the earliest next look.
     rest: Instant,
 }
 
 impl Monitor {
-    /// Subscribes in the network namespace of this thread, on its runtime. An earlier change is a
-    /// reason to look, too.
+    /// Subscribes in the network namespace of this thread, on its runtime. Because there may have
+    /// been earlier changes, the first look is due at once.
     ///
     /// # Errors
     ///
-    /// Where the capability or nf_tables is missing.
+    /// The capability or nf_tables is missing.
     pub fn open() -> Result<Self, PacketsError> {
         let failed = |source| netlink_error("listen to changes of packet rules", source);
         let mut socket = TokioSocket::new(protocols::NETLINK_NETFILTER).map_err(failed)?;
@@ -50,9 +49,9 @@ impl Monitor {
         Ok(Self { socket, buffer, lost: false, due: true, rest: Instant::now() })
     }
 
-    /// Waits until somebody, this process included, has touched a table of ours or the guard, or
-    /// may have. However often that happens, looks are apart by what [`Self::looked`] was told.
-    /// Can be dropped while it waits, and nothing is lost.
+    /// Waits until some process, which may be this one, has touched a table of ours or the guard,
+    /// or may have. However often that happens, looks are separated by the pause of
+    /// [`Self::looked`]. Can be dropped while it waits, and nothing is lost.
     pub async fn changed(&mut self) {
         tokio::time::sleep_until(self.rest).await;
         while !self.due {
@@ -63,19 +62,19 @@ impl Monitor {
         self.drain();
     }
 
-    /// Says that somebody has looked since the last change, and for how long: as long a pause
-    /// follows, within bounds, for what else wants the processor.
+    /// Notes that the tables were looked at since the last change, and for how long. A pause as
+    /// long as that follows, within bounds, to leave the processor to others.
     pub fn looked(&mut self, time: Duration) {
         self.due = false;
         self.rest = Instant::now() + time.clamp(LEAST_REST, LONGEST_REST);
     }
 
-    /// Has [`Self::changed`] return after the pause, whatever is told.
+    /// Makes [`Self::changed`] return after the pause, even without a message.
     pub fn look_again(&mut self) {
         self.due = true;
     }
 
-    /// Reads what is there, up to a bound: one look answers all of it.
+    /// Reads the waiting messages, up to a bound: one look answers all of them.
     fn drain(&mut self) {
         for _ in 0..READS {
             self.buffer.clear();
@@ -89,18 +88,19 @@ impl Monitor {
         }
     }
 
-    /// Takes what is in the buffer.
+    /// Processes the message in the buffer.
     fn hear(&mut self, heard: io::Result<()>) {
         match heard {
             Ok(()) => self.due |= self.lost || touches(&self.buffer),
-            // No room (ENOBUFS), or something that says even less.
+            // There was no room (ENOBUFS), or an error that tells even less.
             Err(_) => (self.lost, self.due) = (true, true),
         }
     }
 }
 
-/// Whether a datagram tells of one of our tables. A message about a table names it in its first
-/// attribute; a transaction's number, which belongs to none, has four bytes there.
+/// Returns whether a datagram is about one of our tables. A message about a table names it in its
+/// first attribute; that of a transaction, which belongs to no table, has a number of four bytes
+/// there.
 fn touches(datagram: &[u8]) -> bool {
     messages(datagram).any(|message| {
         let body = message.payload.get(netlink::GENMSG_BYTES..).unwrap_or_default();
@@ -108,17 +108,18 @@ fn touches(datagram: &[u8]) -> bool {
     })
 }
 
-/// linux/netfilter/nf_tables.h: the table's name is attribute 1 of every object.
+/// The number of the table's name in every object (linux/netfilter/nf_tables.h).
 const NFTA_TABLE: u16 = 1;
-/// `NFNLGRP_NFTABLES`, as `bind` takes groups (`netlink(7)`).
+/// `NFNLGRP_NFTABLES`, in the form that `bind` takes (`netlink(7)`).
 const NFTABLES_GROUP: u32 = 1 << (libc::NFNLGRP_NFTABLES - 1);
 /// Room for a transaction of some thousand rules.
 const BUFFER_BYTES: usize = 1024 * 1024;
-/// The largest datagram that the kernel makes of notifications is a page or two.
+/// Bytes of a read. The kernel's largest datagram of notifications has a page or two.
 const READ_BYTES: usize = 64 * 1024;
-/// Datagrams that are read in one go.
+/// Datagrams that are read at once.
 const READS: usize = 256;
-/// Pause after a look. The longest leaves the table time to be back within a tenth of a second.
+/// Pause after a look. The longest still allows the table to be restored within a tenth of a
+/// second.
 const LEAST_REST: Duration = Duration::from_millis(10);
 const LONGEST_REST: Duration = Duration::from_millis(50);
 

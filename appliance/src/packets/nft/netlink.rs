@@ -1,7 +1,7 @@
-//! Talking to netfilter: a batch out and its acknowledgements in, or a dump.
+//! Netlink messages to netfilter: a batch and its acknowledgements, or a dump.
 //!
-//! One short-lived socket for each conversation, with a deadline on every read: the kernel answers
-//! at once or not at all. The kernel's messages are walked with bounds checks all the same.
+//! Each exchange has one short-lived socket, with a deadline on every read: the kernel answers at
+//! once or not at all. The kernel's messages are read with bounds checks all the same.
 
 use std::{
     io::{self, Read, Write},
@@ -37,25 +37,25 @@ impl Netfilter {
         Ok(Self { socket, buffer: vec![0; READ_BYTES] })
     }
 
-    /// Gives the kernel this much room for what it sends unasked. Not more than there was where
-    /// that may not be had.
+    /// Gives the kernel this much room for messages that it sends unasked. The room stays as it is
+    /// where that is not allowed.
     pub(crate) fn widen(&self, bytes: usize) {
-        // What does not fit is counted by whoever reads.
+        // The reader counts messages that do not fit.
         let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(&self.socket, bytes);
     }
 
-    /// Takes one datagram of this many bytes, where that may be had.
+    /// Makes room for one datagram of this many bytes, where that is allowed.
     pub(crate) fn make_room(&self, bytes: usize) {
-        // What does not fit is refused whole when it is sent.
+        // A datagram that does not fit is refused as a whole when it is sent.
         let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(&self.socket, bytes);
     }
 
-    /// How long a read waits.
+    /// Sets how long a read waits.
     pub(crate) fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
         self.socket.set_read_timeout(Some(timeout))
     }
 
-    /// The name of an interface by its number in this network namespace.
+    /// Returns the name of an interface by its number in this network namespace.
     pub(crate) fn interface(&self, index: u32) -> Option<InterfaceName> {
         let name = rustix::net::netdevice::index_to_name(&self.socket, index).ok()?;
         Some(InterfaceName(name.into()))
@@ -69,14 +69,14 @@ impl Netfilter {
         }
     }
 
-    /// The next datagram; its messages are read with [`messages`].
+    /// Receives the next datagram; its messages are read with [`messages`].
     pub(crate) fn receive(&mut self) -> io::Result<&[u8]> {
         let length = self.socket.read(&mut self.buffer)?;
         Ok(self.buffer.get(..length).unwrap_or_default())
     }
 
-    /// Everything of one kind that the kernel has in a family, each without its
-    /// `nfgenmsg`. `attributes` narrow the question.
+    /// Returns all of the kernel's objects of one kind in a family, each without its `nfgenmsg`.
+    /// `attributes` narrow the request.
     pub(crate) fn dump(
         &mut self,
         family: TableFamily,
@@ -127,7 +127,7 @@ fn question(family: TableFamily, kind: i32, attributes: &[(u16, &str)]) -> Vec<u
 }
 
 const READ_DEADLINE: Duration = Duration::from_secs(5);
-/// The largest datagram the kernel makes for a dump is 32 KiB.
+/// Bytes of a read. The kernel's largest datagram of a dump has 32 KiB.
 const READ_BYTES: usize = 64 * 1024;
 const BUFFER_BYTES: usize = 1024 * 1024;
 /// `struct nfgenmsg`.

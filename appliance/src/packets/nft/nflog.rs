@@ -1,8 +1,8 @@
 //! The kernel's reports about packets that it refused: their heads, through NFLOG.
 //!
 //! The bytes are an agent's, cut short and as odd as it likes: they are read with lax bounds, and
-//! what cannot be read is told without it. It errs towards saying that something is missing:
-//! messages are numbered by the kernel, and every number that did not arrive is counted.
+//! unreadable parts are left out. Errs towards reporting loss: the kernel numbers its messages, and
+//! every number that did not arrive is counted.
 
 use std::{
     collections::HashMap,
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{policy::InterfaceName, reason::Reason};
 
-/// A subscription to what the kernel refuses. Only one process can have it.
+/// A subscription to the packets that the kernel refuses. Only one process can have it.
 #[derive(Debug)]
 pub struct PacketLog {
     netfilter: Netfilter,
@@ -31,15 +31,15 @@ pub struct PacketLog {
 /// One packet that was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefusedPacket {
-    /// Where it came in; `None` where the interface is already gone.
+    /// The interface that it came in by; `None` where that is already gone.
     pub interface: Option<InterfaceName>,
-    /// Why it was refused.
+    /// The reason.
     pub reason: Reason,
     /// Its headers, as far as they can be read.
     pub headers: Option<Headers>,
 }
 
-/// The headers of a packet. All of them are the sender's word.
+/// The headers of a packet. The sender chose all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Headers {
     /// Its source.
@@ -48,7 +48,7 @@ pub struct Headers {
     pub destination: IpAddr,
     /// The transport protocol by its number, behind any extension headers.
     pub protocol: u8,
-    /// The destination port, where the protocol has ports and the packet came that far.
+    /// The destination port, if the protocol has ports and the logged bytes reach that far.
     pub port: Option<u16>,
 }
 
@@ -57,8 +57,7 @@ impl PacketLog {
     ///
     /// # Errors
     ///
-    /// Where the kernel has no NFLOG, where the capability is missing, and where another process
-    /// has the group.
+    /// The kernel has no NFLOG, the capability is missing, or another process has the group.
     pub fn open(group: u16) -> Result<Self, PacketsError> {
         let failed = |source| PacketsError::PacketLog { group, source };
         let mut netfilter = Netfilter::open().map_err(failed)?;
@@ -71,14 +70,14 @@ impl PacketLog {
         Ok(Self { netfilter, next: 0, names: HashMap::new() })
     }
 
-    /// Hands every packet that is logged before `until` to `take`, and returns how many were logged
-    /// but did not arrive. It may return up to a quarter of a second late.
+    /// Passes every packet that is logged before `until` to `take`, and returns how many were
+    /// logged but did not arrive. May return up to a quarter of a second late.
     ///
     /// # Errors
     ///
-    /// Where the subscription has failed.
+    /// The subscription has failed.
     pub fn read(&mut self, until: Instant, mut take: impl FnMut(RefusedPacket)) -> io::Result<u64> {
-        // An interface that is removed and made again has another number.
+        // An interface that is removed and created again has another number.
         self.names.clear();
         let mut lost = 0;
         while Instant::now() < until {
@@ -113,7 +112,7 @@ impl PacketLog {
     }
 }
 
-/// How many messages before this one did not arrive. `next` is the number that was to come.
+/// Returns how many messages before this one did not arrive. `next` is the expected number.
 fn missing(next: &mut u32, body: &[u8]) -> u64 {
     let Some(sequence) = number(body, libc::NFULA_SEQ as u16) else { return 0 };
     let missing = sequence.wrapping_sub(*next);
@@ -144,13 +143,14 @@ fn headers(packet: &[u8]) -> Option<Headers> {
     let payload = net.ip_payload_ref()?;
     let protocol = payload.ip_number.0;
     let port = payload.payload.get(2..4).and_then(|port| port.first_chunk::<2>());
-    // The first fragment of a packet holds the ports as the whole one does.
+    // The first fragment of a packet holds the ports, as the whole one does.
     let port =
         port.filter(|_| WITH_PORTS.contains(&protocol)).map(|port| u16::from_be_bytes(*port));
     Some(Headers { source, destination, protocol, port })
 }
 
-/// Nothing came in time, or more came than there was room for, which the numbers tell.
+/// Returns whether nothing came in time, or more came than there was room for, which the numbers
+/// show.
 fn is_passing(error: &io::Error) -> bool {
     use io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
     matches!(error.kind(), WouldBlock | TimedOut | Interrupted)
@@ -197,11 +197,11 @@ fn configuration() -> Vec<u8> {
 
 const LOG_SUBSYSTEM: u16 = (libc::NFNL_SUBSYS_ULOG as u16) << 8;
 const PACKET: u16 = LOG_SUBSYSTEM | libc::NFULNL_MSG_PACKET as u16;
-/// How long one read waits.
+/// Time for which one read waits.
 const TIMEOUT: Duration = Duration::from_millis(250);
-/// What the kernel may keep for us: some ten thousand packets.
+/// Bytes that the kernel may keep for us: some ten thousand packets.
 const BUFFER_BYTES: usize = 4 * 1024 * 1024;
-/// The kernel hands packets over by the batch: so many bytes or packets, or after so long.
+/// The kernel delivers packets in batches: after so many bytes or packets, or after so long.
 const BATCH_BYTES: u32 = 32 * 1024;
 const BATCH_PACKETS: u32 = 100;
 const BATCH_CENTISECONDS: u32 = 10;

@@ -1,10 +1,10 @@
-//! Expressions that the `nftnl` crate does not know, built through libnftnl itself; and, in
-//! [`set`], sets and named counters.
+//! Expressions that the `nftnl` crate lacks, built through libnftnl itself; and, in [`set`], sets
+//! and named counters.
 //!
-//! The one place of unsafe code in this crate. Two shapes cover everything: an expression is a name
-//! and numbered attributes, a set is a declaration and elements. Which attributes an expression
-//! takes, and how wide each is, stands in its constructor here and nowhere else, because libnftnl
-//! copies as many bytes as it expects, not as many as it was given.
+//! No other module of this crate has unsafe code. Two shapes cover everything: an expression is a
+//! name and numbered attributes, a set is a declaration and elements. The attributes of an
+//! expression, and the width of each, stand in its constructor here and nowhere else, because
+//! libnftnl copies as many bytes as it expects, not as many as it was given.
 #![allow(unsafe_code)]
 
 mod set;
@@ -80,7 +80,7 @@ impl RawExpr {
             .u32(sys::NFTNL_EXPR_LOOKUP_FLAGS, flags)
     }
 
-    /// Goes on only where the map has the key in the register, with what it has for it in another.
+    /// Goes on only if the map has the key in the register, and loads the map's value into another.
     pub(crate) fn look_up_into(map: &CStr, register: u32) -> Self {
         Self::lookup(map, 0, false).u32(sys::NFTNL_EXPR_LOOKUP_DREG, register)
     }
@@ -99,7 +99,8 @@ impl RawExpr {
     }
 
     /// Takes the port, in network order, from the register; or an address from there, and the port
-    /// from the next. The family is always given: without it nft cannot load what it lists.
+    /// from the next. The family is always given, because without it nft cannot load its own
+    /// listing.
     pub(crate) fn tproxy(family: Family, has_address: bool) -> Self {
         let this =
             Self::new(c"tproxy").u32(sys::NFTNL_EXPR_TPROXY_FAMILY, u32::from(family.number()));
@@ -110,8 +111,8 @@ impl RawExpr {
             .u32(sys::NFTNL_EXPR_TPROXY_REG_PORT, REGISTER + 1)
     }
 
-    /// Takes the size, in network order, from the register, and writes it into the option of TCP
-    /// that announces the largest segment (RFC 9293, section 3.7.1), where that says more.
+    /// Takes the size, in network order, from the register, and writes it into the TCP option that
+    /// announces the largest segment (RFC 9293, section 3.7.1), if that announces more.
     pub(crate) fn max_segment() -> Self {
         Self::new(c"exthdr")
             .u32(sys::NFTNL_EXPR_EXTHDR_SREG, REGISTER)
@@ -141,9 +142,9 @@ impl RawExpr {
             .u32(sys::NFTNL_EXPR_LIMIT_FLAGS, LIMIT_INVERT)
     }
 
-    /// Applies the limit to the packets that share the key in the register. A key that is new is
-    /// added to the set, where it stays for this many milliseconds without a packet. Where there is
-    /// no room for it, the rule goes on with no packet of it.
+    /// Applies the limit to the packets that share the key in the register. A new key is added to
+    /// the set, where it stays for this many milliseconds without a packet. Where there is no room
+    /// for it, the rule does not go on with its packets.
     pub(crate) fn meter(set: &CStr, milliseconds: u64, limit: Self) -> Self {
         Self::new(c"dynset")
             .u32(sys::NFTNL_EXPR_DYNSET_SREG_KEY, REGISTER)
@@ -256,13 +257,13 @@ impl Expression for RawExpr {
     }
 }
 
-/// The register that everything is loaded into and compared in.
+/// The register into which everything is loaded, and in which it is compared.
 pub(crate) const REGISTER: u32 = libc::NFT_REG_1 as u32;
 
 /// `NFT_OBJECT_COUNTER`.
 pub(crate) const OBJECT_COUNTER: u32 = 1;
 
-/// The kind of the option, RFC 9293, section 3.2.
+/// The kind of the option (RFC 9293, section 3.2).
 const MAX_SEGMENT: u8 = 2;
 /// `NFT_EXTHDR_OP_TCPOPT`.
 const OF_TCP: u32 = 1;
@@ -272,12 +273,13 @@ const LIMIT_INVERT: u32 = 1;
 /// The unit of a limit, in seconds.
 const A_SECOND: u64 = 1;
 
-/// libnftnl fails to allocate only when memory is out; then this aborts, as the allocator would.
+/// Aborts where libnftnl returns null, as the allocator would: it does so only when memory is out.
 fn or_abort<T>(pointer: *mut T) -> NonNull<T> {
     NonNull::new(pointer).unwrap_or_else(|| std::process::abort())
 }
 
-/// A setter fails only when memory is out, or on an attribute that it does not have.
+/// Aborts where a setter fails, which happens only when memory is out, or for an attribute that
+/// does not exist.
 fn or_die(result: i32) {
     if result < 0 {
         std::process::abort();

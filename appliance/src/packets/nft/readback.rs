@@ -1,8 +1,8 @@
-//! The kernel's rules, compared with those that were meant.
+//! Compares the kernel's rules with the planned ones.
 //!
-//! Compared are the chains with hook, priority and policy, the rules by chain and order with
-//! every constant, and the sets with every element. A difference is an error, because somebody
-//! else is writing to our table.
+//! The comparison covers the chains with hook, priority and policy, the rules by chain and order
+//! with every constant, and the sets with every element. A difference is an error, because another
+//! program is writing to our table.
 
 mod elements;
 mod guard;
@@ -31,7 +31,7 @@ use super::{
 };
 use crate::reason::Reason;
 
-/// Names in the daemon's table that are not in the plan: left by another version, or by hand.
+/// Names in the daemon's table that are not in the plan, left by another version or by hand.
 #[derive(Debug, Default)]
 pub(crate) struct Strangers {
     pub(crate) chains: Vec<String>,
@@ -39,7 +39,7 @@ pub(crate) struct Strangers {
     pub(crate) counters: Vec<String>,
 }
 
-/// What an earlier table left behind. Empty where there is no table yet.
+/// Returns the names that an earlier table left. Empty where there is no table yet.
 pub(crate) fn strangers(table: &language::NftTable) -> Result<Strangers, PacketsError> {
     let family = table.family;
     if !has_table(family)? {
@@ -57,14 +57,14 @@ pub(crate) fn strangers(table: &language::NftTable) -> Result<Strangers, Packets
     Ok(Strangers { chains, sets, counters })
 }
 
-/// Whether the kernel has a table of ours in this family.
+/// Returns whether the kernel has a table of ours in this family.
 pub(crate) fn has_table(family: TableFamily) -> Result<bool, PacketsError> {
     let failed = |source| netlink_error("look for the packet rules", source);
     let mut netfilter = Netfilter::open().map_err(failed)?;
     Ok(tables(&mut netfilter, family).map_err(failed)?.iter().any(|table| table == TABLE))
 }
 
-/// The names of all tables of a family, whoever's they are.
+/// Returns the names of all tables of a family, whoever made them.
 pub(crate) fn tables(
     netfilter: &mut Netfilter,
     family: TableFamily,
@@ -103,7 +103,7 @@ fn verify_table(table: &language::NftTable) -> Result<(), PacketsError> {
     let mut meant = table.counters.clone();
     meant.sort();
     same("counters", &found, &meant)?;
-    // What is in a meter was put there by packets.
+    // Packets put the elements of a meter there.
     for set in table.sets.iter().filter(|set| !set.meter) {
         let found = elements(&mut netfilter, family, TABLE, &set.name).map_err(failed)?;
         let mut meant = lower::elements(set);
@@ -113,12 +113,12 @@ fn verify_table(table: &language::NftTable) -> Result<(), PacketsError> {
     Ok(())
 }
 
-/// How many packets of each reason were refused without being logged, because they were too many,
-/// since the tables were made. Installing rules does not set these counters back.
+/// Returns, for each reason, how many packets were refused without being logged, because they were
+/// too many, since the tables were created. Installing rules does not reset these counters.
 ///
 /// # Errors
 ///
-/// Where the kernel cannot be asked.
+/// The kernel cannot be asked.
 pub fn unlogged() -> Result<HashMap<Reason, u64>, PacketsError> {
     let failed = |source| netlink_error("count what was not logged", source);
     let mut netfilter = Netfilter::open().map_err(failed)?;
@@ -133,7 +133,7 @@ pub fn unlogged() -> Result<HashMap<Reason, u64>, PacketsError> {
     Ok(unlogged)
 }
 
-/// How a base chain is hooked.
+/// The hook of a base chain.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ChainFacts {
     pub(crate) hook: u32,
@@ -185,7 +185,7 @@ pub(crate) fn chains(
         .collect())
 }
 
-/// The named counters and what they have counted, in packets.
+/// Returns the named counters and the packets that they have counted.
 fn counters(
     netfilter: &mut Netfilter,
     family: TableFamily,
@@ -214,5 +214,5 @@ fn sets(netfilter: &mut Netfilter, family: TableFamily) -> std::io::Result<Vec<S
     Ok(named)
 }
 
-/// linux/netfilter.h.
+/// From linux/netfilter.h.
 const NF_NETDEV_INGRESS: i32 = 0;

@@ -12,10 +12,9 @@ use crate::{
 /// The port of DNS, over UDP and TCP.
 pub(crate) const DNS_PORT: u16 = 53;
 
-/// Where the resolver's sockets are bound, at dummy addresses that no machine has (RFC 7600,
-/// section
-/// 4.8; RFC 9780). Another resolver of this machine that is bound to addresses of its own is not in
-/// the way then, and no packet gets there but by the rules.
+/// Returns the address to which the resolver's sockets are bound, a dummy address that no machine
+/// has (RFC 7600, section 4.8; RFC 9780). So a resolver of this machine that is bound to addresses
+/// of its own is not in the way, and packets get there only by the rules.
 pub(crate) const fn dns_at(ipv6: bool) -> IpAddr {
     if ipv6 {
         IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 1, 0, 0, 0, 53))
@@ -27,14 +26,14 @@ pub(crate) const fn dns_at(ipv6: bool) -> IpAddr {
 /// The captured traffic, its senders and its listeners.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capture {
-    /// The interfaces agents sit behind, in the order of their names; no name twice.
+    /// The interfaces of agents, in the order of their names; no name twice.
     pub interfaces: Vec<CaptureInterface>,
     /// The TCP ports that reach the proxy; every other one is reset. Sorted.
     pub ports: Vec<u16>,
-    /// Special prefixes, those of this site among them, which nobody may dial.
+    /// Special prefixes, including those of this site, which nobody may dial.
     pub special: Vec<IpNet>,
-    /// The part of them that policy lists as homes of an upstream. An agent may dial it; what is
-    /// connected to is decided by name in [`crate::dial`] all the same.
+    /// The special prefixes that policy lists for an upstream. An agent may dial them;
+    /// [`crate::dial`] still decides by name which address is connected to.
     pub homes: Vec<IpNet>,
     /// TCP port of the transparent listeners.
     pub proxy_port: u16,
@@ -42,38 +41,39 @@ pub struct Capture {
     pub mark: u32,
     /// The routing table that the mark selects.
     pub route_table: u32,
-    /// The NFLOG group that is told what was refused.
+    /// The NFLOG group to which refused packets are reported.
     pub nflog_group: u16,
     /// Whether IPv6 is captured; where false, every IPv6 packet of an agent is dropped.
     pub ipv6: bool,
     /// The services that the gateway's own address answers besides DNS.
     pub services: AgentServices,
-    /// DNS queries a second of one agent, as policy bounds them.
+    /// DNS queries a second of one agent, bounded by policy.
     pub dns_rate: u32,
 }
 
-/// One interface that agents sit behind, with the sources of all groups on it.
+/// One interface of agents, with the sources of all groups on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CaptureInterface {
     /// Its name.
     pub name: InterfaceName,
     /// The source prefixes that may arrive on it, aggregated and sorted.
     pub prefixes: Vec<IpNet>,
-    /// The agents that are bound to their network cards. Where there is one, nothing arrives but
-    /// from them and from `free`, untagged.
+    /// The agents that are bound to their network cards. If there is one, only frames from these
+    /// agents and from `free` arrive, untagged.
     pub bound: Vec<BoundAgent>,
-    /// The source prefixes of the groups on it that bind nobody.
+    /// The source prefixes of the groups on it that bind no agent.
     pub free: Vec<IpNet>,
     /// The source prefixes of each group on it, aggregated and sorted. No two overlap.
     pub groups: Vec<Vec<IpNet>>,
-    /// The source prefixes of those behind a narrower hop, with the largest packet that it carries.
+    /// The source prefixes of agents behind a narrower hop, with the largest packet that it
+    /// carries.
     pub narrow: Vec<(u16, Vec<IpNet>)>,
     /// The source prefixes of the groups that fetch their CA at the gateway's own address.
     pub onboarding: Vec<IpNet>,
 }
 
 impl Capture {
-    /// Gathers from policy and settings what the kernel has to know.
+    /// Gathers everything that the kernel has to know from policy and settings.
     pub fn new(policy: &Policy, settings: &Settings) -> Self {
         let upstreams = policy.apis.iter().map(|api| &api.upstream);
         let upstreams = upstreams.chain(policy.passes.iter().map(|pass| &pass.upstream));
@@ -100,8 +100,8 @@ impl Capture {
 }
 
 impl Capture {
-    /// The same agents, with no port that reaches the proxy: every new connection is reset, and
-    /// those that were accepted go on.
+    /// Returns the same agents without a port that reaches the proxy: every new connection is
+    /// reset, and accepted ones go on.
     #[must_use]
     pub fn closed(&self) -> Self {
         let mut closed = Self { ports: Vec::new(), ..self.clone() };
@@ -109,17 +109,17 @@ impl Capture {
         closed
     }
 
-    /// The interfaces, which cannot change while the daemon listens on them.
+    /// Returns the interfaces, which cannot change while the daemon listens on them.
     pub fn interface_names(&self) -> Vec<&InterfaceName> {
         self.interfaces.iter().map(|interface| &interface.name).collect()
     }
 
-    /// Every prefix that agents may send from.
+    /// Returns every prefix that agents may send from.
     pub fn agents(&self) -> Vec<IpNet> {
         self.interfaces.iter().flat_map(|each| each.prefixes.iter().copied()).collect()
     }
 
-    /// How many listeners each worker has: one for each interface and family.
+    /// Returns how many listeners each worker has: one for each interface and family.
     pub fn listeners(&self) -> usize {
         self.interfaces.len() * if self.ipv6 { 2 } else { 1 }
     }
@@ -154,7 +154,7 @@ fn interface(policy: &Policy, name: &InterfaceName) -> CaptureInterface {
     }
 }
 
-/// The same addresses in the fewest prefixes: the kernel refuses intervals that overlap.
+/// Returns the same addresses in the fewest prefixes: the kernel refuses intervals that overlap.
 pub(crate) fn aggregate(prefixes: &[IpNet]) -> Vec<IpNet> {
     let mut fewest = IpNet::aggregate(&prefixes.to_vec());
     fewest.sort();

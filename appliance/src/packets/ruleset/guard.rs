@@ -1,9 +1,9 @@
-//! The static guard as text for nft: the table of `nft/base.nft`, told of the agents' interfaces.
+//! The static guard as text for nft: the table of `nft/base.nft`, with the agents' interfaces.
 
 use crate::policy::InterfaceName;
 
-/// What `nft -f` loads, in one transaction: the guard, and these interfaces in its set. Loaded
-/// again it replaces rules and takes no interface away.
+/// Returns the text that `nft -f` loads in one transaction: the guard, and these interfaces in its
+/// set. Loaded again, it replaces rules and removes no interface.
 pub fn guard(interfaces: &[InterfaceName]) -> String {
     let mut names: Vec<String> = interfaces.iter().map(|name| format!("\"{name}\"")).collect();
     names.sort();

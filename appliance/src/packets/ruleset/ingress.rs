@@ -1,8 +1,8 @@
-//! The table that binds agents to their network cards: which frames an interface takes at all.
+//! The table that binds agents to their network cards: it decides which frames an interface takes.
 //!
-//! Pure. An interface with a bound agent gets a chain where its device hands frames over, with
-//! policy drop. An admitted packet is marked as proven, and prerouting takes nothing without that
-//! proof from such an interface: where the chain is missing, for whatever reason, nothing passes.
+//! Pure. An interface with a bound agent gets a chain where its device delivers frames, with policy
+//! drop. An admitted packet is marked as proven, and prerouting takes nothing without that proof
+//! from such an interface: where the chain is missing, for whatever reason, nothing passes.
 //! `nft/README.md` explains rule by rule.
 
 use ipnet::IpNet;
@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{policy::InterfaceName, reason::Reason};
 
-/// The table of frames; `None` where no agent is bound. An interface that is not there gets no
-/// chain, because the kernel does not make one.
+/// Returns the table of frames; `None` where no agent is bound. A missing interface gets no chain,
+/// because the kernel does not create one.
 pub(crate) fn table(
     capture: &Capture,
     is_there: impl Fn(&InterfaceName) -> bool,
@@ -38,7 +38,8 @@ pub(crate) fn table(
     Some(finished(TableFamily::Netdev, sets(&bound, capture), chains, capture))
 }
 
-/// The chain of one device. Its name has the device's, so that it never moves to another.
+/// Returns the chain of one device. Its name includes the device's, so that it never moves to
+/// another.
 fn door(device: &InterfaceName) -> Chain {
     Chain {
         name: format!("on_{device}").into(),
@@ -50,7 +51,7 @@ fn door(device: &InterfaceName) -> Chain {
 fn admit(capture: &Capture) -> Chain {
     use Statement::{Count, Drop, Goto, In, Is, NotIn, NotOneOf};
     let kinds = vec![Value::pair("ip", IP), Value::pair("arp", ARP), Value::pair("ip6", IP6)];
-    // The type in the frame's own header: that of a tag, wherever the tag itself is by now.
+    // The type in the frame's own header: that of a tag, even if the tag itself was stripped.
     let other = [is_ethernet(), NotOneOf(MatchKey::EtherType, kinds), Count, Drop];
     let mut rules = vec![because(Reason::SpoofedSource, &other)];
 
@@ -69,7 +70,7 @@ fn admit(capture: &Capture) -> Chain {
 
     rules.extend(multicast::from_link(Family::V4, &holds("ip", IP)));
 
-    // An address has one MAC, so the frame's and the one that ARP tells are the same.
+    // An address has one MAC, so the frame's must equal the one in ARP.
     let arp = [
         holds("arp", ARP),
         is_ethernet(),
@@ -77,7 +78,8 @@ fn admit(capture: &Capture) -> Chain {
         In(MatchKey::InterfaceArpMacAndArpSource, "bound_4".into()),
     ];
     rules.push(admitted(&arp));
-    // Is this address taken? (RFC 5227, section 2.1.1). Nobody learns anything from it.
+    // A probe asks whether an address is taken (RFC 5227, section 2.1.1), and tells nobody anything
+    // else.
     let probe = [
         holds("arp", ARP),
         is_ethernet(),
@@ -111,7 +113,7 @@ fn admit(capture: &Capture) -> Chain {
     Chain { name: "admit".into(), base: None, rules }
 }
 
-/// Nobody says for another's address which MAC it has.
+/// Returns the chain that lets no agent claim a MAC for another's address.
 fn adverts(bound: &[&CaptureInterface]) -> Chain {
     let mut rules = Vec::new();
     for interface in bound {
@@ -172,7 +174,7 @@ fn admit_6(capture: &Capture) -> Chain {
     Chain { name: "admit_6".into(), base: None, rules }
 }
 
-/// A bound card that has no address yet.
+/// Returns the rules for a bound card that has no address yet.
 fn dhcp() -> [NftRule; 2] {
     let card =
         [holds("ip", IP), is_ethernet(), Statement::In(MatchKey::InterfaceAndMac, "bound".into())];
@@ -180,7 +182,8 @@ fn dhcp() -> [NftRule; 2] {
     [too_many(&statements, DISCOVERS), admitted(&statements)]
 }
 
-/// What is too much of one card, so that none takes all that its interface may send.
+/// Drops the packets of one card that are too many, so that none takes all that its interface may
+/// send.
 fn too_many(of_a_card: &[Statement], meter: &'static str) -> NftRule {
     let over = Statement::Over(MatchKey::InterfaceAndMac, meter.into(), SERVICE_RATE.into());
     rule(&[of_a_card, &[over, Statement::Count, Statement::Drop]].concat())
@@ -241,13 +244,13 @@ fn holds(text: &'static str, kind: u16) -> Statement {
     Statement::Is(MatchKey::Protocol, Value::pair(text, kind))
 }
 
-// linux/if_ether.h.
+// From linux/if_ether.h.
 const IP: u16 = 0x0800;
 const ARP: u16 = 0x0806;
 const IP6: u16 = 0x86dd;
 
-/// `ARPHRD_ETHER`, linux/if_arp.h.
+/// `ARPHRD_ETHER`, from linux/if_arp.h.
 const ARPHRD_ETHER: [u8; 2] = 1u16.to_ne_bytes();
 
-/// Before whatever else is hooked to a device.
+/// The priority before everything else that is hooked to a device.
 const FIRST: i32 = -500;

@@ -1,7 +1,7 @@
-//! The words that tables are written in: sets, chains, rules and their statements.
+//! The elements of tables: sets, chains, rules and their statements.
 //!
-//! Pure. [`super::render`](mod@super::render) writes it down and [`crate::packets::nft`] translates
-//! it for the kernel; what neither can express does not exist here.
+//! Pure. [`super::render`](mod@super::render) writes them as text and [`crate::packets::nft`]
+//! translates them for the kernel; everything here can be expressed in both.
 
 use std::{borrow::Cow, net::IpAddr};
 
@@ -20,13 +20,13 @@ pub(crate) const TABLE: &str = "cloakroom";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NftTable {
     pub(crate) family: TableFamily,
-    /// Named counters. They are never set back while the table stands.
+    /// Named counters. They are never reset while the table exists.
     pub(crate) counters: Vec<String>,
     pub(crate) sets: Vec<Set>,
     pub(crate) chains: Vec<Chain>,
 }
 
-/// Which packets a table sees.
+/// The packets that a table sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TableFamily {
     /// IP packets, after they were taken out of their frames.
@@ -40,17 +40,17 @@ pub(crate) enum TableFamily {
 }
 
 /// A named set, or a map from its keys to marks. Its key never changes; its elements are replaced
-/// on every apply, except for a meter's, which packets make.
+/// on every apply, except for a meter's, which packets add.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Set {
     pub(crate) name: Cow<'static, str>,
     pub(crate) key: SetKey,
     pub(crate) elements: Vec<Element>,
-    /// Whether packets add what they are looked up by, for [`Statement::Over`].
+    /// Whether packets add the key that they are looked up by, for [`Statement::Over`].
     pub(crate) meter: bool,
 }
 
-/// What a set is looked up by.
+/// The key of a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SetKey {
     Interface,
@@ -60,7 +60,7 @@ pub(crate) enum SetKey {
     InterfaceAndMac,
     InterfaceMacAndAddress(Family),
     Mark,
-    /// Of a map to marks.
+    /// The key of a map to marks.
     MarkOfInterfaceAndAddress(Family),
 }
 
@@ -87,24 +87,24 @@ pub(crate) enum Family {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Chain {
     pub(crate) name: Cow<'static, str>,
-    /// Where the kernel enters it; `None` for a chain that rules go to.
+    /// The hook at which the kernel enters it; `None` for a chain that rules go to.
     pub(crate) base: Option<Base>,
     pub(crate) rules: Vec<NftRule>,
 }
 
-/// How a base chain is hooked. Always of type `filter`.
+/// The hook of a base chain. Always of type `filter`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Base {
     pub(crate) hook: Hook,
     pub(crate) priority: i32,
-    /// Drop what no rule decides, instead of accepting it.
+    /// Whether it drops packets that no rule decides, instead of accepting them.
     pub(crate) drop: bool,
 }
 
 /// The hooks in use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Hook {
-    /// Where this device hands over what it received; only in a table of frames.
+    /// The point where this device delivers the frames that it received; only in a table of frames.
     Ingress(InterfaceName),
     Prerouting,
     Input,
@@ -112,11 +112,11 @@ pub(crate) enum Hook {
     Output,
 }
 
-/// Statements that are taken in order until one does not match or one decides.
+/// Statements that are processed in order until one does not match or one decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NftRule {
     pub(crate) statements: Vec<Statement>,
-    /// The reason that the audit would give.
+    /// The reason that the audit gives.
     pub(crate) reason: Option<Reason>,
 }
 
@@ -141,18 +141,18 @@ pub(crate) enum Statement {
     /// Go on only above so many packets a second.
     Above(u32),
     /// Go on only above so many packets a second that share this key. The set is of bounded size;
-    /// where it is full, a new key does not go on.
+    /// where it is full, packets with a new key do not go on.
     Over(MatchKey, Cow<'static, str>, Rate),
     /// Copy the packet's head, under the reason's word, to this NFLOG group.
     Tell(Reason, u16),
     SetMark(u32),
-    /// Set the mark to what the named map has for the key; go on only where it has something.
+    /// Set the mark to the named map's value for the key; go on only if it has one.
     SetMarkOf(MatchKey, &'static str),
     SetPriority(Value),
     /// Make the largest segment that a packet announces no larger than this.
     MaxSegment(u16),
-    /// Hand the packet to the listener on this port, and at this address where one is given; go on
-    /// only where there is one.
+    /// Hand the packet to the listener on this port, and at this address if one is given; go on
+    /// only if there is one.
     Tproxy(Family, Option<IpAddr>, u16),
     RejectReset,
     RejectProhibited,
@@ -161,18 +161,18 @@ pub(crate) enum Statement {
     Goto(&'static str),
 }
 
-/// Packets in a second, and how many may come at once.
+/// Packets in a second, and the most at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rate {
     pub(crate) a_second: u32,
     pub(crate) at_once: u32,
 }
 
-/// What a packet is asked for.
+/// The property of a packet that is matched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MatchKey {
     Interface,
-    /// The interface that a packet leaves by.
+    /// The interface by which a packet leaves.
     OutInterface,
     Family,
     /// The transport protocol, behind any IPv6 extension headers.
@@ -181,17 +181,17 @@ pub(crate) enum MatchKey {
     Source(Family),
     Destination(Family),
     InterfaceAndSource(Family),
-    /// The interface that a packet leaves by, and where it goes.
+    /// The interface by which a packet leaves, and its destination.
     InterfaceAndDestination(Family),
-    /// Of the flags of TCP, SYN and RST.
+    /// The flags SYN and RST of TCP.
     OpeningFlags,
     HopLimit,
     Icmp6Type,
     SourcePort,
     DestinationPort,
-    /// Whether the way back to the source leaves through the interface it came in by.
+    /// Whether the way back to the source leaves through the interface that the packet came in by.
     WayBack,
-    /// The interface that the way back to the source leaves by.
+    /// The interface through which the way back to the source leaves.
     WayBackInterface,
     SourceType,
     DestinationType,
@@ -200,16 +200,16 @@ pub(crate) enum MatchKey {
     Icmp4Type,
     Icmp4Code,
     Icmp6Code,
-    /// What the destination is on the interface the packet came in by.
+    /// The type of the destination on the interface that the packet came in by.
     DestinationTypeHere,
-    /// The interface, and the source as agents that are bound to no card are told apart: an
+    /// The interface, and the source by which agents without a bound card are told apart: an
     /// address, or an IPv6 /64.
     InterfaceAndAgent(Family),
     Priority,
     InterfaceType,
-    /// The type in the frame's own header; that of its VLAN tag where it has one.
+    /// The type in the frame's own header; that of its VLAN tag if it has one.
     EtherType,
-    /// What is in the frame, inside of any tag that was stripped.
+    /// The protocol in the frame, inside of any tag that was stripped.
     Protocol,
     Mac,
     ArpSource,
@@ -223,19 +223,19 @@ pub(crate) enum MatchKey {
     NeighbourTarget,
     /// The address that a DHCP client says it has (`ciaddr`, RFC 2131, section 2).
     DhcpClient,
-    /// The address of the relay that a DHCP answer would go to (`giaddr`).
+    /// The address of the relay to which a DHCP answer would go (`giaddr`).
     DhcpRelay,
 }
 
-/// A constant: how nft spells it, and its bytes as the kernel compares them.
+/// A constant: nft's spelling of it, and its bytes as the kernel compares them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Value {
     pub(crate) text: Cow<'static, str>,
     pub(crate) bytes: Vec<u8>,
 }
 
-/// Solicitations and advertisements of neighbours; hop limit 255 proves that no router passed
-/// them on (RFC 4861, section 7.1). No router advertisement, no redirect.
+/// Matches solicitations and advertisements of neighbours; hop limit 255 proves that no router
+/// passed them on (RFC 4861, section 7.1). Router advertisements and redirects do not match.
 pub(crate) fn neighbour_discovery() -> Vec<Statement> {
     let types =
         vec![Value::byte("nd-neighbor-solicit", 135), Value::byte("nd-neighbor-advert", 136)];
@@ -259,7 +259,7 @@ pub(crate) fn is_udp() -> Statement {
     Statement::Is(MatchKey::L4, Value::byte("udp", UDP))
 }
 
-/// To the address that the gateway has on the interface the packet came in by, and to no other.
+/// Matches the address that the gateway has on the interface the packet came in by, and no other.
 pub(super) fn to_here() -> Statement {
     Statement::Is(MatchKey::DestinationTypeHere, fib_type("local", 2))
 }
@@ -296,20 +296,20 @@ pub(crate) fn base(hook: Hook, priority: i32, drop: bool) -> Base {
     Base { hook, priority, drop }
 }
 
-/// The prefixes of one family, in the fewest elements.
+/// Returns the prefixes of one family, in the fewest elements.
 pub(crate) fn prefixes(prefixes: &[IpNet], family: Family) -> Vec<Element> {
     let of_family = |net: &&IpNet| matches!(net, IpNet::V4(_)) == (family == Family::V4);
     let prefixes: Vec<IpNet> = prefixes.iter().filter(of_family).copied().collect();
     aggregate(&prefixes).into_iter().map(Element::Prefix).collect()
 }
 
-/// What stands in the packet's priority when it was admitted. The field is the kernel's own: a
-/// packet from a wire has 0 in it.
+/// Returns the value of an admitted packet's priority. The field is the kernel's own: a packet from
+/// a wire has 0 in it.
 pub(crate) fn proof() -> Value {
     Value { text: "c10a:1".into(), bytes: 0xc10a_0001_u32.to_ne_bytes().to_vec() }
 }
 
-/// An interface's name as the kernel compares it.
+/// Returns an interface's name as the kernel compares it.
 pub(crate) fn interface_key(name: &str) -> Vec<u8> {
     let mut key: Vec<u8> = name.bytes().take(usize::from(NAME_BYTES) - 1).collect();
     key.resize(usize::from(NAME_BYTES), 0);
@@ -330,7 +330,7 @@ impl From<u32> for Rate {
 }
 
 impl Family {
-    /// The number of the family, `NFPROTO_*`.
+    /// Returns the number of the family, `NFPROTO_*`.
     pub(crate) const fn number(self) -> u8 {
         match self {
             Self::V4 => 2,
@@ -347,12 +347,12 @@ impl Family {
 }
 
 impl Value {
-    /// A number of two bytes in network order.
+    /// Returns a number of two bytes in network order.
     pub(crate) fn pair(text: &'static str, number: u16) -> Self {
         Self { text: text.into(), bytes: number.to_be_bytes().to_vec() }
     }
 
-    /// An interface by its name.
+    /// Returns an interface by its name.
     pub(crate) fn interface(name: &InterfaceName) -> Self {
         Self { text: format!("\"{name}\"").into(), bytes: interface_key(name.as_str()) }
     }
@@ -361,7 +361,7 @@ impl Value {
         Self { text: mac.to_string().into(), bytes: mac.octets().to_vec() }
     }
 
-    /// An address, as its header holds it.
+    /// Returns an address, as its header holds it.
     pub(crate) fn address(address: IpAddr) -> Self {
         Self { text: address.to_string().into(), bytes: octets(address) }
     }
@@ -390,7 +390,7 @@ pub(crate) const SNAPLEN: u32 = 128;
 /// Agents that one meter tells apart: about a megabyte of the kernel's memory.
 pub(crate) const METER_SIZE: u32 = 4_096;
 
-/// How long a meter remembers an agent that sends nothing.
+/// Time for which a meter remembers an agent that sends nothing.
 pub(crate) const METER_MILLISECONDS: u64 = 10_000;
 
 /// `IFNAMSIZ`.

@@ -1,9 +1,10 @@
-//! Sends what a rule ends to the audit before it ends it, at a rate that no flood can exceed.
+//! Reports packets to the audit before a rule ends them, at a rate that no flood can exceed.
 //!
 //! Pure. Every rule with a reason goes to a chain of that reason, which ends the packet as the rule
 //! would have. Above its rate a packet is ended without being logged, and counted: the counter is
 //! read for the audit, so that nothing is missing from the sums. Each agent has a rate of its own,
-//! so that one does not hide another; a source that is nobody's shares that of its interface.
+//! so that one does not hide another; a source that belongs to no agent shares the rate of its
+//! interface.
 
 use super::{
     capture::Capture,
@@ -17,18 +18,18 @@ use crate::reason::Reason;
 /// Packets of one reason that are logged in a second of one agent, and that may be logged at once.
 pub(crate) const AGENT_RATE: u32 = 200;
 
-/// The same for all packets of one reason; and, where the source proves nothing, for an interface.
+/// The same for all packets of one reason; and for an interface, where the source proves nothing.
 pub(crate) const RATE: u32 = 2_000;
 
-/// Chains in which what is refused is logged, and what they need.
+/// Chains in which refused packets are logged, and the counters and meters that they need.
 pub(crate) struct Logged {
     pub(crate) chains: Vec<Chain>,
     pub(crate) meters: Vec<Set>,
     pub(crate) counters: Vec<String>,
 }
 
-/// The same chains, in which what is refused is logged; the new ones stand after the first, which
-/// they go to.
+/// Returns the same chains with logging of refused packets; the new chains stand after the first,
+/// whose rules go to them.
 pub(crate) fn logged(mut chains: Vec<Chain>, capture: &Capture) -> Logged {
     let (mut endings, mut meters, mut counters) = (Vec::<Chain>::new(), Vec::new(), Vec::new());
     for rule in chains.iter_mut().flat_map(|chain| &mut chain.rules) {
@@ -73,16 +74,16 @@ fn ending(name: &'static str, reason: Reason, end: &Statement, capture: &Capture
             _ => vec![over(&[Statement::Over(MatchKey::Interface, meter.name, RATE.into())])],
         })
         .collect();
-    // Also where a meter is full, and takes no new agent.
+    // This also applies where a meter is full and takes no new agent.
     rules.push(over(&[Statement::Above(RATE)]));
-    // By itself: a statement before the end must not be able to keep a packet from it.
+    // A rule by itself: a statement before the end must not be able to keep a packet from it.
     rules.push(rule(&[Statement::Tell(reason, capture.nflog_group)]));
     rules.push(rule(std::slice::from_ref(end)));
     Chain { name: name.into(), base: None, rules }
 }
 
-/// The meters of a rule, one for each agent's packets. An agent whose source is in doubt could fill
-/// such a set with others' addresses, so there the interfaces are counted.
+/// Returns the meters of a rule, one for each agent's packets. An agent whose source is in doubt
+/// could fill such a set with others' addresses, so there the interfaces are counted.
 fn own_meters(name: &'static str, reason: Reason, capture: &Capture) -> Vec<Set> {
     let in_doubt = matches!(reason, Reason::SpoofedSource | Reason::MulticastDenied);
     if in_doubt || name == IPV6_OFF {
@@ -101,7 +102,7 @@ fn counter(chain: &str) -> String {
     format!("{UNLOGGED}{chain}")
 }
 
-/// One chain for each reason. The one reason that ends in two ways has two.
+/// Returns the name of a reason's chain. The one reason that ends in two ways has two.
 fn chain_name(reason: Reason, end: &Statement) -> &'static str {
     match (reason, end) {
         (Reason::ProtocolDenied, Statement::Drop) => IPV6_OFF,
@@ -112,7 +113,7 @@ fn chain_name(reason: Reason, end: &Statement) -> &'static str {
 const IPV6_OFF: &str = "ipv6_off";
 const UNLOGGED: &str = "untold_";
 
-/// A table in which what is refused is logged, with the counters and meters that this takes.
+/// Returns a table in which refused packets are logged, with the counters and meters for that.
 pub(crate) fn finished(
     family: TableFamily,
     mut sets: Vec<Set>,

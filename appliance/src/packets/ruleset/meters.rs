@@ -1,9 +1,9 @@
-//! How the kernel tells agents apart where it bounds what each of them sends.
+//! The keys by which the kernel tells agents apart where it bounds what each of them sends.
 //!
-//! Pure. As [`crate::identity::AgentKey`] does: an agent is an IPv4 address or an IPv6 /64, and one
-//! that is bound to its card is each of its addresses by itself, so that none of those who share a
-//! /64 takes what is another's. A group is the sources that belong to it: whoever makes up ever new
-//! ones of them is still one group.
+//! Pure. The keys are those of [`crate::identity::AgentKey`]: an agent is an IPv4 address or an
+//! IPv6 /64, and each address of an agent that is bound to its card counts by itself, so that no
+//! agent takes the share of another in the same /64. A group is the set of its sources: however
+//! many new sources an agent makes up, they are still one group.
 
 use std::net::IpAddr;
 
@@ -14,8 +14,8 @@ use super::{
     language::{Element, Family, MatchKey, Set, SetKey, Statement, is_family, set},
 };
 
-/// What tells the agents of a family apart: conditions of which exactly one holds for each of its
-/// packets, and the key that counts then.
+/// Returns what tells the agents of a family apart: conditions of which exactly one holds for each
+/// of its packets, each with the key that counts then.
 pub(crate) fn agents(family: Family, capture: &Capture) -> Vec<(Vec<Statement>, MatchKey)> {
     let is = is_family(family);
     let shared = MatchKey::InterfaceAndAgent(family);
@@ -29,7 +29,7 @@ pub(crate) fn agents(family: Family, capture: &Capture) -> Vec<(Vec<Statement>, 
     ]
 }
 
-/// The IPv6 addresses that are bound to cards, each on its interface.
+/// Returns the IPv6 addresses that are bound to cards, each on its interface.
 pub(crate) fn bound_6(capture: &Capture) -> Set {
     let mut elements = Vec::new();
     for interface in &capture.interfaces {
@@ -45,8 +45,8 @@ pub(crate) fn bound_6(capture: &Capture) -> Set {
 /// The name of that set.
 pub(crate) const BOUND_6: &str = "bound_6";
 
-/// The number of the group that each source belongs to, as a mark. It is written over before the
-/// packet is delivered.
+/// Returns the map from each source to the number of its group, as a mark. The mark is replaced
+/// before the packet is delivered.
 pub(crate) fn groups(family: Family, capture: &Capture) -> Set {
     let elements = numbered(capture).flat_map(|(number, interface, prefixes)| {
         let name = interface.name.to_string();
@@ -57,7 +57,7 @@ pub(crate) fn groups(family: Family, capture: &Capture) -> Set {
     set(groups_name(family), SetKey::MarkOfInterfaceAndAddress(family), elements.collect())
 }
 
-/// How many network cards each group binds, by its number in that map.
+/// Returns how many network cards each group binds, by its number in that map.
 pub(crate) fn cards(capture: &Capture) -> impl Iterator<Item = (u32, usize)> {
     numbered(capture).map(|(number, interface, prefixes)| {
         let is_its = |address: &IpAddr| prefixes.iter().any(|prefix| prefix.contains(address));
@@ -66,7 +66,7 @@ pub(crate) fn cards(capture: &Capture) -> impl Iterator<Item = (u32, usize)> {
     })
 }
 
-/// Each group with its interface and its prefixes.
+/// Returns each group with its interface and its prefixes.
 fn numbered(capture: &Capture) -> impl Iterator<Item = (u32, &CaptureInterface, &[IpNet])> {
     let groups = capture.interfaces.iter().flat_map(|interface| {
         interface.groups.iter().map(move |prefixes| (interface, prefixes.as_slice()))
@@ -74,7 +74,7 @@ fn numbered(capture: &Capture) -> impl Iterator<Item = (u32, &CaptureInterface, 
     (1..).zip(groups).map(|(number, (interface, prefixes))| (number, interface, prefixes))
 }
 
-/// The name of that map.
+/// Returns the name of that map.
 pub(crate) fn groups_name(family: Family) -> &'static str {
     match family {
         Family::V4 => "groups_4",

@@ -1,4 +1,4 @@
-//! The rules: the daemon's tables as data, made of the capture. Pure.
+//! The rules: the daemon's tables as data, made from the capture. Pure.
 
 pub(crate) mod capture;
 mod guard;
@@ -20,7 +20,7 @@ pub(crate) use render::text;
 use self::language::NftTable;
 use crate::policy::InterfaceName;
 
-/// The tables for a capture; a device that is not there has no chain.
+/// Returns the tables for a capture; a missing device has no chain.
 pub(crate) fn tables(
     capture: &Capture,
     is_there: impl Fn(&InterfaceName) -> bool,

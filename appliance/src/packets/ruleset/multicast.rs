@@ -1,9 +1,10 @@
-//! What honest hosts send to all on their link before they have an address that says whose it is,
-//! or beside it: that they listen to groups (MLD, IGMP), that they look for a router, for an
-//! address (DHCP) or for names (mDNS). Nobody here answers it, and it is no forgery, so it has a
-//! reason of its own.
+//! Packets that honest hosts send to all on their link, before or beside an address that identifies
+//! them: to listen to groups (MLD, IGMP), or to look for a router, for an address (DHCP) or for
+//! names (mDNS). Nobody here answers them, but they are no forgery, so they have a reason of their
+//! own.
 //!
-//! Pure. A packet that speaks for a neighbour or a router is believed elsewhere, or is a forgery.
+//! Pure. Packets that speak for a neighbour or a router are not among them: other rules admit
+//! these, or they are forgeries.
 
 use super::language::{
     Family, ICMP6, MatchKey, NftRule, Set, SetKey, Statement, Value, because, is_udp, prefixes, set,
@@ -24,9 +25,9 @@ pub(crate) fn sets() -> [Set; 4] {
     ]
 }
 
-/// Rules for what comes from sources that mean something on their link alone, and goes to many.
-/// They stand behind those that let some of it through; `of_family` says which packets are of this
-/// family.
+/// Returns rules for packets from sources that have a meaning only on their link, to many
+/// receivers. They stand behind the rules that admit some of these packets; `of_family` matches the
+/// packets of this family.
 pub(crate) fn from_link(family: Family, of_family: &Statement) -> Vec<NftRule> {
     use Statement::{Count, Drop, In};
     let (link, many) = match family {
@@ -43,7 +44,8 @@ pub(crate) fn from_link(family: Family, of_family: &Statement) -> Vec<NftRule> {
     said(family).map(denied).into()
 }
 
-/// What hosts say so. No word about who is where is among it (RFC 4861), and no piece of one.
+/// Matches such packets. None of them tells a neighbour's address (RFC 4861), and none is a
+/// fragment.
 fn said(family: Family) -> [Vec<Statement>; 2] {
     use Statement::{AnyOf, Is};
     let about_links = match family {
@@ -63,5 +65,5 @@ fn said(family: Family) -> [Vec<Statement>; 2] {
     [about_links, vec![is_udp()]]
 }
 
-/// IANA, protocol numbers.
+/// From IANA, protocol numbers.
 const IGMP: u8 = 2;

@@ -1,9 +1,9 @@
 //! Agents behind a hop that is narrower than their own link: a VPN, an overlay.
 //!
-//! A packet too large for such a hop is lost there, and nobody hears of it: ICMP from agents is
-//! refused. The kernel finds out by itself what passes, after seven seconds of each connection. So
-//! both ends are told a smaller largest segment (RFC 9293, section 3.7.1) in the packets that open
-//! a connection; the kernel only ever makes that number smaller.
+//! A packet too large for such a hop is lost there, and nobody learns of it, because ICMP from
+//! agents is refused. The kernel discovers the size that passes by itself, but only after seven
+//! seconds of each connection. So both ends are told a smaller largest segment (RFC 9293, section
+//! 3.7.1) in the packets that open a connection; the kernel only ever makes that number smaller.
 //!
 //! Pure.
 
@@ -18,7 +18,7 @@ use super::{
     },
 };
 
-/// The agents behind each width, in a set for each family.
+/// Returns the agents behind each width, in a set for each family.
 pub(crate) fn sets(capture: &Capture) -> Vec<Set> {
     let set = |(mtu, family)| Set {
         name: name(mtu, family),
@@ -29,12 +29,14 @@ pub(crate) fn sets(capture: &Capture) -> Vec<Set> {
     widths(capture).into_iter().map(set).collect()
 }
 
-/// The most that the gateway may send an agent at once, told in the agent's own name.
+/// Returns the rules that bound what the gateway may send an agent at once: they change the agent's
+/// own announcement.
 pub(crate) fn from_agents(capture: &Capture) -> Vec<NftRule> {
     clamps(capture, MatchKey::InterfaceAndSource)
 }
 
-/// What the gateway tells agents: how much they may send at once.
+/// Returns the rules that bound what agents may send at once: they change the gateway's
+/// announcement.
 pub(crate) fn to_agents(capture: &Capture) -> Vec<NftRule> {
     clamps(capture, MatchKey::InterfaceAndDestination)
 }
@@ -56,7 +58,7 @@ fn name(mtu: u16, family: Family) -> Cow<'static, str> {
     }
 }
 
-/// Each width with each family that has agents behind it.
+/// Returns each width with each family that has agents behind it.
 fn widths(capture: &Capture) -> Vec<(u16, Family)> {
     let narrow = capture.interfaces.iter().flat_map(|each| &each.narrow);
     let mut widths: Vec<u16> = narrow.map(|(mtu, _)| *mtu).collect();
@@ -81,7 +83,7 @@ fn elements(mtu: u16, family: Family, capture: &Capture) -> Vec<Element> {
     elements
 }
 
-/// Bytes of the headers that stand before a segment, without options (RFC 6691).
+/// Returns the bytes of the headers before a segment, without options (RFC 6691).
 fn headers(family: Family) -> u16 {
     match family {
         Family::V4 => 20 + 20,
@@ -89,5 +91,5 @@ fn headers(family: Family) -> u16 {
     }
 }
 
-/// The flags of TCP that begin a connection, RFC 9293, section 3.1.
+/// The flag of TCP that begins a connection (RFC 9293, section 3.1).
 const SYN: u8 = 2;

@@ -1,9 +1,10 @@
-//! How agents of a group that is to fetch its CA here get to the gateway's own address: on one TCP
+//! The rules that let agents of a group with onboarding reach the gateway's own address: on one TCP
 //! port, at the address that the gateway has on their interface.
 //!
-//! Pure. Delivered to the proxy's own listeners, so that a place, a rate and a record are what they
-//! are for every connection. No socket is bound to the port itself: what no rule here takes finds
-//! nobody, and what finds no listener falls to the rule that drops what is for the gateway.
+//! Pure. Packets are delivered to the proxy's own listeners, so that slot, rate and record are the
+//! same as for every connection. No socket is bound to the port itself: a packet that no rule here
+//! takes finds no socket, and one that finds no listener falls to the rule that drops packets for
+//! the gateway.
 
 use ipnet::IpNet;
 
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::policy::Group;
 
-/// The sources of those groups, in a set for each family that has some.
+/// Returns the sources of those groups, in a set for each family that has some.
 pub(super) fn sets(capture: &Capture) -> Vec<Set> {
     let set = |family| {
         let key = SetKey::InterfaceAndAddress(family);
@@ -25,8 +26,8 @@ pub(super) fn sets(capture: &Capture) -> Vec<Set> {
     families(capture).map(set).collect()
 }
 
-/// One rule for each family. tproxy looks for an open connection before it looks for a listener, so
-/// it takes the packets of those too.
+/// Returns one rule for each family. tproxy looks for an open connection before it looks for a
+/// listener, so the rule also takes the packets of open connections.
 pub(super) fn rules(capture: &Capture) -> Vec<NftRule> {
     let deliver = |family| {
         rule(&[

@@ -1,6 +1,6 @@
-//! The chain that decides about every packet of an agent, in the order that is the argument.
+//! The chain that decides about every packet of an agent, in an order that matters.
 //!
-//! Pure. It errs towards dropping: the last two rules refuse a packet that no other rule takes, and
+//! Pure. Errs towards dropping: the last two rules refuse a packet that no other rule takes, and
 //! everything that is answered comes after the checks of its source. `nft/README.md` explains rule
 //! by rule.
 
@@ -17,15 +17,15 @@ use super::{
 };
 use crate::{policy::Quota, reason::Reason};
 
-/// Something that the gateway's own address answers besides DNS.
+/// A service other than DNS that the gateway's own address offers.
 struct Service {
-    /// What holds of a packet that asks for it.
+    /// The conditions of a packet that asks for it.
     asked: Vec<Statement>,
-    /// The set that counts it by agent.
+    /// The meter that counts such packets by agent.
     meter: &'static str,
 }
 
-/// The base chain at prerouting.
+/// Returns the base chain at prerouting.
 pub(crate) fn chain(capture: &Capture) -> Chain {
     let mut rules = others(capture);
     rules.extend(identity(capture));
@@ -43,8 +43,8 @@ pub(crate) fn chain(capture: &Capture) -> Chain {
     Chain { name: "prerouting".into(), base: Some(base(Hook::Prerouting, MANGLE, false)), rules }
 }
 
-/// Ends a refused packet, for every reason: at once, except for an agent that has
-/// had its refusals of this second, of which nothing more is logged.
+/// Returns the chain that ends a refused packet, for every reason: at once, except for an agent
+/// that has had its refusals of this second, of which nothing more is logged.
 pub(crate) fn refuse(capture: &Capture) -> Chain {
     use Statement::{Count, Drop, Over, RejectProhibited, RejectReset};
     let mut rules = vec![rule(&[is_tcp(), Count, RejectReset])];
@@ -63,7 +63,7 @@ pub(crate) fn refuse(capture: &Capture) -> Chain {
     Chain { name: "refuse".into(), base: None, rules }
 }
 
-/// The sets that the meters of these chains count in.
+/// Returns the sets in which the meters of these chains count.
 pub(crate) fn meters(capture: &Capture) -> Vec<Set> {
     let mut meters = Vec::new();
     if capture.ipv6 {
@@ -85,7 +85,8 @@ pub(crate) fn meters(capture: &Capture) -> Vec<Set> {
     meters
 }
 
-/// What the input hook lets through to the gateway's services: what this chain has marked.
+/// Returns the rules of the input hook for the gateway's services: it admits packets that this
+/// chain has marked.
 pub(crate) fn admitted_services(capture: &Capture) -> Vec<NftRule> {
     let marked = || Statement::Is(MatchKey::Mark, Value::mark(capture.mark));
     let services = families(capture).iter().flat_map(|family| services_of(*family, capture));
@@ -97,7 +98,8 @@ pub(crate) fn admitted_services(capture: &Capture) -> Vec<NftRule> {
 /// Accepts traffic that is not the agents', unless its source routes back to an agent: this
 /// machine's reply would deliver an outsider's bytes there, and `rp_filter` is for IPv4 alone.
 ///
-/// A rule for each interface: nft 1.0.6 cannot load a look-up of this in a set of interfaces again.
+/// There is a rule for each interface, because nft 1.0.6 cannot reload its listing of a lookup of
+/// this key in a set of interfaces.
 fn others(capture: &Capture) -> Vec<NftRule> {
     use Statement::{Accept, Count, Drop, Is, NotIn};
     let others = || NotIn(MatchKey::Interface, "agents");
@@ -108,7 +110,8 @@ fn others(capture: &Capture) -> Vec<NftRule> {
     forged.chain([rule(&[others(), Accept])]).collect()
 }
 
-/// Who may send at all: rules whose order is that of the checks, each before what relies on it.
+/// Returns the rules that decide who may send at all. Their order is that of the checks, each
+/// before the rules that rely on it.
 fn identity(capture: &Capture) -> Vec<NftRule> {
     use Statement::{Accept, Count, Drop, In, Is, IsNot, NotIn};
     let mut rules = Vec::new();
@@ -138,7 +141,8 @@ fn identity(capture: &Capture) -> Vec<NftRule> {
     for &family in families(capture) {
         rules.extend(multicast::from_link(family, &is_family(family)));
     }
-    // Never an answer to any of these: a reject quotes the sender's bytes to the sender's choice.
+    // None of these is ever answered: a reject quotes the sender's bytes to a receiver of its
+    // choice.
     for &family in families(capture) {
         let martian = In(MatchKey::Source(family), of(family, "martian_4", "martian_6").into());
         rules.push(because(Reason::SpoofedSource, &[is_family(family), martian, Count, Drop]));
@@ -148,7 +152,7 @@ fn identity(capture: &Capture) -> Vec<NftRule> {
     }
     let ours = [IsNot(MatchKey::SourceType, fib_type("unicast", 1)), Count, Drop];
     rules.push(because(Reason::SpoofedSource, &ours));
-    // The kernel says present or missing in one byte and clears the rest of the four.
+    // The kernel writes present or missing in one byte and clears the rest of the four.
     let missing = Value { text: "missing".into(), bytes: 0u32.to_ne_bytes().to_vec() };
     rules.push(because(Reason::SpoofedSource, &[Is(MatchKey::WayBack, missing), Count, Drop]));
 
@@ -165,12 +169,12 @@ fn identity(capture: &Capture) -> Vec<NftRule> {
     rules
 }
 
-/// DNS to any address, our own included, and what of it nobody took.
+/// Returns the rules for DNS to any address, our own included, and for DNS that no listener took.
 fn dns(capture: &Capture) -> Vec<NftRule> {
     use Statement::{AnyOf, Count, Drop, Goto, Over, SetMarkOf};
     let query = || [is_udp(), port_is(DNS_PORT)];
     let mut rules = Vec::new();
-    // One socket serves the interface, so no agent may fill its buffer, and no group.
+    // One socket serves the interface, so neither an agent nor a group may fill its buffer.
     let rate = capture.dns_rate.saturating_mul(DNS_HEADROOM);
     for &family in families(capture) {
         for (who, key) in meters::agents(family, capture) {
@@ -198,9 +202,9 @@ fn dns(capture: &Capture) -> Vec<NftRule> {
     rules
 }
 
-/// Queries a second of all agents of a group, with what holds of the mark of those that it is for.
-/// A group that binds more cards than the usual allows for has the rate of each: nobody can make
-/// them up.
+/// Returns the queries a second of all agents of a group, each with the conditions on the mark of
+/// its groups. A group that binds more cards than the usual rate allows for has the rate of each
+/// card: nobody can make up cards.
 fn group_rates(capture: &Capture) -> Vec<(Vec<Statement>, u32)> {
     let (mut rates, mut others) = (Vec::new(), Vec::new());
     let usual = capture.dns_rate.saturating_mul(Quota::GROUP_RATE);
@@ -217,8 +221,8 @@ fn group_rates(capture: &Capture) -> Vec<(Vec<Statement>, u32)> {
     rates
 }
 
-/// What the operator lets the gateway answer besides DNS, at the address that it has on the
-/// interface the packet came in by, and at no other.
+/// Returns the rules for the other services that the operator lets the gateway offer, at the
+/// address that it has on the interface the packet came in by, and at no other.
 fn services(capture: &Capture) -> Vec<NftRule> {
     use Statement::{Accept, Count, Drop, Over, SetMark};
     let mut rules = Vec::new();
@@ -230,7 +234,7 @@ fn services(capture: &Capture) -> Vec<NftRule> {
                 let flood = [&here[..], &who, &[over, Count, Drop]].concat();
                 rules.push(because(Reason::RateLimit, &flood));
             }
-            // Also where a meter is full, and takes no new agent.
+            // This also applies where a meter is full and takes no new agent.
             let over = Over(MatchKey::Interface, SERVICES.into(), SERVICES_RATE.into());
             let flood = [&here[..], &[over, Count, Drop]].concat();
             rules.push(because(Reason::RateLimit, &flood));
@@ -240,7 +244,8 @@ fn services(capture: &Capture) -> Vec<NftRule> {
     rules
 }
 
-/// Where nobody may connect: our own addresses, and special ones that policy does not list.
+/// Returns the rules for addresses to which nobody may connect: our own, and special ones that
+/// policy does not list.
 fn destinations(capture: &Capture) -> Vec<NftRule> {
     use Statement::{Count, Drop, Goto, In, NotIn};
     let own = [Statement::Is(MatchKey::DestinationType, fib_type("local", 2)), Count, Drop];
@@ -255,7 +260,7 @@ fn destinations(capture: &Capture) -> Vec<NftRule> {
     rules
 }
 
-/// Packets of connections that our listeners accepted already.
+/// Delivers packets of connections that our listeners have already accepted.
 fn divert(mark: u32) -> NftRule {
     rule(&[
         is_tcp(),
@@ -266,7 +271,7 @@ fn divert(mark: u32) -> NftRule {
     ])
 }
 
-/// New connections to listed ports.
+/// Delivers new connections to listed ports.
 fn deliver(family: Family, capture: &Capture) -> NftRule {
     rule(&[
         is_family(family),
@@ -278,7 +283,8 @@ fn deliver(family: Family, capture: &Capture) -> NftRule {
     ])
 }
 
-/// DNS to any address, our own included. It takes the packets of open connections too.
+/// Delivers DNS to any address, our own included. The rule also takes the packets of open
+/// connections.
 fn deliver_dns(family: Family, transport: Statement, capture: &Capture) -> NftRule {
     rule(&[
         is_family(family),
@@ -290,7 +296,7 @@ fn deliver_dns(family: Family, transport: Statement, capture: &Capture) -> NftRu
     ])
 }
 
-/// One who has no address yet, to whoever may give it one.
+/// Admits a DHCP client without an address, to any server that may give it one.
 fn dhcp_from_nowhere(mark: u32) -> NftRule {
     let mut statements = vec![is_family(Family::V4)];
     statements.extend(discover());
@@ -298,9 +304,9 @@ fn dhcp_from_nowhere(mark: u32) -> NftRule {
     rule(&statements)
 }
 
-/// DHCP that asks a server to answer elsewhere: at a relay, of which agents are none, or where
-/// somebody who has no address says that he has one. A server believes either, and its answer would
-/// carry the agent's bytes there.
+/// Drops DHCP that asks a server to answer elsewhere: at a relay, although no agent is one, or at
+/// an address that a client without an address says it has. A server believes either, and its
+/// answer would carry the agent's bytes there.
 fn for_others() -> [NftRule; 2] {
     use Statement::{Count, Drop, IsNot};
     let nobody = || Value { text: "0x0".into(), bytes: vec![0; 4] };
@@ -312,7 +318,8 @@ fn for_others() -> [NftRule; 2] {
     [relayed, elsewhere].map(|statements| because(Reason::SpoofedSource, &statements))
 }
 
-/// They all have the same source, so nothing but the interface tells them apart here.
+/// Bounds these packets by interface: they all have the same source, so nothing else tells them
+/// apart here.
 fn discovers() -> NftRule {
     let mut statements = vec![is_family(Family::V4)];
     statements.extend(discover());
@@ -321,7 +328,7 @@ fn discovers() -> NftRule {
     rule(&statements)
 }
 
-/// What a DHCP client sends that has no address (RFC 2131, section 4.1), over IPv4.
+/// Matches the packets of a DHCP client without an address (RFC 2131, section 4.1), over IPv4.
 pub(crate) fn discover() -> [Statement; 4] {
     let any = Value::address(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let everybody = Value::address(IpAddr::V4(Ipv4Addr::BROADCAST));
@@ -333,9 +340,9 @@ pub(crate) fn discover() -> [Statement; 4] {
     ]
 }
 
-/// The kernel remembers every host that asks for the gateway's address, in one table for all
-/// interfaces, and takes no new one while the table is full of new ones. So each interface has a
-/// rate. Its bound addresses are exempt: they are few, and no other host may take their places.
+/// Bounds solicitations by interface. The kernel remembers every host that asks for the gateway's
+/// address, in one table for all interfaces, and takes no new one while the table is full of new
+/// ones. Bound addresses are exempt: they are few, and no other host may take their places.
 fn solicitations(capture: &Capture) -> NftRule {
     let mut statements = vec![is_family(Family::V6)];
     statements.extend(solicitation());
@@ -348,7 +355,7 @@ fn solicitations(capture: &Capture) -> NftRule {
     rule(&statements)
 }
 
-/// A question for the MAC of a neighbour (RFC 4861, section 4.3), over IPv6.
+/// Matches a request for the MAC of a neighbour (RFC 4861, section 4.3), over IPv6.
 pub(crate) fn solicitation() -> [Statement; 2] {
     [
         Statement::Is(MatchKey::L4, Value::byte("icmpv6", ICMP6)),
@@ -370,14 +377,14 @@ fn echo_request(family: Family) -> Vec<Statement> {
     vec![is_family(family), Statement::Is(MatchKey::L4, protocol), kind]
 }
 
-/// Neighbours speak to this machine or to all: what is for another one would be routed, and refused
-/// with an error to whoever it says that it comes from.
+/// Matches packets for this machine or for all. Neighbours send no others: a packet for another
+/// host would be routed, and refused with an error to the source that it claims.
 fn for_this_machine() -> Statement {
     let types = vec![fib_type("local", 2), fib_type("multicast", 5)];
     Statement::AnyOf(MatchKey::DestinationType, types)
 }
 
-/// What the operator names, of one family. DHCP is of IPv4.
+/// Returns the services of one family that the operator names. DHCP is of IPv4.
 fn services_of(family: Family, capture: &Capture) -> Vec<Service> {
     let (wanted, mut services) = (capture.services, Vec::new());
     let udp = |port| vec![is_family(family), is_udp(), port_is(port)];
@@ -405,40 +412,41 @@ fn of(family: Family, v4: &'static str, v6: &'static str) -> &'static str {
     }
 }
 
-/// Packets of one agent that each service takes in a second; and of one bound card, where the
-/// source does not say whose they are.
+/// Packets a second that each service takes from one agent, and from one bound card, where the
+/// source does not identify the agent.
 pub(crate) const SERVICE_RATE: u32 = 10;
-/// Packets of all agents of one interface that all services together take in a second: one of each
+/// Packets a second that all services together take from all agents of one interface: one of each
 /// agent that a meter has room for.
 const SERVICES_RATE: u32 = METER_SIZE;
 const SERVICES: &str = "services";
 
-/// ICMP refusals that one agent gets in a second, and at once. One to an address whose card is not
-/// known waits for three seconds, charged to a socket of the kernel that all interfaces share and
-/// that has room for 132 KiB on each CPU; `unres_qlen_bytes` bounds what waits for one address. So
-/// many, because a browser tries many hosts at once over QUIC, and waits where it is not refused.
+/// ICMP refusals that one agent gets in a second, and at once. A refusal to an address whose card
+/// is not known waits for three seconds, charged to a socket of the kernel that all interfaces
+/// share and that has room for 132 KiB on each CPU; `unres_qlen_bytes` bounds what waits for one
+/// address. The number is so large because a browser tries many hosts at once over QUIC, and waits
+/// where it is not refused.
 const REFUSALS: Rate = Rate { a_second: 50, at_once: 50 };
 /// The same, where one agent may have every address of a /64, so that nothing else bounds what
 /// waits: 40 at once and 15 in the three seconds are 55 of 2,304 bytes, the largest.
 const REFUSALS_OF_MANY: Rate = Rate { a_second: 5, at_once: 40 };
 
-/// Of packets whose source does not say whose they are, those of one interface that are taken in a
-/// second: two thousand hosts solicit the gateway twice a minute.
+/// Packets a second that are taken from one interface where the source does not identify the agent:
+/// two thousand hosts solicit the gateway twice a minute.
 const INTERFACE_RATE: u32 = 100;
 pub(crate) const SOLICITATIONS: &str = "solicitations";
 pub(crate) const DISCOVERS: &str = "discovers";
 
-/// How many times an agent's own rate may come in before the kernel drops the rest. Queries above
-/// the rate and below this are dropped by the resolver: by its own measure, which forgives a burst.
+/// Multiple of an agent's own rate above which the kernel drops its queries. Queries above the rate
+/// and below this are dropped by the resolver, whose own measure forgives a burst.
 const DNS_HEADROOM: u32 = 4;
-/// The bound on what all agents of a group send together. At the default rate, answers to as many
-/// that say no card wait in a half of what the socket has room for. Of bound cards,
-/// `unres_qlen_bytes` bounds what waits.
+/// The meter that bounds what all agents of a group send together. At the default rate, the answers
+/// to all these queries, sent to agents that do not reveal their card, wait in half of the socket's
+/// room. For bound cards, `unres_qlen_bytes` bounds what waits.
 const DNS_GROUPS: &str = "dns_groups";
-/// No group has more, whatever it binds: a half of what the one thread answers
+/// Highest rate of a group, whatever it binds: half of the queries that the one thread answers
 /// (`benches/README.md`).
 const DNS_OF_ONE_THREAD: u32 = 47_000;
 
 const NTP_PORT: u16 = 123;
-/// Of a server, RFC 2131, section 4.1.
+/// The port of a server (RFC 2131, section 4.1).
 pub(crate) const DHCP_PORT: u16 = 67;

@@ -1,7 +1,7 @@
 //! The planned table in the syntax of nft, for people and for `nft -c -f`.
 //!
-//! Pure. Its text, loaded with `nft -f`, lists exactly as the rules that `install` sends; a test
-//! holds the two together.
+//! Pure. Loaded with `nft -f`, the text lists exactly as the rules that `install` sends; a test
+//! keeps the two equal.
 
 use std::{fmt::Write, net::SocketAddr};
 
@@ -10,7 +10,7 @@ use super::language::{
     NftTable, Rate, SNAPLEN, Set, SetKey, Statement, TableFamily, Value,
 };
 
-/// A whole table. Its name is [`super::language::TABLE`].
+/// Returns a whole table. Its name is [`super::language::TABLE`].
 pub(crate) fn text(table: &NftTable) -> String {
     let mut text = format!("table {} {} {{\n", family(table.family), super::language::TABLE);
     let counters = table.counters.iter().map(|name| format!("\tcounter {name} {{\n\t}}\n"));
@@ -21,7 +21,7 @@ pub(crate) fn text(table: &NftTable) -> String {
     text
 }
 
-/// One rule, without its line's indent and end.
+/// Returns one rule, without its line's indent and end.
 pub(crate) fn rule(rule: &NftRule) -> String {
     let mut words: Vec<String> = rule.statements.iter().map(statement).collect();
     if let Some(reason) = rule.reason {
@@ -30,7 +30,7 @@ pub(crate) fn rule(rule: &NftRule) -> String {
     words.join(" ")
 }
 
-/// A family's name.
+/// Returns a family's name.
 pub(crate) fn family(family: TableFamily) -> &'static str {
     match family {
         TableFamily::Inet => "inet",

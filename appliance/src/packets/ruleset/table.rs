@@ -1,5 +1,5 @@
-//! The table of IP packets: its sets, and its chains with their rules in the order that is the
-//! argument. `nft/README.md` explains the order rule by rule.
+//! The table of IP packets: its sets, and its chains with their rules in an order that matters.
+//! `nft/README.md` explains the order rule by rule.
 
 use ipnet::IpNet;
 
@@ -18,12 +18,12 @@ use crate::{
     reason::Reason,
 };
 
-/// The table of IP packets for one capture.
+/// Returns the table of IP packets for one capture.
 pub(crate) fn table(capture: &Capture) -> NftTable {
     finished(TableFamily::Inet, sets(capture), chains(capture), capture)
 }
 
-/// The chains before anything is logged.
+/// Returns the chains before logging is added.
 pub(crate) fn chains(capture: &Capture) -> Vec<Chain> {
     let refuse = prerouting::refuse(capture);
     vec![refuse, prerouting::chain(capture), input(capture), forward(), output(capture)]
@@ -85,14 +85,15 @@ fn forward() -> Chain {
     Chain { name: "forward".into(), base: Some(base(Hook::Forward, FILTER, true)), rules }
 }
 
-/// An ICMP error quotes the packet that it is about, and goes to that packet's source. The kernel
-/// makes some before any rule has seen the packet: of a hop-by-hop header while it reads the header
-/// (RFC 8200, section 4.2), of fragments when the rest is overdue (section 4.5). So what errors may
-/// leave is decided here, however they came about: only what a rule of ours refuses with, and only
-/// to agents, whose source was looked at by then. Words to this machine itself are
-/// about its own packets: none of those that an agent could have had made.
+/// Returns the output chain, which decides which errors may leave, however they came about. An ICMP
+/// error quotes the packet that it is about, and goes to that packet's source. The kernel makes
+/// some errors before any rule has seen the packet: about a hop-by-hop header while it reads the
+/// header (RFC 8200, section 4.2), about fragments when the rest is overdue (section 4.5). Only the
+/// errors with which our rules refuse may leave, and only to agents, whose source was checked by
+/// then. Errors to this machine itself are about its own packets; kinds that an agent could have
+/// caused are dropped.
 ///
-/// A DHCP server answers where the question says. It is for agents.
+/// A DHCP server answers where the request says, so its answers may go to agents only.
 fn output(capture: &Capture) -> Chain {
     use Statement::{Accept, AnyOf, Count, Drop, Is, IsNot, NotIn};
     let to_itself = Value { text: "\"lo\"".into(), bytes: interface_key("lo") };
@@ -109,7 +110,7 @@ fn output(capture: &Capture) -> Chain {
     }
     rules.push(rule(&[Is(MatchKey::OutInterface, to_itself), Accept]));
     let [_, (icmp_6, kind, ..)] = &families;
-    // Said by routers, and this machine is none.
+    // Routers send these, and this machine is none.
     rules.push(each(icmp_6, &[Is(*kind, Value::byte("packet-too-big", 2))]));
     for (icmp, kind, code, _, (unreachable, prohibited)) in &families {
         let unreachable = || Is(*kind, Value::byte("destination-unreachable", *unreachable));
@@ -146,8 +147,9 @@ fn sources(capture: &Capture, family: fn(&IpNet) -> bool) -> Vec<Element> {
 
 const FILTER: i32 = 0;
 
-/// Errors of ICMP (RFC 792) and of ICMPv6 (RFC 4443, RFC 4861) that this machine makes of packets
-/// that it received, and has no use for: a forged one could be about a connection of its own.
+/// Types of ICMP errors (RFC 792), and of ICMPv6 messages (RFC 4443, RFC 4861), that this machine
+/// would make about packets that it received and that it has no use for: a forged one could be
+/// about a connection of its own.
 const FORGED_4: &[(&str, u8)] =
     &[("source-quench", 4), ("redirect", 5), ("time-exceeded", 11), ("parameter-problem", 12)];
 const FORGED_6: &[(&str, u8)] =

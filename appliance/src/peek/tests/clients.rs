@@ -12,7 +12,7 @@ use rustls::{
 use super::SNI;
 use crate::peek::{Hello, Peeked, Progress, parse};
 
-/// The bytes a client sends first.
+/// Returns the bytes that a client sends first.
 pub(super) fn hello_of(config: ClientConfig, name: &str) -> Vec<u8> {
     let name = ServerName::try_from(name.to_owned()).expect("a name");
     let mut client = ClientConnection::new(Arc::new(config), name).expect("a client");
@@ -36,12 +36,12 @@ pub(super) fn classic() -> CryptoProvider {
     CryptoProvider { kx_groups, ..aws_lc_rs::default_provider() }
 }
 
-/// A hello with a classic share, about 240 bytes.
+/// Returns a hello with a classic share, about 240 bytes.
 pub(super) fn hello() -> Vec<u8> {
     hello_of(config(classic(), &["h2", "http/1.1"]), "API.example.com")
 }
 
-/// A hello with a post-quantum share, which takes two segments.
+/// Returns a hello with a post-quantum share, which takes two segments.
 pub(super) fn hybrid_hello() -> Vec<u8> {
     let bytes = hello_of(config(aws_lc_rs::default_provider(), &[]), "api.example.com");
     assert!(bytes.len() > 1_400, "{}", bytes.len());
@@ -67,7 +67,7 @@ pub(super) fn expect_hello(bytes: &[u8]) -> Hello {
     }
 }
 
-/// The message of a hello in one record, without the record's header.
+/// Returns the message of a hello in one record, without the record's header.
 pub(super) fn message(record: &[u8]) -> &[u8] {
     &record[5..]
 }
@@ -79,7 +79,7 @@ pub(super) fn in_records_of(len: usize, message: &[u8]) -> Vec<u8> {
     message.chunks(len).flat_map(record).collect()
 }
 
-/// The hello again with its extensions as `change` leaves them.
+/// Returns the hello with its extensions as `change` leaves them.
 pub(super) fn with_extensions(
     record: &[u8],
     change: impl FnOnce(&mut Vec<(u16, Vec<u8>)>),

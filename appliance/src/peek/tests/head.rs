@@ -1,4 +1,4 @@
-//! Plain HTTP heads, and what is neither TLS nor HTTP.
+//! Plain HTTP heads, and bytes that are neither TLS nor HTTP.
 
 use super::{
     super::{Peeked, PlainHead, Progress, parse},

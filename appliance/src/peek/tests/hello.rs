@@ -102,7 +102,7 @@ fn a_name_that_is_no_host_name_is_malformed() {
         let text = String::from_utf8_lossy(name);
         assert_eq!(parse(&with_sni(&sni_content(name))), TLS_MALFORMED, "{text:?}");
     }
-    // A number that may be read as an address names nobody, whichever way rustls takes it.
+    // A number that can be read as an address names no host, however rustls takes it.
     for name in [&b"127.1"[..], b"2130706433", b"0x7f.0x1"] {
         let answer = parse(&with_sni(&sni_content(name)));
         let nobody = matches!(&answer, Progress::Done(Peeked::Tls(hello)) if hello.sni.is_none());

@@ -21,7 +21,7 @@ use crate::policy::Host;
 const SNI: u16 = 0;
 const TLS_MALFORMED: Progress = Progress::Malformed(Reason::TlsMalformed);
 
-/// What a stream that arrives in `cuts` leads to, and after how many bytes.
+/// Returns the result for a stream that arrives in `cuts`, and the number of bytes that it took.
 fn in_pieces(bytes: &[u8], cuts: impl IntoIterator<Item = usize>) -> (Progress, usize) {
     let mut scan = PrefixScan::new(100);
     for end in cuts {
@@ -37,7 +37,7 @@ fn limits() -> Limits {
     Limits { peek_bytes: 4_096, peek_time: Duration::from_millis(200), ..Limits::default() }
 }
 
-/// Nobody else takes any.
+/// Returns room. No other connection takes any.
 fn room(bytes: usize) -> Option<OwnedSemaphorePermit> {
     Arc::new(Semaphore::new(bytes)).try_acquire_owned().ok()
 }
@@ -131,7 +131,7 @@ async fn a_rewound_stream_yields_every_byte_once() {
     }
 }
 
-/// The name as rustls alone reads it.
+/// Returns the name as rustls alone reads it.
 fn rustls_name(mut bytes: &[u8]) -> Option<Option<Host>> {
     let mut acceptor = Acceptor::default();
     while !bytes.is_empty() {

@@ -13,7 +13,7 @@ pub(super) struct Brotli {
     ended: bool,
     /// The last byte that was read.
     last: u8,
-    /// Whether the stretch is all that came.
+    /// Whether the stretch ends where the received input ends.
     is_all: bool,
 }
 
@@ -26,9 +26,9 @@ impl Brotli {
 }
 
 impl Codec for Brotli {
-    /// To the next place that may be the end of an empty meta-block, by which a compressor fills
-    /// its last byte where it flushes (RFC 7932, section 9.2). The first byte has the window's
-    /// size.
+    /// Returns the distance to the next place that may be the end of an empty meta-block. A
+    /// compressor that flushes fills its last byte with such a block (RFC 7932, section 9.2). The
+    /// first byte holds the window's size.
     fn stretch(&mut self, input: &[u8], is_all: bool) -> usize {
         if !self.began {
             return 1;
@@ -73,9 +73,9 @@ impl Codec for Brotli {
         Ok(Step { read, written, turns: self.ended })
     }
 
-    /// A compressor whose last byte is full needs no empty meta-block to flush. So an end of any
-    /// other that is also one of a byte counts too, where the input leaves off. By chance that is
-    /// so of one in eight.
+    /// A compressor whose last byte is full needs no empty meta-block to flush. So where the input
+    /// stops, the end of any other meta-block counts too if it is also the end of a byte. One in
+    /// eight is so by chance.
     fn mark(&mut self) -> Mark {
         let is_empty_block = self.state.is_metadata != 0 && is_between_blocks(&self.state);
         let may_be_flushed = || self.is_all && is_between_blocks(&self.state);
@@ -87,17 +87,17 @@ impl Codec for Brotli {
     }
 }
 
-/// Whether all of the input is in complete bytes and complete meta-blocks: of the next, no more was
-/// read than some of its head.
+/// Whether all of the input is in complete bytes and complete meta-blocks: at most a part of the
+/// next one's head was read.
 fn is_between_blocks(state: &State) -> bool {
     state.meta_block_remaining_len == 0 && state.br.bit_pos_ == 0 && state.buffer_length == 0
 }
 
 /// Whether an empty meta-block, six bits of which are 0, 1, 1, 0, 0 and 0, may end with `byte`.
-/// They begin at any bit, and the rest of the last byte is 0.
+/// Such a block begins at any bit, and the rest of its last byte is 0.
 fn may_end_empty_block(before: u8, byte: u8) -> bool {
     const BLOCK: u16 = 0b00_0110;
     let both = u16::from(byte) << 8 | u16::from(before);
-    // It ends in the last byte, so it begins at the fourth bit of the one before, or later.
+    // The block ends in the last byte, so it begins at the fourth bit of the byte before, or later.
     (3..=10).any(|begin| both >> begin == BLOCK)
 }

@@ -1,34 +1,33 @@
-//! What a decoder asks of each kind of stream.
+//! The interface between a decoder and each kind of stream.
 
-/// Why a body cannot be decoded.
+/// The reason why a body cannot be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Undecodable {
-    /// It is no such stream, it is damaged, or something follows it.
+    /// The body is no such stream, it is damaged, or something follows it.
     Malformed,
-    /// It ended in the middle.
+    /// The stream ended in the middle.
     Cut,
-    /// It wants more memory than a decoder may have.
+    /// The stream wants more memory than a decoder may have.
     Window,
-    /// It grows too much.
+    /// The text is too much longer than the stream.
     Ratio,
 }
 
-/// What one call of a codec did.
+/// The result of one call of a codec.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Step {
     pub(super) read: usize,
     pub(super) written: usize,
-    /// Whether the stretch ends here, since something else begins.
+    /// Whether the stretch ends here because another part of the stream begins.
     pub(super) turns: bool,
 }
 
-/// Where the text of a stream may be cut.
+/// A place in a stream, by whether its text may be cut there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mark {
-    /// In the middle of something.
+    /// No place to cut: the stretch ends in the middle of something.
     None,
-    /// A whole number of the compressor's blocks. What is before is all that it has been given, or
-    /// not.
+    /// The end of a block. The compressor may have been given more text by then, or not.
     Block,
     /// The compressor was told to give all that it had.
     Flush,
@@ -36,20 +35,20 @@ pub(super) enum Mark {
 
 /// One kind of stream.
 pub(super) trait Codec: Send {
-    /// How many bytes of `input`, at least one and no more than there are, to decode before
-    /// [`Self::mark`] is asked. `is_all` where more has not come yet.
+    /// Returns how many bytes of `input`, at least one and no more than there are, to decode before
+    /// the call of [`Self::mark`]. `is_all` where more has not come yet.
     fn stretch(&mut self, input: &[u8], is_all: bool) -> usize;
 
-    /// Decodes.
+    /// Decodes input to `out`.
     fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<Step, Undecodable>;
 
-    /// What the end of a stretch is, once all that it stands for was given.
+    /// Returns the mark at the end of a stretch, once all its text was given.
     fn mark(&mut self) -> Mark;
 
     /// Whether the input may end here.
     fn is_whole(&self) -> bool;
 }
 
-/// The largest window: 8 MiB, the most that RFC 9659 lets zstd have in HTTP, and half of what
-/// brotli could.
+/// The largest window: 8 MiB, the most that RFC 9659 allows zstd in HTTP, and half of brotli's
+/// largest.
 pub(super) const WINDOW_BITS: u32 = 23;

@@ -9,12 +9,12 @@ use super::codec::{Codec, Mark, Step, Undecodable};
 pub(super) struct Inflate {
     stream: Decompress,
     ended: bool,
-    /// The last bytes that were read, the newest lowest.
+    /// The last bytes that were read, with the newest in the lowest place.
     last: u32,
 }
 
 impl Inflate {
-    /// A stream without a frame.
+    /// Makes a stream without a frame.
     pub(super) fn raw() -> Self {
         Self::new(false)
     }
@@ -33,8 +33,8 @@ impl Inflate {
         self.ended
     }
 
-    /// As far as a compressor that flushes says so: by an empty block that is stored (RFC 1951,
-    /// section 3.2.4). Other bytes look like it once in four billion.
+    /// Returns the distance to the next flush, which a compressor marks by an empty stored block
+    /// (RFC 1951, section 3.2.4). Other bytes look like it once in four billion.
     pub(super) fn stretch(&self, input: &[u8]) -> usize {
         let last = self.last.to_be_bytes();
         let begun = (1..FLUSHED.len()).rev().find(|&begun| {
@@ -69,7 +69,7 @@ impl Inflate {
     }
 }
 
-/// A body of the coding `deflate`. It should be zlib's, and often is not.
+/// A body of the coding `deflate`. It should have zlib's frame, and often has not.
 pub(super) struct Deflate {
     inflate: Option<Inflate>,
     first: Option<u8>,
@@ -80,7 +80,7 @@ impl Deflate {
         Self { inflate: None, first: None }
     }
 
-    /// Takes the first two bytes, which tell which of both it is (RFC 1950, section 2.2).
+    /// Takes the first two bytes, which tell whether there is a frame (RFC 1950, section 2.2).
     fn begin(&mut self, byte: u8, out: &mut [u8]) -> Result<Step, Undecodable> {
         let Some(first) = self.first else {
             self.first = Some(byte);

@@ -15,16 +15,16 @@ pub(super) struct Gzip {
     sum: Crc,
 }
 
-/// Where in a member the next byte is.
+/// The part of a member that the next byte belongs to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum GzipState {
-    /// Before any.
+    /// Before the first member.
     Begin,
     Head,
     Text,
-    /// The sum and the length, of which so many bytes were read.
+    /// The sum and the length: the number of their bytes that were read, and those bytes.
     Foot(usize, u64),
-    /// Behind one, where another may begin.
+    /// Behind a member, where another one may begin.
     End,
 }
 
@@ -43,7 +43,7 @@ impl Gzip {
         Ok(step)
     }
 
-    /// Everything but the text goes byte by byte.
+    /// Takes a byte of the frame; everything except the text goes byte by byte.
     fn frame(&mut self, byte: u8) -> Result<(), Undecodable> {
         match self.at {
             GzipState::Begin | GzipState::End => {
@@ -110,7 +110,7 @@ struct Head {
     part: Part,
     flags: u8,
     sum: Crc,
-    /// Bytes of the part that were read.
+    /// The bytes of the part that were read.
     count: usize,
     /// The last two bytes.
     last: u16,
@@ -130,7 +130,7 @@ enum Part {
 }
 
 impl Head {
-    /// Takes a byte, and says whether it was the last.
+    /// Takes a byte, and returns whether it was the last one.
     fn take(&mut self, byte: u8) -> Result<bool, Undecodable> {
         self.length += 1;
         self.count += 1;
@@ -170,7 +170,7 @@ impl Head {
         }
     }
 
-    /// The part behind one that has ended.
+    /// Returns the part behind one that has ended.
     fn next(&self) -> Part {
         let has = |flag: u8| self.flags & flag != 0;
         let behind = |part: u8| match part {
@@ -191,11 +191,11 @@ impl Head {
     }
 }
 
-/// Bytes before what is optional.
+/// Bytes before the optional parts.
 const FIXED: usize = 10;
 /// Bytes of the sum and the length.
 const FOOT: usize = 8;
-/// Bytes of a head. Nobody fills one up.
+/// The most bytes of a head. Real heads are far shorter.
 const LONGEST_HEAD: usize = 8 * 1024;
 const DEFLATE: u8 = 8;
 const SUM: u8 = 2;

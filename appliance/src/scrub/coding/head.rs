@@ -1,4 +1,4 @@
-//! What a request says that may come compressed, and what is left of that in the head of an answer.
+//! The codings that a request may ask for, and the removal of a coding from the head of an answer.
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode,
@@ -11,19 +11,19 @@ use super::{
 };
 use crate::reason::Reason;
 
-/// Which codings a request may ask for.
+/// The codings that a request may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accepted {
     /// None.
     Identity,
-    /// Those that take little memory: gzip and deflate.
+    /// The codings that take little memory: gzip and deflate.
     Small,
-    /// All that can be decoded.
+    /// All codings that can be decoded.
     All,
 }
 
-/// What is left of what an agent accepts, cut to what may be asked for. Each coding has the weight
-/// that it had first; a wildcard and what is no list is left out.
+/// Returns the codings that an agent accepts, limited to those that may be asked for. Each coding
+/// has the weight that it had first; a wildcard and a text that is no list are left out.
 pub(in crate::scrub) fn accept<'a>(
     accepted: Accepted,
     asked: impl Iterator<Item = &'a HeaderValue>,
@@ -44,7 +44,7 @@ pub(in crate::scrub) fn accept<'a>(
     if is_plain { IDENTITY } else { HeaderValue::try_from(text).unwrap_or(IDENTITY) }
 }
 
-/// Which codings these fields ask for.
+/// Returns the codings that these fields ask for.
 pub fn asked_codings<'a>(asked: impl Iterator<Item = &'a HeaderValue>) -> Accepted {
     let known = asked.flat_map(options).filter_map(member_of).filter_map(|(name, _)| name.1);
     known.fold(Accepted::Identity, |asked, coding| match coding {
@@ -54,12 +54,12 @@ pub fn asked_codings<'a>(asked: impl Iterator<Item = &'a HeaderValue>) -> Accept
     })
 }
 
-/// How the body behind this head is compressed; `None` where it is not.
+/// Returns the coding of the body behind this head; `None` where there is none.
 ///
 /// # Errors
 ///
-/// [`Reason::ResponseUnscannable`] for a coding that cannot be decoded, for more than one, which nobody
-/// needs, and for a part of something that is compressed.
+/// [`Reason::ResponseUnscannable`] for a coding that cannot be decoded, for more than one, which
+/// nobody needs, and for a part of a compressed whole.
 pub fn content_coding(status: StatusCode, headers: &HeaderMap) -> Result<Option<Coding>, Reason> {
     let is_coding = |name: &&[u8]| !name.is_empty() && !name.eq_ignore_ascii_case(b"identity");
     let mut codings = headers.get_all(CONTENT_ENCODING).iter().flat_map(options).filter(is_coding);
@@ -71,11 +71,11 @@ pub fn content_coding(status: StatusCode, headers: &HeaderMap) -> Result<Option<
     }
 }
 
-/// Makes the head of a compressed answer that of the same answer without its coding. What `Vary`
-/// says stays true: another request may have a compressed answer that cannot be read.
+/// Turns the head of a compressed answer into that of the same answer without its coding. `Vary`
+/// stays true: another request may have a compressed answer that cannot be read.
 ///
-/// The tag of the compressed form is none of the plain form's: it becomes a weak one, by which an
-/// API still knows its answer again (RFC 9110, section 8.8.3).
+/// The tag of the compressed form is not that of the plain form: it becomes a weak one, by which an
+/// API still recognises its answer (RFC 9110, section 8.8.3).
 pub fn decoded_head(headers: &mut HeaderMap) {
     headers.remove(CONTENT_ENCODING);
     headers.remove(CONTENT_LENGTH);
@@ -84,7 +84,7 @@ pub fn decoded_head(headers: &mut HeaderMap) {
     let Some(tag) = headers.get(ETAG) else { return };
     if tag.as_bytes().starts_with(b"\"") {
         let weak = HeaderValue::from_bytes(&[b"W/", tag.as_bytes()].concat());
-        // A prefix of good bytes keeps a good value good.
+        // A valid value stays valid with a prefix of valid bytes.
         weak.ok().map(|weak| headers.insert(ETAG, weak));
     }
 }
@@ -102,8 +102,7 @@ impl Name {
     }
 }
 
-/// A member of a list that names a coding which is known, and its weight (RFC 9110, section
-/// 12.4.2).
+/// Reads a member of a list that names a known coding, and its weight (RFC 9110, section 12.4.2).
 fn member_of(member: &[u8]) -> Option<(Name, &str)> {
     let mut parts = std::str::from_utf8(member).ok()?.split(';').map(str::trim);
     let name = parts.next()?;

@@ -1,21 +1,23 @@
 //! A compressed body is decoded before it is searched, and goes on as plain text.
 //!
-//! It goes on plain, and is not compressed anew: what the gateway compressed, with a secret masked
-//! in it or not, would have a length for agents to measure, and the network between agents and
-//! their gateway is a fast one.
+//! It goes on plain, and is not compressed again: a text that the gateway compressed, with or
+//! without a masked secret in it, would have a length for agents to measure, and the network
+//! between agents and their gateway is a fast one.
 //!
-//! A length is dangerous. Where an origin compresses what an agent wrote and a secret together, the
-//! compressed text is shorter the more both agree. So nothing that an agent receives is cut where
-//! compressed bytes were cut: [`Decoder`] gives decoded text in pieces of [`PIECE`] bytes, and
-//! where the origin flushed its compressor, which it does where a message of its protocol ends.
+//! A length is dangerous. Where an origin compresses an agent's text and a secret together, the
+//! compressed text is shorter the more the two agree. So nothing that an agent receives is cut
+//! where compressed bytes were cut: [`Decoder`] gives decoded text in pieces of [`PIECE`] bytes,
+//! and where the origin flushed its compressor, which it does where a message of its protocol ends.
 //! Sizes are a function of the text and of these places. Times are another matter: see
 //! [`crate::limits`].
 //!
-//! What decodes, and why:
+//! These libraries decode, for these reasons:
 //!
-//! - gzip and deflate: `flate2` over `miniz_oxide`, the Rust project's own and without `unsafe` in the
-//!   decoder. The gzip frame is read here, byte by byte, because flate2 has it over a reader alone.
-//! - br: `brotli-decompressor`, which forbids `unsafe`, and whose state tells where meta-blocks end.
+//! - gzip and deflate: `flate2` over `miniz_oxide`, the Rust project's own and without `unsafe` in
+//!   the decoder. The gzip frame is read here, byte by byte, because flate2 reads it only from a
+//!   reader.
+//! - br: `brotli-decompressor`, which forbids `unsafe`, and whose state tells where meta-blocks
+//!   end.
 //! - zstd: `zstd-safe`, which is libzstd, fuzzed without pause, with a bound for its window. The
 //!   decoder in Rust (`ruzstd`) gives a byte only after a window of others has followed it, so that
 //!   an event stream would never arrive.
@@ -36,7 +38,7 @@ use codec::{Codec, Mark, Step};
 pub(super) use head::accept;
 pub use head::{Accepted, asked_codings, content_coding, decoded_head};
 
-/// How a body is compressed.
+/// The coding of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Coding {
     /// `gzip`, RFC 1952.
@@ -49,12 +51,12 @@ pub enum Coding {
     Zstd,
 }
 
-/// What a decoder has to say.
+/// The progress of a decoder.
 #[derive(Debug, PartialEq, Eq)]
 pub enum DecoderProgress {
     /// The next piece of the text.
     Piece(Bytes),
-    /// Much was read and nothing came of it yet. There is more to be read.
+    /// Much was read and no text came of it yet. There is more to be read.
     Busy,
     /// All input was read.
     Hungry,
@@ -65,8 +67,8 @@ pub struct Decoder {
     codec: Box<dyn Codec>,
     input: Bytes,
     stretch: Stretch,
-    /// Room for a piece, and how much of it is filled. What is given is a copy, so that no few
-    /// bytes hold a whole piece.
+    /// Room for a piece, and how much of it is filled. A piece is given as a copy, so that a few
+    /// bytes do not keep a whole piece in memory.
     room: Vec<u8>,
     filled: usize,
     cuts: u64,
@@ -80,13 +82,13 @@ pub struct Decoder {
 #[derive(Debug, Clone, Copy, Default)]
 struct Stretch {
     left: usize,
-    /// All of it was read, but some of what it stands for may still be in the decoder: the last
-    /// call wrote something.
+    /// Whether all of it was read and some of its text may still be in the decoder, because the
+    /// last call wrote something.
     ends: bool,
 }
 
 impl Decoder {
-    /// A decoder at the beginning of a body.
+    /// Makes a decoder at the beginning of a body.
     pub fn new(coding: Coding) -> Self {
         let codec: Box<dyn Codec> = match coding {
             Coding::Gzip => Box::new(gzip::Gzip::new()),
@@ -108,7 +110,7 @@ impl Decoder {
         }
     }
 
-    /// Takes more input. Everything before should have been read, or both are joined.
+    /// Takes more input. If input is left from before, both are joined.
     pub fn push(&mut self, input: Bytes) {
         self.input =
             if self.input.is_empty() { input } else { [&*self.input, &*input].concat().into() };
@@ -118,7 +120,7 @@ impl Decoder {
     ///
     /// # Errors
     ///
-    /// The body cannot be decoded. It stays so.
+    /// The body cannot be decoded. Every later call fails too.
     pub fn advance(&mut self) -> Result<DecoderProgress, Undecodable> {
         match self.broken {
             Some(why) => Err(why),
@@ -126,7 +128,7 @@ impl Decoder {
         }
     }
 
-    /// What is left of the text once there is no more input.
+    /// Returns the rest of the text once there is no more input.
     ///
     /// # Errors
     ///
@@ -134,14 +136,14 @@ impl Decoder {
     pub fn finish(&mut self) -> Result<Bytes, Undecodable> {
         match self.broken {
             Some(why) => Err(why),
-            // No stream at all stands for an empty body, as it does for other readers.
+            // An empty body counts as a whole stream, as it does for other readers.
             None if self.read == 0 || self.codec.is_whole() => Ok(self.give()),
             None => Err(Undecodable::Cut),
         }
     }
 
     /// Whether all input was read, and ended where the compressor may have been told to give all it
-    /// had. An origin that now waits for an answer may be waiting for one to what came before.
+    /// had. An origin that waits now may be waiting for an answer to the text so far.
     pub fn rests(&self) -> bool {
         self.rests && self.input.is_empty() && self.broken.is_none()
     }
@@ -151,7 +153,8 @@ impl Decoder {
         self.rests() && self.filled > 0
     }
 
-    /// What was decoded and is in no piece yet, where the decoder [rests](Self::rests).
+    /// Returns the text that was decoded and is in no piece yet, where the decoder
+    /// [rests](Self::rests).
     pub fn rest(&mut self) -> Bytes {
         if self.rests() { self.give() } else { Bytes::new() }
     }
@@ -223,17 +226,18 @@ impl std::fmt::Display for Undecodable {
 
 /// Bytes of text that go on together.
 pub const PIECE: usize = 16 * 1024;
-/// Flushes at which a text is cut whatever there is between them, and bytes of text for each one
-/// beyond: every cut costs a search of what is kept back. A text that is not cut comes with the
-/// next piece, or after a pause.
+/// The number of flushes at which a text is cut whatever stands between them, and the bytes of text
+/// for each further one: every cut costs a search of the bytes that are kept back. Text that is not
+/// cut at a flush comes with the next piece, or after a pause.
 const FREE_CUTS: u64 = 1024;
 const TEXT_A_CUT: u64 = 64;
 /// Bytes of input that are read without a pause.
 const BUSY: usize = 16 * 1024;
-/// How often longer than its input the text may be, beyond the first [`FREE`] bytes: what web
-/// servers allow by default. A text without a bound for its length costs what any long text does.
+/// How many times longer than its input the text may be, beyond the first [`FREE`] bytes: the bound
+/// that web servers have by default. A text without a bound on its length costs as much as any long
+/// text.
 const RATIO: u64 = 200;
-/// Bytes of text that may be of any ratio.
+/// Bytes of text for which there is no bound on the ratio.
 const FREE: u64 = 4 * 1024 * 1024;
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! What was compressed comes back, in pieces that do not tell how well it was.
+//! Compressed texts come back whole, in pieces that do not tell how well they were compressed.
 
 use std::io::Write;
 
@@ -35,8 +35,8 @@ impl Writer {
         }
     }
 
-    /// One stream of these messages, flushed behind each but the last. Gives the places behind the
-    /// flushes, too.
+    /// Returns one stream of these messages, flushed behind each except the last, and the places
+    /// behind the flushes.
     fn flushed(self, messages: &[&[u8]], level: u32) -> (Vec<u8>, Vec<usize>) {
         let level_of = Compression::new(level);
         match self {
@@ -59,7 +59,7 @@ impl Writer {
     }
 }
 
-/// Bytes that stay when their writer is gone.
+/// A sink whose bytes stay when their writer is dropped.
 #[derive(Default, Clone)]
 struct Sink(std::rc::Rc<std::cell::RefCell<Vec<u8>>>);
 
@@ -148,7 +148,7 @@ fn zstd(messages: &[&[u8]], level: u32, window: u32) -> (Vec<u8>, Vec<usize>) {
     (out, places)
 }
 
-/// Decodes chunks; gives the pieces.
+/// Decodes chunks and returns the pieces.
 fn pieces(coding: Coding, chunks: &[&[u8]]) -> Result<Vec<Bytes>, Undecodable> {
     let (mut decoder, mut pieces) = (Decoder::new(coding), vec![]);
     for chunk in chunks {
@@ -295,7 +295,7 @@ fn what_was_flushed_is_there_at_once() {
     }
 }
 
-/// Each cut costs a search of what is kept back, and a frame.
+/// Each cut costs a search of the bytes that are kept back, and a frame.
 #[test]
 fn flushes_at_every_byte_cut_a_text_that_often() {
     let text = vec![b'\n'; 4 * FREE_CUTS as usize];
@@ -352,7 +352,7 @@ fn a_window_beyond_the_bound_is_an_error_at_once() {
     assert!(text_of(Coding::Zstd, &[&wide(23)]).is_ok());
 }
 
-/// A text that is like one that agents read, and where it is flushed.
+/// A text like those that agents read, in messages that are flushed.
 fn flushed_text() -> impl Strategy<Value = Vec<Vec<u8>>> {
     let word = prop_oneof![Just("abcdef".to_owned()), "[a-z0-9]{1,40}", "[a-c]{100,3000}"];
     let message = prop::collection::vec(word, 0..30).prop_map(|words| words.join(" ").into_bytes());
@@ -379,7 +379,7 @@ proptest! {
                 sizes(&whole), sizes(&pieces(writer.coding(), &chunks).unwrap()), "{:?}", writer
             );
         }
-        // Brotli's flushes need not be marked; without them there is nothing to go by but the text.
+        // Brotli's flushes need not be marked; without them the pieces depend on the text alone.
         let text = messages.concat();
         let [one, two] = [levels.0, levels.1].map(|level| Writer::Brotli.whole(&text, level));
         let whole = pieces(Coding::Brotli, &[&one]).unwrap();

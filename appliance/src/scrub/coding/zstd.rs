@@ -1,4 +1,4 @@
-//! Zstandard streams: any number of frames, and of those that are skipped.
+//! Zstandard streams: any number of frames, some of which may be skippable.
 
 use zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer};
 
@@ -6,7 +6,7 @@ use super::codec::{Codec, Mark, Step, Undecodable, WINDOW_BITS};
 
 /// A body of zstd frames.
 pub(super) struct Zstd {
-    /// `None` where there was no memory for it.
+    /// The library's state; `None` where there was no memory for it.
     context: Option<DCtx<'static>>,
     frame: FrameReader,
     /// Bytes of text since the last end of a block.
@@ -42,8 +42,8 @@ impl Codec for Zstd {
         Ok(step)
     }
 
-    /// A compressor that flushes ends a block. One that divides a long text by itself does so at
-    /// multiples of [`DIVISION`], and where may depend on the text.
+    /// A compressor that flushes ends a block. A compressor that divides a long text by itself does
+    /// so at multiples of [`DIVISION`], and the place may depend on the text.
     fn mark(&mut self) -> Mark {
         match self.frame.at {
             ZstdState::Block | ZstdState::Frame if self.frame.count == 0 => {
@@ -62,12 +62,12 @@ impl Codec for Zstd {
     }
 }
 
-/// Follows the frames, to know where blocks end (RFC 8878, section 3.1.1). What is wrong with them
-/// otherwise is for the decoder to say.
+/// Follows the frames, to know where blocks end (RFC 8878, section 3.1.1). The decoder finds other
+/// faults in them.
 #[derive(Default)]
 struct FrameReader {
     at: ZstdState,
-    /// Bytes of the head of a frame or block that were read.
+    /// The bytes of the head of a frame or block that were read.
     count: usize,
     head: [u8; 8],
     has_sum: bool,
@@ -75,26 +75,26 @@ struct FrameReader {
     any: bool,
 }
 
-/// What the next byte belongs to.
+/// The part of a stream that the next byte belongs to.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 enum ZstdState {
-    /// The head of a frame: what says how long it is.
+    /// The beginning of a frame's head, which tells how long the head is.
     #[default]
     Frame,
-    /// So many bytes of the rest of the head of a frame.
+    /// The rest of a frame's head: so many bytes.
     FrameHead(usize),
     /// The head of a block.
     Block,
-    /// So many bytes of a block, the last or not.
+    /// A block: so many bytes, and whether it is the last one.
     Body(usize, bool),
-    /// So many bytes of the sum, or of a frame that is skipped.
+    /// The sum, or a frame that is skipped: so many bytes.
     Tail(usize),
-    /// No frame that may be here.
+    /// No frame that may stand here.
     Wrong,
 }
 
 impl FrameReader {
-    /// Goes to the next change, and says how many bytes there are to it.
+    /// Goes to the next change, and returns how many bytes away it is.
     fn stretch(&mut self, input: &[u8]) -> usize {
         match self.at {
             ZstdState::Frame | ZstdState::Block => {
@@ -152,7 +152,7 @@ impl FrameReader {
                     0 => usize::from(single),
                     power => 1 << power,
                 };
-                // Nobody agreed on a dictionary (RFC 9842 would).
+                // No dictionary was agreed on (RFC 9842 would do so).
                 Some(match has_dictionary {
                     false => ZstdState::FrameHead(usize::from(!single) + size),
                     true => ZstdState::Wrong,
@@ -191,11 +191,11 @@ impl FrameReader {
 const MAGIC: u32 = 0xfd2f_b528;
 const SKIPPED: u32 = 0x184d_2a50;
 const SKIPPED_END: u32 = 0x184d_2a5f;
-/// Kinds of blocks: one byte many times, and none yet.
+/// Kinds of blocks: one byte many times, and a kind that is reserved.
 const RUN: u32 = 1;
 const RESERVED: u32 = 3;
 /// Bytes of the sum behind a frame.
 const SUM: usize = 4;
-/// Bytes of which a compressor that looks for places to divide a block takes a whole number, as it
-/// does where a block is full.
+/// A compressor that searches for places to divide a block takes multiples of this many bytes, as
+/// it does where a block is full.
 const DIVISION: usize = 8 * 1024;

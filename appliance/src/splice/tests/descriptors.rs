@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{LONG, Rig, SHORT, bounds};
 
-/// Descriptors are counted for the whole process, so the count is taken in one of its own.
+/// Descriptors are counted for the whole process, so the test runs in a process of its own.
 #[test]
 fn no_descriptor_and_no_half_closed_socket_is_left() {
     let status = Command::new(std::env::current_exe().expect("a path"))
@@ -47,7 +47,7 @@ fn counted_in_a_process_of_its_own() {
     }
 }
 
-/// Ends flows in every way, with bytes on their way where there can be, and returns the ports.
+/// Ends flows in every way, with bytes on their way where that is possible, and returns the ports.
 async fn all_ends() -> Vec<u16> {
     let mut ports = Vec::new();
     for way in 0..6 {

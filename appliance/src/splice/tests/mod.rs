@@ -65,7 +65,7 @@ fn bounds(idle: Duration, half_open: Duration) -> Bounds {
     Bounds { idle, half_open, lasting: LONG }
 }
 
-/// Two ends of a loopback connection with small buffers, so that writes come out short.
+/// Returns two ends of a loopback connection with small buffers, so that writes are partial.
 #[expect(clippy::disallowed_methods, reason = "no policy here: both ends are the test's own")]
 async fn connection() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
@@ -90,7 +90,7 @@ impl Dice {
     }
 }
 
-/// The byte at a place of a test stream; the period is no power of two.
+/// Returns the byte at a place of a test stream; the period is no power of two.
 fn pattern(at: usize, seed: u64) -> u8 {
     u8::try_from((at as u64 * 31 + at as u64 / 251 + seed) % 253).expect("a byte")
 }
@@ -156,7 +156,7 @@ struct Stingy {
 }
 
 impl Stingy {
-    /// Some bytes to offer, or none for now.
+    /// Returns how many bytes to offer, or none for now.
     fn allow(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
         if self.dice.roll(3) == 0 {
             cx.waker().wake_by_ref();
@@ -323,7 +323,7 @@ async fn a_side_that_stops_reading_stops_the_other_too() {
             sent += result.unwrap_or(0);
             assert!(sent < read_first + 64 * 1024 * 1024, "it takes without end");
         }
-        // What the gateway holds is what both kernels' socket buffers do not.
+        // The gateway holds what both kernels' socket buffers do not.
         let delivered = usize::try_from(rig.traffic.from_agent()).expect("small");
         let in_sockets = 24 * 1024 * 1024;
         assert!(sent - delivered < in_memory + in_sockets, "{sent} {delivered}");

@@ -8,11 +8,11 @@ use std::{
 use super::super::{VaultSourceError, plan::PlanError};
 use crate::{ca::CaError, policy::GroupName};
 
-/// What was found.
+/// The findings of an examination.
 #[derive(Debug, Default)]
 pub struct DoctorReport {
     pub(super) checks: Vec<Check>,
-    /// What each group can read, as far as it was asked.
+    /// The paths that each group can read, among those that were asked about.
     pub(super) reads: BTreeMap<GroupName, BTreeSet<String>>,
 }
 
@@ -31,7 +31,7 @@ pub(super) enum CheckVerdict {
     Unanswered,
 }
 
-/// Why nothing could be looked at.
+/// The reason why nothing could be examined.
 #[derive(Debug, thiserror::Error)]
 pub enum DoctorError {
     /// The configuration asks for something that no Vault can be told.
@@ -49,7 +49,7 @@ pub enum DoctorError {
          --secret-id-file"
     )]
     Wrapped,
-    /// It was to end before it was done.
+    /// The examination was interrupted before its end.
     #[error("interrupted before everything was looked at")]
     Interrupted,
 }

@@ -35,7 +35,7 @@ impl Doctor<'_> {
         self.look_at_secret_id(whose, gateway).await;
     }
 
-    /// After a login, which is a use of the SecretID.
+    /// Examines the SecretID after a login, which is one of its uses.
     async fn look_at_secret_id(&mut self, whose: &str, gateway: &TokenClient) {
         let Some(role) = self.session.login.approle() else { return };
         let looked = role.look_up(GATEWAY, gateway).await;
@@ -52,11 +52,11 @@ impl Doctor<'_> {
 
 enum SecretIdState {
     Lasting,
-    /// Good for some more logins.
+    /// It is good for a limited number of logins.
     Counted,
-    /// Vault knows it no longer.
+    /// Vault does not know it any more.
     UsedUp,
-    /// Good for some time.
+    /// It is good for a limited time.
     Ending,
 }
 
@@ -73,7 +73,7 @@ fn secret_id(looked: &[u8]) -> SecretIdState {
     }
 }
 
-/// What Vault says of a mount to whoever has some right below it.
+/// Asks for a mount's settings, which Vault tells any token that has a right below the mount.
 struct Mount<'a>(&'a str);
 
 impl Endpoint for Mount<'_> {

@@ -1,4 +1,4 @@
-//! Which paths are asked about, and the question itself.
+//! The paths that are asked about, and the question itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use super::super::{
 };
 use crate::policy::VaultLocation;
 
-/// What the token may do at each path; nothing where that is nothing.
+/// Returns the capabilities of the token at each path, without paths that have none.
 pub(super) async fn ask(
     client: &TokenClient,
     paths: &[String],
@@ -30,8 +30,8 @@ pub(super) async fn ask(
     Ok(held)
 }
 
-/// Paths that a pattern which holds `path` would most likely hold too: another last segment, the
-/// same one with more behind it, and another segment in each place.
+/// Returns paths that a pattern which matches `path` would most likely match too: another last
+/// segment, the same one with more behind it, and another segment in each place.
 pub(super) fn neighbours(path: &str, unused: &str) -> Vec<String> {
     let segments: Vec<&str> = path.split('/').collect();
     let mut found = vec![format!("{path}/{unused}"), format!("{path}{unused}")];
@@ -44,7 +44,7 @@ pub(super) fn neighbours(path: &str, unused: &str) -> Vec<String> {
     found
 }
 
-/// The path of a secret, and those from which it is changed, listed or brought back.
+/// Returns the path of a secret, and those by which it is changed, listed or brought back.
 pub(super) fn around(location: &VaultLocation) -> Vec<String> {
     let own = location.api_path();
     let VaultLocation::Kv2 { mount, path, .. } = location else { return vec![own] };
@@ -52,7 +52,7 @@ pub(super) fn around(location: &VaultLocation) -> Vec<String> {
     ways.iter().map(|way| format!("{mount}/{way}/{path}")).chain([own]).collect()
 }
 
-/// The capabilities that each path needs.
+/// Returns the capabilities that each path needs.
 pub(super) fn needs(grants: &[PathGrant]) -> BTreeMap<String, BTreeSet<&'static str>> {
     let mut needs: BTreeMap<String, BTreeSet<&'static str>> = BTreeMap::new();
     for grant in grants {
@@ -71,7 +71,7 @@ struct Capabilities {
     data: BTreeMap<String, BTreeSet<String>>,
 }
 
-/// Where whatever stands below is an operator's.
+/// Paths below which everything is for operators.
 pub(super) const BELOW: [&str; 12] = [
     "auth/token/create",
     "auth/token/roles",
@@ -87,7 +87,7 @@ pub(super) const BELOW: [&str; 12] = [
     "sys/raw",
 ];
 
-/// What is an operator's.
+/// Single paths that are for operators.
 pub(super) const EXACT: [&str; 5] = [
     "auth/token/create",
     "auth/token/create-orphan",
@@ -96,7 +96,7 @@ pub(super) const EXACT: [&str; 5] = [
     "sys/wrapping/rewrap",
 ];
 
-/// Below the mount of a PKI engine, what would sign past the limits.
+/// Paths below the mount of a PKI engine that would sign beyond the limits.
 pub(super) const ENGINE: [&str; 8] = [
     "config/ca",
     "intermediate/set-signed",

@@ -1,7 +1,7 @@
-//! The rules of a token, as Vault lists them: of all its policies together, wherever they lead.
+//! The rules of a token, as Vault lists them: of all its policies together, for every path.
 //!
-//! No question about a path finds a right to another engine, and this list has it. Vault calls it
-//! internal and may change its form: a rule that is not understood is a finding.
+//! No question about a path finds a right to another engine; this list shows it. Vault calls the
+//! list internal and may change its form: a rule that is not understood is a finding.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,7 +28,7 @@ struct ListedRules {
 #[derive(Deserialize)]
 struct Rules {
     exact_paths: BTreeMap<String, Rule>,
-    /// Those with an asterisk at the end, which Vault leaves out, and those with a plus inside.
+    /// Rules whose path ends in an asterisk, which Vault leaves out, or has a plus inside.
     glob_paths: BTreeMap<String, Rule>,
 }
 
@@ -40,8 +40,9 @@ struct Rule {
 }
 
 impl Doctor<'_> {
-    /// Whether a token has the rules that `grants` come to, and no others but at `signing`, where
-    /// it has to say all that limits a CA. Returns what the others show.
+    /// Checks that a token has the rules of `grants` and no others, except at `signing`, where
+    /// every field that limits a CA must be required. Returns the paths that the other rules can
+    /// read.
     pub(super) async fn look_at_rules(
         &mut self,
         whose: &str,
@@ -84,7 +85,7 @@ impl Doctor<'_> {
         self.open(whose, text, others)
     }
 
-    /// Every rule that allows something, by its path as a policy says it.
+    /// Returns every rule that allows something, by its path as a policy writes it.
     async fn rules(&self, client: &TokenClient) -> Option<Vec<(String, Rule)>> {
         let body = client.call(OwnRules).await.ok()?;
         let ListedRules { data } = serde_json::from_slice(&body).ok()?;
@@ -95,7 +96,7 @@ impl Doctor<'_> {
         Some(rules.map(|(path, rule)| (self.within_namespace(path), rule)).collect())
     }
 
-    /// The path as the namespace of the configuration knows it; a path elsewhere stays whole.
+    /// Returns the path as seen from the configured namespace; a path elsewhere stays whole.
     fn within_namespace(&self, path: String) -> String {
         let Some(namespace) = &self.vault.namespace else { return path };
         let within = path.strip_prefix(namespace.trim_matches('/'));
@@ -107,7 +108,7 @@ impl Doctor<'_> {
 }
 
 impl Rule {
-    /// Whether Vault's own default policy has it, with which a token reaches itself alone.
+    /// Whether Vault's own default policy has the rule, by which a token reaches itself alone.
     fn is_usual(&self, path: &str) -> bool {
         let own = |(start, held): &(&str, &[&str])| {
             let same = path.strip_prefix(start).is_some_and(|id| !id.contains(['*', '+', '/']));
@@ -141,10 +142,10 @@ impl Endpoint for OwnRules {
     }
 }
 
-/// Each token has one of its own.
+/// The path of a token's own storage.
 const CUBBYHOLE: &str = "cubbyhole/*";
 
-/// The other rules of Vault's default policy that no plan has. A path that ends in a slash has one
+/// Further rules of Vault's default policy that no plan has. A path that ends in a slash has one
 /// more segment, the token's own identity.
 /// <https://developer.hashicorp.com/vault/docs/concepts/policies#default-policy>
 const USUAL: [(&str, &[&str]); 12] = [

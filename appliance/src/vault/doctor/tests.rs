@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use super::{super::fake::*, *};
 use crate::config::{self, Config};
 
-/// What is found in a fake that answers so.
+/// Returns the findings about a fake that answers so.
 async fn found(
     respond: impl Fn(&Received) -> FakeReply + Send + Sync + 'static,
 ) -> (DoctorReport, Fake) {
@@ -36,7 +36,7 @@ fn looked(rest: &str) -> FakeReply {
     FakeReply::Json(200, format!(r#"{{"data":{{"id":"{TOKEN}",{rest}}}}}"#))
 }
 
-/// What each path that is needed needs.
+/// Returns each path that is needed, and the capability that it needs.
 fn rights(token: Option<&str>) -> BTreeMap<&'static str, &'static str> {
     let own = [
         ("auth/token/lookup-self", "read"),
@@ -55,7 +55,7 @@ fn rights(token: Option<&str>) -> BTreeMap<&'static str, &'static str> {
     own.iter().chain(more).copied().collect()
 }
 
-/// Each path that is needed has what it needs, and no other has anything.
+/// Gives each path that is needed its capability, and no other path any.
 fn capabilities(request: &Received) -> FakeReply {
     let asked: serde_json::Value = serde_json::from_str(&request.body).unwrap();
     let rights = rights(request.token.as_deref());
@@ -65,7 +65,7 @@ fn capabilities(request: &Received) -> FakeReply {
     FakeReply::Json(200, serde_json::json!({ "data": data }).to_string())
 }
 
-/// A rule for each right of the token, and these beside them.
+/// Returns a rule for each right of the token, and these rules beside them.
 fn rules(token: Option<&str>, exact: Value, globs: Value) -> FakeReply {
     let rule = |may: &str| json!({ "capabilities": [may] });
     let own = rights(token).into_iter().map(|(path, may)| (path.to_owned(), rule(may)));
@@ -101,7 +101,7 @@ fn secret_id(uses: u64, ttl: u64) -> FakeReply {
     FakeReply::Json(200, format!(r#"{{"data":{data}}}"#))
 }
 
-/// The one finding where the fake answers `target` so.
+/// Returns the one finding where the fake answers `target` so.
 async fn finding(
     target: &'static str,
     reply: impl Fn() -> FakeReply + Send + Sync + 'static,
@@ -293,7 +293,7 @@ const SECRET_ID_LOOKUP: &str = "/v1/auth/approle/role/cloakroom-gateway/secret-i
 const CAPABILITIES: &str = "/v1/sys/capabilities-self";
 const RULES: &str = "/v1/sys/internal/ui/resultant-acl";
 
-/// One group, whose key is in this Vault.
+/// A configuration of one group, whose key is in this Vault.
 fn file(fake: &Fake) -> policy_builder::Config {
     let folder = fake.folder.0.display();
     let login = Table::section("approle")

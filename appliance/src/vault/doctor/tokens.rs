@@ -1,5 +1,5 @@
-//! What Vault says of a token by itself: where it is good, for how long, and by which policies; and
-//! what its role would hand on.
+//! Checks of a token and of its role: the networks where a token is good, its life and its
+//! policies, and the policies that its role would hand on.
 
 use std::net::IpAddr;
 
@@ -18,23 +18,23 @@ struct Looked {
     data: LookedData,
 }
 
-/// The part of it that is no secret.
+/// The part of Vault's answer that is no secret.
 #[derive(Deserialize)]
 struct LookedData {
     bound_cidrs: Option<Vec<String>>,
-    /// Seconds; 0 for a token that does not end.
+    /// The remaining life in seconds; 0 for a token that does not end.
     ttl: u64,
     policies: Vec<String>,
-    /// What its identity brings along.
+    /// The policies that come from its identity.
     #[serde(default)]
     identity_policies: Option<Vec<String>>,
-    /// Empty for a token that nobody is behind.
+    /// The entity; empty where the token has none.
     #[serde(default)]
     entity_id: String,
 }
 
 impl Doctor<'_> {
-    /// Whether a token ends, is good at the gateway's addresses alone, and has `policy` alone.
+    /// Checks that a token ends, is good at the gateway's addresses alone, and has `policy` alone.
     /// Returns its entity.
     pub(super) async fn look_at_token(
         &mut self,
@@ -73,9 +73,9 @@ impl Doctor<'_> {
         Some(data.entity_id)
     }
 
-    /// Whether a group that Vault signs something about is somebody of its own to it.
+    /// Checks that a group which Vault signs tokens about has an entity of its own.
     pub(super) fn look_at_entity(&mut self, whose: &str, entity: Option<String>) {
-        // What could not be looked up is a finding already.
+        // A token that could not be looked up is a finding already.
         let Some(entity) = entity else { return };
         let other = self.entities.iter().find(|(_, other)| *other == entity).map(|(of, _)| of);
         let (verdict, text) = match other {
@@ -90,7 +90,7 @@ impl Doctor<'_> {
         self.entities.push((whose.to_owned(), entity));
     }
 
-    /// Whether a token is good at the gateway's addresses alone.
+    /// Checks that a token is good at the gateway's addresses alone.
     fn look_at_bound(&mut self, whose: &str, bound: &[String]) {
         let own = self.bound;
         let is_own = |cidr: &&String| {
@@ -119,7 +119,7 @@ impl Doctor<'_> {
         }
     }
 
-    /// Whether the role of a group would hand on a policy that is not its own.
+    /// Checks that the role of a group hands on no policy but its own.
     pub(super) async fn look_at_role(&mut self, whose: &str, group: &GroupName) {
         let (verdict, text) = match self.session.hands_on(group, &self.unused).await {
             Ok(false) => (CheckVerdict::Ok, "its role hands on no other policy"),
@@ -136,7 +136,7 @@ impl Doctor<'_> {
 const NO_ENTITY: &str = "its token has no entity, so that Vault signs nothing about it: set \
     allowed_entity_aliases on its role";
 
-/// An address or a prefix, as Vault says it.
+/// Reads an address or a prefix, as Vault writes it.
 fn network(text: &str) -> Option<IpNet> {
     let address = text.parse::<IpAddr>().map(IpNet::from);
     address.or_else(|_| text.parse()).ok()

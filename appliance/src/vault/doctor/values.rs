@@ -1,5 +1,5 @@
-//! Whether each group's values could be used: read as the gateway reads them, and dropped. What is
-//! lent for that is given back with the tokens of the examination.
+//! Checks that each group's values could be used: reads them as the gateway does, and drops them.
+//! Leases that this takes are given back with the tokens of the examination.
 
 use super::{super::read, CheckVerdict, Doctor};
 use crate::{

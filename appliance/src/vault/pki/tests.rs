@@ -18,7 +18,7 @@ use crate::{
 
 const SIGN: &str = "/v1/pki/root/sign-intermediate";
 
-/// A Vault that logs in, and answers each request to sign with what `sign` says.
+/// A Vault that lets the gateway log in, and whose answers to requests to sign come from `sign`.
 async fn vault(sign: impl Fn(&str) -> FakeReply + Send + Sync + 'static) -> Fake {
     Fake::start(move |request| match request.target.as_str() {
         LOGIN => grant(TOKEN, 3600),

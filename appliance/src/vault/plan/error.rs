@@ -1,11 +1,11 @@
-//! Why there is no plan.
+//! The reasons why there is no plan.
 
 use std::sync::Arc;
 
 use super::names::GATEWAY;
 use crate::{ca::CaError, policy::GroupName};
 
-/// Why there is no plan.
+/// The reason why there is no plan.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
     /// The configuration has no `[vault]`.
@@ -14,18 +14,18 @@ pub enum PlanError {
     /// No address to bind tokens to.
     #[error("no address to bind tokens to: name the gateway's with --from ADDRESS or PREFIX")]
     Unbound,
-    /// Vault, HCL or a shell would read more in a text than it says.
+    /// Vault, HCL or a shell would give a text more meanings than it has.
     #[error(
         "{what} `{text}`: a Vault policy would read it as more than this one text; use another \
          without patterns, quotes and control characters"
     )]
     Pattern {
-        /// What the text is.
+        /// The kind of text.
         what: &'static str,
         /// The text, printable.
         text: String,
     },
-    /// The name of a token role is that of a policy which is somebody else's.
+    /// The name of a token role is that of another owner's policy.
     #[error("group `{0}`: a policy named `{1}` is not its own; set another vault_role")]
     Reserved(GroupName, Arc<str>),
     /// Two groups have one token role, whose tokens would read the secrets of both.

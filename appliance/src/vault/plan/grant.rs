@@ -1,5 +1,5 @@
-//! Grants, and how a Vault policy says them. A text that Vault would read as a pattern is refused
-//! here, and nowhere made to fit.
+//! Grants, and their text in a Vault policy. A text that Vault would read as a pattern is refused
+//! here, and nowhere changed to fit.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,23 +16,23 @@ use crate::policy::VaultLocation;
 /// One path and the one capability there.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PathGrant {
-    /// Below `/v1/`. No pattern.
+    /// The path below `/v1/`, without a pattern.
     pub path: String,
-    /// As Vault names it.
+    /// The capability, as Vault names it.
     pub capability: &'static str,
-    /// All that may be written there; `None` where that is not limited.
+    /// The parameters that may be written there; `None` where they are not limited.
     parameters: Option<AllowedParameters>,
 }
 
-/// The values that each parameter may have, none for any value, and which are always there. A value
-/// that ends in an asterisk stands for all that begin so.
+/// The values that each parameter may have, none for any value, and the parameters that are
+/// required. A value that ends in an asterisk stands for all that begin so.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct AllowedParameters {
     allowed: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
     required: BTreeSet<Arc<str>>,
 }
 
-/// What may be written where a token has a right, as a live Vault says it.
+/// The parameters that a token may write at a path, as a live Vault lists them.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct WritableParameters {
     allowed_parameters: Option<BTreeMap<String, Option<Vec<Value>>>>,
@@ -41,7 +41,7 @@ pub(crate) struct WritableParameters {
 }
 
 impl WritableParameters {
-    /// Whether all of `names` has to be said, and nothing else may.
+    /// Whether all of `names` are required, and no other parameter is allowed.
     pub(crate) fn holds_to(&self, names: &[&str]) -> bool {
         let required: Vec<&str> =
             self.required_parameters.iter().flatten().map(String::as_str).collect();
@@ -58,14 +58,14 @@ impl PathGrant {
         Self { path: path.into(), capability, parameters: None }
     }
 
-    /// Whether a right with what `live` says lets nobody write more than this one.
+    /// Whether a right with the parameters of `live` lets nobody write more than this grant.
     pub(crate) fn limits(&self, live: &WritableParameters) -> bool {
         self.parameters.as_ref().is_none_or(|parameters| parameters.limit(live))
     }
 }
 
-/// What a group asks about its leases. Their ids begin with the path that lent them, so that a
-/// token can ask about no others, whoever told it their ids.
+/// Returns the grants for a group's requests about its leases. A lease's id begins with the path
+/// that lent it, so a token can ask about no others, even if it learns their ids.
 pub(super) fn leases(locations: &BTreeSet<VaultLocation>) -> Vec<PathGrant> {
     let lends = |location: &&VaultLocation| {
         !matches!(location, VaultLocation::Kv2 { .. }) && !location.is_identity_token()
@@ -87,8 +87,8 @@ pub(super) fn leases(locations: &BTreeSet<VaultLocation>) -> Vec<PathGrant> {
     LEASES.into_iter().map(grant).collect()
 }
 
-/// One grant for each path and capability: versions of one secret share theirs, and so do writes
-/// that differ in their parameters alone.
+/// Returns one grant for each path and capability: versions of one secret share theirs, and so do
+/// writes that differ in their parameters alone.
 pub(super) fn reads(locations: &BTreeSet<VaultLocation>) -> Result<Vec<PathGrant>, PlanError> {
     let mut paths: BTreeMap<String, Vec<&VaultLocation>> = BTreeMap::new();
     for location in locations {
@@ -110,7 +110,7 @@ pub(super) fn reads(locations: &BTreeSet<VaultLocation>) -> Result<Vec<PathGrant
         if !written.is_empty() {
             let mut parameters = AllowedParameters::new(&written)?;
             if is_read {
-                // Vault would require them of the read too.
+                // Vault would require the parameters of the read too.
                 parameters.required.clear();
             }
             grants.push(PathGrant { path, capability: "update", parameters: Some(parameters) });
@@ -126,7 +126,7 @@ impl AllowedParameters {
             // Vault takes an asterisk at either end for any text.
             check_policy_text("parameter", value)?;
             check_policy_text("parameter", key)?;
-            // Vault compares their names in lower case.
+            // Vault compares the names of parameters in lower case.
             let key = key.to_ascii_lowercase().into();
             parameters.allowed.entry(key).or_default().insert(Arc::clone(value));
         }
@@ -137,7 +137,7 @@ impl AllowedParameters {
         Ok(parameters)
     }
 
-    /// Vault's own order: what is required, what is denied, what is allowed.
+    /// Whether `live` allows no more. Follows Vault's own order: required, denied, allowed.
     fn limit(&self, live: &WritableParameters) -> bool {
         let required = live.required_parameters.iter().flatten();
         let required: BTreeSet<_> = required.map(|name| name.to_ascii_lowercase()).collect();
@@ -164,14 +164,14 @@ impl AllowedParameters {
         own.is_empty() || (!values.is_empty() && values.iter().all(is_own))
     }
 
-    /// Those whose value must be one of a list that has no empty one.
+    /// Returns the parameters whose value must be one of a list without an empty value.
     fn never_empty(&self) -> impl Iterator<Item = &Arc<str>> {
         let full = |values: &BTreeSet<Arc<str>>| !values.is_empty() && !values.contains("");
         self.allowed.iter().filter(move |(_, values)| full(values)).map(|(key, _)| key)
     }
 
-    /// Lines of a stanza. An empty value is not held against `allowed_parameters`, so that
-    /// `denied_parameters` has to refuse it.
+    /// Writes the lines of a stanza. Vault does not check an empty value against
+    /// `allowed_parameters`, so `denied_parameters` has to refuse it.
     fn hcl(&self, text: &mut String) {
         if self.allowed.is_empty() {
             text.push_str("  denied_parameters = {\n    \"*\" = []\n  }\n");
@@ -196,8 +196,8 @@ impl AllowedParameters {
     }
 }
 
-/// A policy in Vault's language. The rights on one path stand in one stanza: of two, Vault would
-/// take the last.
+/// Returns a policy in Vault's language. The rights on one path stand in one stanza: of two, Vault
+/// would take the last.
 pub(super) fn hcl(grants: &[PathGrant]) -> String {
     let mut paths: BTreeMap<&str, Vec<&PathGrant>> = BTreeMap::new();
     for grant in grants {
@@ -216,7 +216,7 @@ pub(super) fn hcl(grants: &[PathGrant]) -> String {
     text
 }
 
-/// None stands for all.
+/// Whether empty values are denied. An empty list stands for all values.
 fn denies_empty(values: &Option<Vec<Value>>) -> bool {
     let empty = [Value::from(""), Value::Array(Vec::new())];
     let all = values.as_ref().is_none_or(Vec::is_empty);
@@ -228,7 +228,7 @@ fn list<T: AsRef<str>>(items: impl IntoIterator<Item = T>) -> String {
     format!("[{}]", items.collect::<Vec<_>>().join(", "))
 }
 
-/// What a Vault policy reads as this one path.
+/// Refuses a path that a Vault policy would read as more than this one.
 pub(super) fn check_path(what: &'static str, path: &str) -> Result<(), PlanError> {
     check_policy_text(what, path)?;
     match path.split('/').any(|segment| matches!(segment, "+" | "" | "." | "..")) {
@@ -237,7 +237,8 @@ pub(super) fn check_path(what: &'static str, path: &str) -> Result<(), PlanError
     }
 }
 
-/// What stands in a quoted text of HCL for itself, in a policy and in a Terraform file.
+/// Refuses a text that does not stand for itself in the quotes of HCL, in a policy and in a
+/// Terraform file.
 fn check_policy_text(what: &'static str, text: &str) -> Result<(), PlanError> {
     check_text(what, text)?;
     let special =
@@ -245,7 +246,7 @@ fn check_policy_text(what: &'static str, text: &str) -> Result<(), PlanError> {
     if special { Err(pattern(what, text)) } else { Ok(()) }
 }
 
-/// What stays on its line.
+/// Refuses a text that does not stay on its line.
 pub(super) fn check_text(what: &'static str, text: &str) -> Result<(), PlanError> {
     if text.contains(char::is_control) { Err(pattern(what, text)) } else { Ok(()) }
 }
@@ -254,7 +255,7 @@ fn pattern(what: &'static str, text: &str) -> PlanError {
     PlanError::Pattern { what, text: text.escape_default().to_string() }
 }
 
-/// What is asked about a lease, and what a question says beside the lease's id.
+/// The requests about a lease, and the parameter that each has beside the lease's id.
 const LEASES: [(&str, Option<&str>); 3] = [
     ("sys/leases/lookup", None),
     ("sys/leases/renew", Some("increment")),

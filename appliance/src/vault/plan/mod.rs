@@ -1,10 +1,10 @@
-//! What Vault must be told for a configuration to work, and nothing beyond that: policies, token
-//! roles and the gateway's login. Pure; it asks Vault nothing.
+//! The settings that Vault needs for a configuration to work, and nothing beyond that: policies,
+//! token roles and the gateway's login. Pure; nothing is asked of Vault.
 //!
-//! The gateway's policy lets it make its groups' tokens, look after its own, and read no secret.
-//! A group's policy lists the group's paths one by one, each with the one right that it needs. It
-//! errs towards refusal: what a Vault policy would read as a pattern is no path here, and what two
-//! groups would have to share is an error and not a wider policy.
+//! The gateway's policy lets it make its groups' tokens, look after its own, and read no secret. A
+//! group's policy lists the group's paths one by one, each with the one right that it needs. The
+//! plan errs towards refusal: a text that a Vault policy would read as a pattern is no path here,
+//! and two groups that would have to share a policy are an error and not a wider policy.
 
 mod error;
 mod grant;
@@ -33,27 +33,28 @@ use crate::{
     policy::{Group, GroupName, Location, Policy, VaultLocation},
 };
 
-/// Everything that Vault must be told.
+/// All the settings that Vault needs.
 #[derive(Debug)]
 pub struct VaultPlan {
     rights: Rights,
     login: VaultLogin,
     namespace: Option<Arc<str>>,
     pki: Option<PkiSettings>,
-    /// What every token is bound to. Never empty.
+    /// The networks to which every token is bound. Never empty.
     bound_cidrs: Vec<IpNet>,
 }
 
-/// Who may do what.
+/// The rights of the gateway and of each token role.
 #[derive(Debug)]
 pub struct Rights {
-    /// The gateway's own, for the policy [`GATEWAY`].
+    /// The gateway's grants, for the policy [`GATEWAY`].
     pub gateway: Vec<PathGrant>,
-    /// One for each token role, by its name.
+    /// The rights of each token role, ordered by its name.
     pub roles: Vec<RoleRights>,
-    /// What lets the gateway have its issuing CAs signed; empty without `[vault.pki]`.
+    /// The text of the policy by which the gateway has its issuing CAs signed; empty without
+    /// `[vault.pki]`.
     pki: String,
-    /// The path of that, if any.
+    /// The path at which the engine signs CAs, if any.
     pub signing: Option<String>,
 }
 
@@ -62,16 +63,16 @@ pub struct Rights {
 pub struct RoleRights {
     /// The token role.
     pub role: Arc<str>,
-    /// Whose tokens it makes. Never empty.
+    /// The groups whose tokens it makes. Never empty.
     pub groups: Vec<GroupName>,
-    /// What they read. Never empty.
+    /// The locations that they read. Never empty.
     pub locations: BTreeSet<VaultLocation>,
-    /// What their tokens may do, these reads among it.
+    /// The grants of their tokens, including these reads.
     pub grants: Vec<PathGrant>,
 }
 
 impl VaultPlan {
-    /// The plan for a configuration. All tokens are bound to `bound_cidrs`.
+    /// Makes the plan for a configuration. All tokens are bound to `bound_cidrs`.
     ///
     /// # Errors
     ///
@@ -101,18 +102,18 @@ impl VaultPlan {
         })
     }
 
-    /// One policy, for `vault policy write NAME -`.
+    /// Returns one policy, for `vault policy write NAME -`.
     ///
     /// # Errors
     ///
-    /// None has that name.
+    /// No policy has that name.
     pub fn policy(&self, name: &str) -> Result<String, PlanError> {
         let mut policies = self.policies();
         let found = policies.find(|(other, _)| other == name);
         found.map(|(_, hcl)| hcl).ok_or_else(|| PlanError::NoPolicy(name.to_owned()))
     }
 
-    /// Names and texts, the gateway's first.
+    /// Returns names and texts, the gateway's first.
     fn policies(&self) -> impl Iterator<Item = (String, String)> {
         let gateway = hcl(&self.rights.gateway) + &self.rights.pki;
         let roles = self.rights.roles.iter();
@@ -126,7 +127,7 @@ impl VaultPlan {
 }
 
 impl Rights {
-    /// What a configuration needs.
+    /// Returns the rights that a configuration needs.
     ///
     /// # Errors
     ///
@@ -157,7 +158,7 @@ impl Rights {
         };
         let create = |role: &RoleRights| PathGrant::new(create_path(&role.role), "update");
         let gateway = roles.iter().map(create).chain(own_token()).chain([
-            // A group's token that may not end itself is ended by what Vault calls it.
+            // A group's token that may not end itself is ended by its accessor.
             PathGrant::new("auth/token/revoke-accessor", "update"),
         ]);
         let gateway = gateway.chain(own_login(&vault.login)?);
@@ -168,7 +169,7 @@ impl Rights {
 }
 
 impl RoleRights {
-    /// `None` for a group that has nothing from Vault.
+    /// Returns `None` for a group that reads nothing from Vault.
     fn new(group: &Group, locations: BTreeSet<VaultLocation>) -> Result<Option<Self>, PlanError> {
         if locations.is_empty() {
             return Ok(None);
@@ -184,46 +185,49 @@ impl RoleRights {
         Ok(Some(Self { role, groups: vec![group.name.clone()], locations, grants }))
     }
 
-    /// The groups that have an entity of their own: those that Vault signs something about.
+    /// Returns the groups that have an entity of their own: those that Vault signs tokens about.
     pub(crate) fn entities(&self) -> impl Iterator<Item = &GroupName> {
         let signed = self.locations.iter().any(VaultLocation::is_identity_token);
         self.groups.iter().filter(move |_| signed)
     }
 
-    /// The name of the policy, as Vault keeps it.
+    /// Returns the name of the policy, as Vault keeps it.
     pub fn policy(&self) -> String {
         self.role.to_ascii_lowercase()
     }
 }
 
-/// How Vault knows a group apart: the name of its tokens, and of its entity where it has one.
+/// Returns the name by which Vault knows a group: that of its tokens, and of its entity where it
+/// has one.
 pub fn entity(group: &GroupName) -> String {
     format!("cloakroom-{group}")
 }
 
-/// Where the gateway has a role make a token.
+/// Returns the path at which a role makes a token for the gateway.
 pub fn create_path(role: &str) -> String {
     format!("auth/token/create/{role}")
 }
 
-/// An engine of logins by signed tokens, and whom its role names. That is not in the gateway's
-/// configuration, so that the operator is asked for it.
+/// An engine for logins by signed tokens, and the fields that say whose tokens its role accepts.
+/// Those are not in the gateway's configuration, so the operator is asked for them.
 struct Bearers {
     engine: &'static str,
-    /// Fields of the role that are always so.
+    /// The fields of the role that are always the same.
     fixed: &'static [(&'static str, &'static str)],
     /// Fields of the role, the variable for each, and whether it is one of a list.
     asked: &'static [(&'static str, &'static str, bool)],
 }
 
 impl Bearers {
-    /// Kubernetes has an engine of its own, which its mount is named after.
+    /// Returns the engine at a mount. Kubernetes has an engine of its own, which its mount is named
+    /// after.
     fn at(mount: &str) -> &'static Self {
         if mount.rsplit('/').next() == Some(KUBERNETES.engine) { &KUBERNETES } else { &JWT }
     }
 }
 
-/// What a token needs for itself: whether it lives, to live on, to end, and what it may.
+/// Returns the grants that a token needs for itself: to look itself up, to renew and revoke itself,
+/// and to list its rights.
 fn own_token() -> [PathGrant; 5] {
     [
         PathGrant::new(OWN_RULES, "read"),
@@ -234,7 +238,8 @@ fn own_token() -> [PathGrant; 5] {
     ]
 }
 
-/// How long its SecretID lasts, and, with that, whether wrong ones lock its role out.
+/// Returns the grant to look up the SecretID: how long it lasts and, with that, whether wrong ones
+/// lock its role out.
 fn own_login(login: &VaultLogin) -> Result<Option<PathGrant>, PlanError> {
     let VaultLogin::AppRole { mount, .. } = login else { return Ok(None) };
     check_path("mount", mount)?;
@@ -242,7 +247,7 @@ fn own_login(login: &VaultLogin) -> Result<Option<PathGrant>, PlanError> {
     Ok(Some(PathGrant::new(path, "update")))
 }
 
-/// Everything in Vault that the group's bindings name.
+/// Returns everything in Vault that the group's bindings name.
 fn locations(policy: &Policy, group: &GroupName) -> BTreeSet<VaultLocation> {
     let bindings = policy.apis.iter().flat_map(|api| &api.bindings);
     let own = bindings.filter(|binding| binding.groups.contains(group));
@@ -285,10 +290,10 @@ fn check_login(login: &VaultLogin) -> Result<(), PlanError> {
     files.iter().try_for_each(|file| check_text("file", &file.to_string_lossy()))
 }
 
-/// Where Vault lists the rules of the token that asks.
+/// The path at which Vault lists the rules of the asking token.
 pub const OWN_RULES: &str = "sys/internal/ui/resultant-acl";
 
-/// Policies that Vault has by itself, and the gateway's.
+/// The policies that Vault has by itself, and the gateway's.
 const RESERVED: [&str; 5] = ["root", "default", "response-wrapping", "control-group", GATEWAY];
 
 /// <https://developer.hashicorp.com/vault/api-docs/auth/jwt#create-update-role>
@@ -309,6 +314,6 @@ const KUBERNETES: Bearers = Bearers {
     ],
 };
 
-/// Life of every token between two renewals.
+/// The life of every token between two renewals.
 const PERIOD: &str = "1h";
 const PERIOD_SECONDS: u32 = 3_600;

@@ -1,5 +1,5 @@
-//! The plan as a script for a shell. Each text of the configuration stands in single
-//! quotes, or in a here-document that the shell does not look into.
+//! The plan as a shell script. Each text of the configuration stands in single quotes, or in a
+//! here-document in which the shell expands nothing.
 
 use std::{fmt::Write as _, path::Path};
 
@@ -10,7 +10,8 @@ use crate::{
 };
 
 impl VaultPlan {
-    /// A script for a shell in which `vault` is logged in. Running it again changes nothing.
+    /// Returns a script for a shell in which `vault` is logged in. Running it again changes
+    /// nothing.
     pub fn shell(&self) -> String {
         render(self)
     }
@@ -52,7 +53,7 @@ fn render(plan: &VaultPlan) -> String {
     text
 }
 
-/// What `sub` names in the tokens that Vault signs about a group.
+/// Writes the entity of a group, which is `sub` in the tokens that Vault signs about the group.
 fn entity_of(text: &mut String, group: &GroupName) {
     let (entity, path) = (entity(group), format!("identity/entity/name/{}", entity(group)));
     push(
@@ -179,7 +180,7 @@ fn file(path: &Path) -> String {
     quoted(&path.to_string_lossy())
 }
 
-/// One word of a shell that stands for this text.
+/// Returns one word of a shell that stands for this text.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
@@ -190,5 +191,5 @@ const HEAD: &str = "#!/bin/sh
 set -eu
 ";
 
-/// Ends a policy. No line of one is this.
+/// The line that ends a policy. No policy has such a line.
 const END: &str = "CLOAKROOM_POLICY";

@@ -9,7 +9,7 @@ use crate::{
 };
 
 impl VaultPlan {
-    /// Resources of the provider `hashicorp/vault`.
+    /// Returns resources of the provider `hashicorp/vault`.
     pub fn terraform(&self) -> String {
         render(self)
     }
@@ -66,7 +66,7 @@ impl Out<'_> {
         self.fields(fields);
     }
 
-    /// The fields of a block, and its end.
+    /// Writes the fields of a block, and its end.
     fn fields(&mut self, fields: &[(&str, String)]) {
         let namespace = self.namespace.map(|name| ("namespace", text(name)));
         let fields = namespace.iter().chain(fields);
@@ -84,7 +84,7 @@ impl Out<'_> {
         }
     }
 
-    /// What `sub` names in the tokens that Vault signs about each group.
+    /// Writes the entities of groups, which are `sub` in the tokens that Vault signs about them.
     fn entities(&mut self, groups: &[&GroupName]) {
         let _ = writeln!(self.text, "\ndata \"vault_auth_backend\" \"{TOKENS}\" {{");
         self.fields(&[("path", text("token"))]);
@@ -191,7 +191,7 @@ impl Out<'_> {
         fields
     }
 
-    /// The provider's own resource of a mount does not know of lockout.
+    /// Turns lockout off. The provider's own resource of a mount does not have this setting.
     fn no_lockout(&mut self, mount: &str) {
         self.comment("Or five wrong SecretIDs, from anywhere, would lock the gateway out.");
         let tuned = r#"{"user_lockout_config":{"lockout_disable":true}}"#;
@@ -214,13 +214,13 @@ impl Out<'_> {
     }
 }
 
-/// A quoted text that stands for itself.
+/// Returns a quoted text that stands for itself.
 pub(super) fn text(text: &str) -> String {
     let quoted = text.replace('\\', "\\\\").replace('"', "\\\"");
     format!("\"{}\"", escaped(&quoted))
 }
 
-/// Terraform would put values in place of what stands in braces.
+/// Escapes braces after `$` and `%`, where Terraform would put in values.
 fn escaped(text: &str) -> String {
     text.replace("${", "$${").replace("%{", "%%{")
 }
@@ -230,7 +230,7 @@ fn list(items: impl Iterator<Item = String>) -> String {
     format!("[{}]", items.join(", "))
 }
 
-/// A name of Terraform's own for something; two names of ours have two.
+/// Returns Terraform's name for something; two names of ours give two different ones.
 pub(super) fn label(name: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
     let mut label = "p-".to_owned();
@@ -253,7 +253,7 @@ terraform {
 }
 ";
 
-/// Ends a policy. No line of one is this.
+/// The line that ends a policy. No policy has such a line.
 const END: &str = "CLOAKROOM_POLICY";
 /// The resources' own names.
 const LOGIN: &str = "cloakroom-login";

@@ -121,7 +121,7 @@ fn a_write_may_say_what_is_configured_and_nothing_else() {
     assert!(none.contains("denied_parameters = {\n    \"*\" = []\n  }"), "{none}");
 }
 
-/// What a live Vault says of what may be written is held against the plan.
+/// The parameters that a live Vault allows are checked against the plan.
 #[test]
 fn a_live_right_beyond_the_plan_is_seen() {
     let plan = plan("vault-write:ssh/creds/ops?ip=192.0.2.9&user=a#key");

@@ -73,14 +73,14 @@ async fn a_trickling_head_is_cut_and_whole_ones_pass() {
     assert_eq!(cut_after(&busy[..100], Duration::from_millis(20)).await, None);
 }
 
-/// What one head is, and what is to be said of it.
+/// A head, by the verdict that is due.
 #[derive(Debug, Clone, Copy)]
 enum Sent {
     Good,
     /// Malformed as a request; only its stream ends.
     Malformed,
     TooLarge,
-    /// No head at all.
+    /// A frame that is no head.
     Ping,
 }
 
@@ -113,8 +113,8 @@ fn head(stream: u32, sent: Sent, pieces: usize) -> Vec<u8> {
     frames
 }
 
-/// Lets hyper serve these bytes, which come in pieces of these sizes, and gives the verdicts, and
-/// how many requests there were.
+/// Lets hyper serve these bytes in pieces of these sizes, and returns the verdicts and the number
+/// of requests.
 async fn served(bytes: &[u8], splits: &[usize]) -> (Vec<HeadVerdict>, u64) {
     let (mut agent, gateway) = tokio::io::duplex(1 << 20);
     let exchanges = Arc::<Exchanges>::default();
@@ -192,10 +192,10 @@ fn preface_text() -> Vec<u8> {
 #[tokio::test]
 async fn a_head_that_ends_the_connection_has_its_verdict_too() {
     for last in [
-        // CONNECT with a length, of which hyper says nothing to anybody.
+        // CONNECT with a length: hyper tells nobody about it.
         [field(":method", "CONNECT"), field(":authority", "a"), field("content-length", "5")]
             .concat(),
-        // No HPACK.
+        // A block that is not HPACK.
         vec![0xff; 40],
     ] {
         let frames = [

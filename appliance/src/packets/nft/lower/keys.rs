@@ -1,14 +1,14 @@
-//! How each key of the plan is loaded into registers: what is read, from where, and how wide.
+//! The expressions that load each key of the plan into registers: source, offset and width.
 //!
-//! Pure. One register is enough, because nothing compares two fields; only keys of several fields
-//! fill the ones after it.
+//! Pure. One register is enough, because no rule compares two fields; only keys of several fields
+//! fill the registers after it.
 
 use nftnl::nftnl_sys::libc;
 
 use super::super::raw_expr::{REGISTER, RawExpr};
 use crate::packets::ruleset::language::{Family, MatchKey};
 
-/// The expressions that load a key, the first field into the register that is compared.
+/// Adds the expressions that load a key, with its first field in the register that is compared.
 pub(super) fn load(key: MatchKey, expressions: &mut Vec<RawExpr>) {
     let meta = |key: i32| RawExpr::meta_load(key as u32, REGISTER);
     match key {
@@ -91,7 +91,7 @@ pub(super) fn load(key: MatchKey, expressions: &mut Vec<RawExpr>) {
     }
 }
 
-/// The source address in its header (RFC 791, section 3.1; RFC 8200, section 3).
+/// Loads the source address from its header (RFC 791, section 3.1; RFC 8200, section 3).
 fn source(family: Family, register: u32) -> RawExpr {
     match family {
         Family::V4 => RawExpr::payload(NETWORK, 12, 4, register),
@@ -99,12 +99,12 @@ fn source(family: Family, register: u32) -> RawExpr {
     }
 }
 
-/// The source of the frame.
+/// Loads the source of the frame.
 fn mac(register: u32) -> RawExpr {
     RawExpr::payload(LINK, 6, 6, register)
 }
 
-/// The sender's hardware and protocol address (RFC 826, for Ethernet and IPv4).
+/// Loads the sender's hardware and protocol address (RFC 826, for Ethernet and IPv4).
 fn arp_mac(register: u32) -> RawExpr {
     RawExpr::payload(NETWORK, 8, 6, register)
 }
@@ -120,16 +120,16 @@ fn destination(family: Family, register: u32) -> RawExpr {
     }
 }
 
-/// The word register behind an interface's name (16 bytes from `NFT_REG32_00`) and a MAC address.
+/// The word register after an interface's name (16 bytes from `NFT_REG32_00`) and a MAC address.
 const AFTER_MAC: u32 = libc::NFT_REG32_00 as u32 + 6;
 
 /// RFC 9293, section 3.1.
 const SYN_AND_RST: u8 = 0b110;
 
-/// An IPv6 agent is its /64.
+/// The mask of an IPv6 agent, which is its /64.
 const AGENT_6: [u8; 16] = (u128::MAX << 64).to_be_bytes();
 
-// linux/netfilter/nf_tables.h, where the libc crate has no name for them.
+// From linux/netfilter/nf_tables.h, where the libc crate has no name for them.
 const LINK: u32 = 0;
 const NETWORK: u32 = 1;
 const TRANSPORT: u32 = 2;

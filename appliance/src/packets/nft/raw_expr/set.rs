@@ -1,7 +1,7 @@
 //! Sets with their elements, and named counters, as messages to the kernel.
 //!
-//! Everything here is declared by name and copied by libnftnl; what is longer than it has room for
-//! is left out, and then missed when the table is read back.
+//! libnftnl copies all names and values. A value that is longer than its room is left out, and is
+//! then missed when the table is read back.
 
 use std::{
     ffi::{CStr, CString, c_char, c_void},
@@ -44,9 +44,9 @@ pub(crate) struct Declaration {
     pub(crate) key_type: u32,
     /// Bytes of each field of the key, each padded to four where there are several.
     pub(crate) fields: Vec<u8>,
-    /// What a map gives: its data type, by nft's numbering, and its bytes.
+    /// The value type of a map by nft's numbering, and the bytes of a value.
     pub(crate) data: Option<(u32, u8)>,
-    /// Notes of nft for itself; the kernel only keeps them.
+    /// Notes of nft for itself, which the kernel only keeps.
     pub(crate) userdata: Vec<u8>,
 }
 
@@ -56,19 +56,20 @@ pub(crate) struct RawElement {
     pub(crate) key: Vec<u8>,
     pub(crate) key_end: Option<Vec<u8>>,
     pub(crate) ends_interval: bool,
-    /// What a map gives for it.
+    /// The map's value for the key.
     pub(crate) data: Option<Vec<u8>>,
 }
 
-/// What is told to the kernel about a set. Added, it says what it names; deleted, `Elements` of
-/// a set without any empties the kernel's.
+/// A message to the kernel about a set. When added, it creates the object; when deleted, it removes
+/// the object, and `Elements` of a set without any empties the kernel's set.
 pub(crate) enum SetMessage<'a> {
     Declare(&'a RawSet),
     Elements(&'a RawSet),
 }
 
 impl RawSet {
-    /// A set as declared, with these elements. At most [`MAX_ELEMENTS`] of them fit a message.
+    /// Creates a set as declared, with these elements. At most [`MAX_ELEMENTS`] of them fit a
+    /// message.
     pub(crate) fn new(declaration: &Declaration, elements: &[RawElement]) -> Self {
         // SAFETY: no argument. libnftnl returns a new set or null.
         let set = or_abort(unsafe { sys::nftnl_set_alloc() });
@@ -156,7 +157,7 @@ impl Drop for RawSet {
 }
 
 impl RawCounter {
-    /// A counter as it is declared; what it counts is the kernel's.
+    /// Creates the declaration of a counter; the kernel keeps its count.
     pub(crate) fn new(table: &CStr, family: TableFamily, name: &CStr) -> Self {
         // SAFETY: no argument. libnftnl returns a new object or null.
         let object = or_abort(unsafe { sys::nftnl_obj_alloc() });
@@ -200,7 +201,7 @@ unsafe impl NlMsg for RawCounter {
 }
 
 impl TableFamily {
-    /// The same for libnftnl.
+    /// Returns libnftnl's number of the family.
     pub(crate) fn proto(self) -> ProtoFamily {
         match self {
             Self::Inet => ProtoFamily::Inet,
@@ -253,11 +254,11 @@ unsafe impl NlMsg for SetMessage<'_> {
     }
 }
 
-/// Elements in one message: 256 of two 64-byte keys stay below the 64 KiB of an attribute.
+/// Most elements in one message: 256 of two 64-byte keys stay below the 64 KiB of an attribute.
 pub(crate) const MAX_ELEMENTS: usize = 256;
 
 /// A set whose key has several fields, each with an interval of its own.
 pub(crate) const SET_CONCAT: u32 = 0x80;
 
-/// Bytes of the data that a libnftnl register holds.
+/// Bytes of data that a libnftnl register holds.
 const MAX_KEY_BYTES: usize = 64;

@@ -1,4 +1,4 @@
-//! The elements of a set as the kernel tells them, and the numbers of its attributes.
+//! The elements of a set as the kernel reports them, and the numbers of its attributes.
 
 use nftnl::nftnl_sys::libc;
 
@@ -19,8 +19,8 @@ pub(super) fn elements(
     let narrowed = [(NFTA_TABLE, table), (NFTA_SET_ELEM_LIST_SET, set)];
     let answers = netfilter.dump(family, libc::NFT_MSG_GETSETELEM, &narrowed)?;
     let lists = answers.iter().filter_map(|answer| attribute(answer, NFTA_SET_ELEM_LIST_ELEMENTS));
-    // nft opens an interval set by ending, at zero, what is before its first one; that says
-    // nothing.
+    // nft begins an interval set with an element at zero that ends the interval before its first
+    // one; it has no meaning.
     let opening =
         |element: &RawElement| element.ends_interval && element.key.iter().all(|byte| *byte == 0);
     let mut elements: Vec<RawElement> = lists
@@ -46,7 +46,7 @@ fn raw_element(element: &[u8]) -> RawElement {
     }
 }
 
-// linux/netfilter/nf_tables.h. The table's name is attribute 1 of every object.
+// From linux/netfilter/nf_tables.h. The table's name is attribute 1 of every object.
 pub(super) const NFTA_TABLE: u16 = 1;
 pub(super) const NFTA_CHAIN_NAME: u16 = 3;
 pub(super) const NFTA_CHAIN_HOOK: u16 = 4;

@@ -1,10 +1,10 @@
-//! Whether the static guard stands: the table of `nft/base.nft`, which the machine loads and the
-//! daemon only reads.
+//! Checks the static guard: the table of `nft/base.nft`, which the machine loads and the daemon
+//! only reads.
 //!
-//! Asked for is what the argument leans on while the daemon's own table is not there: nothing is
-//! forwarded, agents do not reach this machine's services, and no error quotes their packets to
-//! others. The rules in the guard's input and output chains are not compared, so that an
-//! operator may narrow them; their presence is.
+//! The check covers the guarantees that must hold while the daemon's own table is missing: nothing
+//! is forwarded, agents do not reach this machine's services, and no error quotes their packets to
+//! others. The rules in the guard's input and output chains are not compared, so that an operator
+//! may narrow them; only their presence is checked.
 
 use std::io;
 
@@ -31,7 +31,7 @@ pub(crate) fn require(agents: &[&InterfaceName]) -> Result<(), PacketsError> {
     if open.is_empty() { Ok(()) } else { Err(PacketsError::Unguarded(open)) }
 }
 
-/// The faults of the guard's chains.
+/// Returns the faults of the guard's chains.
 fn require_chains(netfilter: &mut Netfilter) -> io::Result<Option<PacketsError>> {
     let chains = chains(netfilter, FAMILY, BASE_TABLE)?;
     let drops = |facts: &ChainFacts| {
@@ -50,7 +50,7 @@ fn require_chains(netfilter: &mut Netfilter) -> io::Result<Option<PacketsError>>
     Ok(None)
 }
 
-/// The keys of the guard's set of interfaces. None where there is no such set.
+/// Returns the keys of the guard's set of interfaces. None where there is no such set.
 fn guarded(netfilter: &mut Netfilter) -> io::Result<Vec<Vec<u8>>> {
     match elements(netfilter, FAMILY, BASE_TABLE, AGENT_INTERFACES) {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Vec::new()),
@@ -58,7 +58,7 @@ fn guarded(netfilter: &mut Netfilter) -> io::Result<Vec<Vec<u8>>> {
     }
 }
 
-/// The name as the kernel keeps it in a set, filled up with zeros.
+/// Returns the name as the kernel keeps it in a set, filled up with zeros.
 fn key(name: &InterfaceName) -> Vec<u8> {
     let mut key = name.as_str().as_bytes().to_vec();
     key.resize(NAME_BYTES, 0);
@@ -66,7 +66,7 @@ fn key(name: &InterfaceName) -> Vec<u8> {
 }
 
 const FAMILY: TableFamily = TableFamily::Inet;
-/// The table of `nft/base.nft`, and in it the set of the interfaces that it closes.
+/// The table of `nft/base.nft`, and its set of the interfaces that it closes.
 pub(crate) const BASE_TABLE: &str = "cloakroom_base";
 const AGENT_INTERFACES: &str = "agent_interfaces";
 /// `IFNAMSIZ`.

@@ -1,8 +1,8 @@
-//! Whether the rules of a chain are those that were meant, down to their constants.
+//! Compares the rules of a chain with the planned ones, down to their constants.
 //!
 //! Each rule is built as it would be sent, and compared with the kernel's dump: the same
-//! expressions in the same order, each with every attribute that was sent and that the kernel says
-//! at all. The kernel's own additions, such as a counter's count, say nothing about the rule.
+//! expressions in the same order, each with every attribute that was sent and that the kernel
+//! reports at all. The kernel's own additions, such as a counter's count, do not matter.
 
 use nftnl::{Batch, Chain, MsgType, Rule, nftnl_sys::libc};
 
@@ -22,7 +22,7 @@ use crate::packets::{
     },
 };
 
-/// Fails at the first rule of the chain that is another than was meant.
+/// Fails at the first rule of the chain that differs from the plan.
 pub(crate) fn verify(
     netfilter: &mut Netfilter,
     family: TableFamily,
@@ -43,14 +43,14 @@ pub(crate) fn verify(
     Ok(())
 }
 
-/// A rule as it would be sent.
+/// A planned rule, as it would be sent.
 struct Meant {
     expressions: Vec<u8>,
     /// The elements of its anonymous sets, in the order of their lookups.
     sets: Vec<Vec<RawElement>>,
 }
 
-/// The rules of a chain as lists of expressions, as the kernel has them.
+/// Returns the kernel's rules of a chain as lists of expressions.
 pub(crate) fn found(
     netfilter: &mut Netfilter,
     family: TableFamily,
@@ -119,7 +119,8 @@ fn is(
     Ok(found.len() == wanted.len())
 }
 
-/// Whether a lookup is in an anonymous set of these elements. The kernel has given it a number.
+/// Returns whether a lookup is in an anonymous set of these elements. The kernel has given the set
+/// a number.
 fn looks_up(
     netfilter: &mut Netfilter,
     family: TableFamily,
@@ -134,7 +135,7 @@ fn looks_up(
     Ok(inverted(found) == inverted(wanted) && elements(netfilter, family, TABLE, name)? == meant)
 }
 
-/// Whether every attribute that is wanted is there with the same value, except for one that the
+/// Returns whether every wanted attribute is there with the same value, except for one that the
 /// kernel may leave out.
 fn agree(found: &[u8], wanted: &[u8], unsaid: Option<u16>) -> bool {
     nests(wanted).all(|(number, is_nest, wanted)| match attribute(found, number) {
@@ -145,19 +146,19 @@ fn agree(found: &[u8], wanted: &[u8], unsaid: Option<u16>) -> bool {
     })
 }
 
-/// What the kernel does not say about an expression although it was sent.
+/// Returns the attribute of an expression that the kernel does not report although it was sent.
 fn unsaid(name: &str) -> Option<u16> {
     match name {
-        // The number of a set within its transaction.
+        // The number of a set within its transaction is not reported.
         "lookup" => Some(NFTA_LOOKUP_SET_ID),
         "dynset" => Some(NFTA_DYNSET_SET_ID),
-        // A reset has no code. One that is not a reset differs in its type.
+        // A reset has no code. A refusal that is no reset differs in its type.
         "reject" => Some(NFTA_REJECT_ICMP_CODE),
         _ => None,
     }
 }
 
-// linux/netfilter/nf_tables.h.
+// From linux/netfilter/nf_tables.h.
 const NFTA_EXPR_DATA: u16 = 2;
 const NFTA_LOOKUP_SET: u16 = 1;
 const NFTA_LOOKUP_SET_ID: u16 = 4;
