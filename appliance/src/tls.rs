@@ -116,7 +116,7 @@ impl Tls {
         stream: S,
         host: &Host,
         settings: ClientSettings<'_>,
-    ) -> Result<(client::TlsStream<S>, Protocol), Unverified>
+    ) -> Result<(Box<client::TlsStream<S>>, Protocol), Unverified>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -126,6 +126,7 @@ impl Tls {
         let stream = TlsConnector::from(config)
             .connect(name, stream)
             .await
+            .map(Box::new)
             .map_err(|error| unverified(&error, host))?;
         let protocol = match stream.get_ref().1.alpn_protocol() {
             Some(b"h2") => Protocol::H2,
@@ -143,7 +144,7 @@ impl Tls {
         stream: S,
         leaf: Arc<CertifiedKey>,
         protocol: Option<Protocol>,
-    ) -> io::Result<server::TlsStream<S>>
+    ) -> io::Result<Box<server::TlsStream<S>>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -153,7 +154,7 @@ impl Tls {
             Some(protocol) => vec![protocol.name().to_vec()],
             None => vec![Protocol::H2.name().to_vec(), Protocol::H1.name().to_vec()],
         };
-        TlsAcceptor::from(Arc::new(config)).accept(stream).await
+        TlsAcceptor::from(Arc::new(config)).accept(stream).await.map(Box::new)
     }
 
     fn client_config(&self, settings: &ClientSettings<'_>) -> Result<Arc<ClientConfig>, Reason> {

@@ -56,6 +56,9 @@ pub(super) fn is_over_rate(gateway: &Gateway, from: AgentAddr, interface: &Inter
 }
 
 /// Carries one connection to its end and leaves one record of it.
+///
+/// What is over soon, what is seldom done and all of interception is boxed, so that a spliced flow,
+/// of which there may be many, has no room for it.
 pub(super) async fn serve(
     gateway: Arc<Gateway>,
     connection_slot: ConnectionSlot,
@@ -85,16 +88,12 @@ pub(super) async fn serve(
         }
     };
     let flow = Flow { id, group, agent: from, dialled, reached: Arc::default() };
-    if net::harden(&stream).is_err() {
-        // The kernel refuses these options only for a connection that is already gone.
-        return record.nothing_said();
-    }
     // Onboarding ends here: nothing is dialled for such a connection.
     if let Some(pages) = pages {
         let agent = OnboardingAgent { stream, flow: &flow, share: &share };
         let ends = (gateway.phases.clone(), gateway.quarantined.clone());
-        return onboard::serve(ends, &policy_snapshot.policy.limits, pages, agent, &mut record)
-            .await;
+        let limits = &policy_snapshot.policy.limits;
+        return Box::pin(onboard::serve(ends, limits, pages, agent, &mut record)).await;
     }
     // Peek: the first bytes, unless a quarantine or the cut comes first.
     let (mut phases, mut quarantined) = (gateway.phases.clone(), gateway.quarantined.clone());
@@ -112,8 +111,8 @@ pub(super) async fn serve(
         Err(PeekFailure::Closed) => return record.nothing_said(),
         Err(PeekFailure::Refused(reason)) => {
             record.refused(reason);
-            return farewell::refuse(stream, farewell::language_of_failure(reason), reason, id)
-                .await;
+            let language = farewell::language_of_failure(reason);
+            return Box::pin(farewell::refuse(stream, language, reason, id)).await;
         }
     };
     record.peeked(&peeked);
@@ -134,7 +133,7 @@ pub(super) async fn serve(
         Err(reason) => {
             tracing::debug!(flow = %id, %reason, "refused");
             record.refused(reason);
-            farewell::refuse(stream, farewell::language_of(&peeked), reason, id).await;
+            Box::pin(farewell::refuse(stream, farewell::language_of(&peeked), reason, id)).await;
         }
     }
     drop((share, connection_slot));
@@ -181,7 +180,7 @@ fn onboarding_pages<'a>(
     if port == gateway.proxy_port {
         return Err(Reason::SelfDestination);
     }
-    if !dial::is_own(address) {
+    if !gateway.services.resolver.off_limits().is_own(address) {
         return Ok(None);
     }
     let pages = policy_snapshot.onboarding(&group.name).filter(|_| port == Group::ONBOARDING_PORT);
@@ -248,11 +247,13 @@ async fn carry_on(
                     let interception =
                         Interception { policy_snapshot, flow, share, permit, hello, leaf };
                     let phases = gateway.phases.clone();
-                    intercept::run(&gateway.services, interception, agent, phases, record).await;
+                    let services = &gateway.services;
+                    Box::pin(intercept::run(services, interception, agent, phases, record)).await;
                 }
                 Err(reason) => {
                     record.refused(reason);
-                    farewell::refuse(agent.into_parts().1, Language::Tls, reason, flow.id).await;
+                    let stream = agent.into_parts().1;
+                    Box::pin(farewell::refuse(stream, Language::Tls, reason, flow.id)).await;
                 }
             }
         }
@@ -270,7 +271,7 @@ async fn carry_splice(
 ) {
     let limits = &carried.policy_snapshot.policy.limits;
     let resolver = &gateway.services.resolver;
-    match dial::connect(permit, carried.flow, resolver, limits.dial_time).await {
+    match Box::pin(dial::connect(permit, carried.flow, resolver, limits.dial_time)).await {
         Ok(upstream) => {
             record.upstream(upstream.address);
             if upstream.elsewhere {
@@ -284,8 +285,8 @@ async fn carry_splice(
         }
         Err(reason) => {
             record.refused(reason);
-            farewell::refuse(agent, farewell::language_of(carried.peeked), reason, carried.flow.id)
-                .await;
+            let (language, id) = (farewell::language_of(carried.peeked), carried.flow.id);
+            Box::pin(farewell::refuse(agent, language, reason, id)).await;
         }
     }
 }
@@ -324,4 +325,21 @@ fn still_permitted(
     };
     decide(&now.policy, &flow, carried.peeked)
         .is_ok_and(|permit| permit.route() == route && may_stay(&permit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<A, B, C, D, E, F>(_: impl FnOnce(A, B, C, D, E) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_flow_takes_little_memory() {
+        assert!(size(serve) <= MOST_BYTES, "{}", size(serve));
+    }
+
+    /// A spliced flow that is idle, without its sockets.
+    const MOST_BYTES: usize = 4096;
 }

@@ -13,22 +13,6 @@ pub fn unwrapped(address: IpAddr) -> IpAddr {
     embedded_v4(v6).map_or(address, IpAddr::V4)
 }
 
-/// Returns whether the address is one of this machine's own. Asks the kernel, which binds local
-/// addresses only. Errs to yes.
-pub fn is_own(address: IpAddr) -> bool {
-    if address.is_loopback() || address.is_unspecified() {
-        return true;
-    }
-    match UdpSocket::bind(SocketAddr::new(address, 0)) {
-        Ok(_) => true,
-        // EADDRNOTAVAIL is the kernel's word for "not mine"; EAFNOSUPPORT means that this machine
-        // lacks the family, so no address of it can be its own.
-        Err(error) => {
-            !matches!(error.raw_os_error(), Some(code) if code == NOT_AVAILABLE || code == NO_FAMILY)
-        }
-    }
-}
-
 /// Returns whether the kernel has a route to the address. Nothing is sent: to connect a datagram
 /// socket only looks up the route. Errs to yes.
 pub fn has_route(address: IpAddr) -> bool {
@@ -58,9 +42,6 @@ const NO_ROUTE: [Errno; 6] = [
 /// Any port will do (RFC 863).
 const DISCARD: u16 = 9;
 
-const NOT_AVAILABLE: i32 = Errno::ADDRNOTAVAIL.raw_os_error();
-const NO_FAMILY: i32 = Errno::AFNOSUPPORT.raw_os_error();
-
 fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let [a, b, c, d, e, f, g, h] = address.segments();
     match [a, b, c, d, e, f] {
@@ -78,17 +59,4 @@ fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
 
 fn from_halves(high: u16, low: u16) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(high) << 16 | u32::from(low))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_own_address_is_known() {
-        assert!(is_own("127.0.0.1".parse().unwrap()));
-        assert!(is_own("127.3.2.1".parse().unwrap()));
-        assert!(is_own("0.0.0.0".parse().unwrap()));
-        assert!(!is_own("203.0.113.99".parse().unwrap()));
-    }
 }

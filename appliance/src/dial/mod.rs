@@ -15,10 +15,11 @@ mod found;
 mod hosts_file;
 mod name_servers;
 mod off_limits;
+mod own_addresses;
 mod resolver;
 mod translators;
 
-pub use address::{has_route, is_own, unwrapped};
+pub use address::{has_route, unwrapped};
 pub use answered::{Answered, GRACE, NAMELESS_GRACE};
 pub use control_plane::ControlPlane;
 pub use found::{Resolved, Unresolved};
@@ -38,7 +39,8 @@ use crate::{decide::Permit, identity::Flow, net, policy::DialledRule, reason::Re
 /// A connection to a permitted upstream.
 #[derive(Debug)]
 pub struct UpstreamConnection {
-    /// The connection.
+    /// The connection. Whoever keeps it for long makes it
+    /// [notice a peer that is gone](crate::net::notice_absence).
     pub stream: TcpStream,
     /// The address that it goes to.
     pub address: IpAddr,
@@ -126,7 +128,7 @@ async fn connect_any(
 #[expect(clippy::disallowed_methods, reason = "the one place that may connect")]
 async fn connect_to(address: SocketAddr) -> std::io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
-    net::harden(&stream)?;
+    net::send_at_once(&stream)?;
     Ok(stream)
 }
 

@@ -14,10 +14,7 @@ use std::{
 use ipnet::{IpNet, Ipv6Net};
 use tokio::sync::watch;
 
-use super::{
-    address::{is_own, unwrapped},
-    control_plane::ControlPlane,
-};
+use super::{address::unwrapped, control_plane::ControlPlane, own_addresses::OwnAddresses};
 use crate::policy::{Site, Upstream, nat64, special};
 
 /// The addresses that are refused. Cheap to clone; all clones decide the same.
@@ -27,6 +24,7 @@ pub struct OffLimits(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     control_plane: ControlPlane,
+    own: OwnAddresses,
     known: watch::Sender<Arc<Known>>,
 }
 
@@ -43,7 +41,7 @@ impl OffLimits {
     /// Creates one from the control plane and the site. Nothing is discovered yet.
     pub fn new(control_plane: ControlPlane, site: Site) -> Self {
         let known = watch::Sender::new(Arc::new(Known { site, discovered: None }));
-        Self(Arc::new(Inner { control_plane, known }))
+        Self(Arc::new(Inner { control_plane, own: OwnAddresses::default(), known }))
     }
 
     /// Returns the machines that the gateway depends on, and the agents.
@@ -83,11 +81,16 @@ impl OffLimits {
     pub(crate) fn allows(&self, address: IpAddr, upstream: &Upstream) -> bool {
         let (known, address) = (self.known(), address.to_canonical());
         let barred = |each: &IpAddr| {
-            known.site.closes(*each) || self.control_plane().holds(*each) || is_own(*each)
+            known.site.closes(*each) || self.control_plane().holds(*each) || self.is_own(*each)
         };
         known.is_home(address, &upstream.private_prefixes)
             && !barred(&address)
             && !known.inner(address).iter().any(barred)
+    }
+
+    /// Whether the address is one of this machine's own. Errs to yes.
+    pub(crate) fn is_own(&self, address: IpAddr) -> bool {
+        self.0.own.holds(address)
     }
 
     fn known(&self) -> Arc<Known> {

@@ -61,7 +61,6 @@ async fn converse(
     from: SocketAddr,
     mut stream: TcpStream,
 ) -> io::Result<()> {
-    net::harden(&stream)?;
     let to = net::canonical(stream.local_addr()?).ip();
     let origin = Origin { interface, from, to, datagram: false };
     let mut query = Vec::new();

@@ -16,10 +16,8 @@ use hyper::{body::Incoming, client::conn as client, server::conn as server, serv
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
     time::{Instant, timeout, timeout_at},
 };
-use tokio_rustls::client::TlsStream;
 
 use super::{
     body::RequestBody,
@@ -28,9 +26,9 @@ use super::{
     exchanges::Violation,
     idle_timer::{Ended, IdleTimer},
     sender::Sender,
-    sides::{AgentTls, LAST_WORD_TIME, Sides, note_violation},
+    sides::{AgentTls, LAST_WORD_TIME, Sides, UpstreamTls, note_violation},
     websocket::{self, Switch, WebSocketEnds},
-    wire::{Guard, ReadAhead, TrailerRule},
+    wire::{Guard, TrailerRule},
 };
 use crate::{
     audit::Record,
@@ -101,13 +99,13 @@ pub(super) async fn serve(
         // Frames that the agent sent before the answer, if there are any.
         let early = [parts.read_buf, held.freeze()].concat().into();
         let ends = WebSocketEnds { agent: (agent, early), upstream, reset };
-        let (ended, cut) = websocket::carry(ends, begun, idle_timer).await;
+        let (ended, cut) = Box::pin(websocket::carry(ends, begun, idle_timer)).await;
         record.ended(ended.as_str());
         return cut.into_iter().for_each(|reason| record.cut(reason));
     }
     // Bytes behind a handshake are no request, so nothing answers them.
     let violation = connection.exchanges.violation().filter(|_| !switch.is_asked());
-    let heard = finish(&connection, guard, (ended, violation), limits, record).await;
+    let heard = Box::pin(finish(&connection, guard, (ended, violation), limits, record)).await;
     reset.store(matches!(ended, Ended::Idle) && !heard, Relaxed);
 }
 
@@ -196,10 +194,10 @@ pub(super) async fn serve_refusal(
 }
 
 /// The upstream's side of an HTTP/1.1 connection.
-type Upstream = client::http1::Connection<TokioIo<TlsStream<ReadAhead<TcpStream>>>, RequestBody>;
+type Upstream = client::http1::Connection<TokioIo<UpstreamTls>, RequestBody>;
 
 /// The stream and the unparsed bytes of an HTTP/1.1 connection that became something else.
-type LeftStream = (TlsStream<ReadAhead<TcpStream>>, Bytes);
+type LeftStream = (UpstreamTls, Bytes);
 
 /// Returns true once, when the upstream connection takes no more requests. Once a handshake went
 /// out, the end of the HTTP connection may be the beginning of a WebSocket: the stream is kept for

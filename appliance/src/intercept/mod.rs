@@ -47,12 +47,11 @@ use std::{
 
 use rustls::sign::CertifiedKey;
 use tokio::{net::TcpStream, time::timeout};
-use tokio_rustls::client::TlsStream;
 
 use self::{
     connection::{Connection, RequestRules},
     pinned_authority::PinnedAuthority,
-    sides::{AgentTls, Sides},
+    sides::{AgentTls, Sides, UpstreamTls},
     wire::{Counted, ReadAhead},
 };
 use crate::{
@@ -62,6 +61,7 @@ use crate::{
     dial::{self, Resolver},
     identity::Flow,
     limits::AgentShare,
+    net::notice_absence,
     peek::{Hello, Rewind},
     phase::Phases,
     policy::Limits,
@@ -138,7 +138,8 @@ pub fn leaf(
     })
 }
 
-/// Carries the connection to its end.
+/// Carries the connection to its end. What is done once and over soon, and what is seldom done, is
+/// boxed: an idle connection has no room for it.
 pub async fn run(
     services: &Services,
     interception: Interception<'_>,
@@ -146,7 +147,7 @@ pub async fn run(
     phases: Phases,
     record: &mut Record,
 ) {
-    let upstream = interception.connect(services, record).await;
+    let upstream = Box::pin(interception.connect(services, record)).await;
     let protocol = upstream.as_ref().ok().map(|(_, protocol)| *protocol);
     let (stream, traffic) = (ReadAhead::new(agent), Arc::clone(record.traffic()));
     let reset = Arc::new(AtomicBool::new(false));
@@ -154,7 +155,7 @@ pub async fn run(
     let limits = &interception.policy_snapshot.policy.limits;
     let handshake =
         interception.policy_snapshot.tls.accept(agent, Arc::clone(&interception.leaf), protocol);
-    let agent = timeout(limits.head_time, handshake).await;
+    let agent = Box::pin(timeout(limits.head_time, handshake)).await;
     let upstream = upstream.map_err(|unverified| interception.refusal(unverified, record));
     let agent = match agent {
         Ok(Ok(agent)) => agent,
@@ -165,12 +166,14 @@ pub async fn run(
     let connection = Arc::new(interception.connection(services));
     match upstream {
         Ok((upstream, Protocol::H1)) => {
-            h1::serve(connection, Sides { agent, upstream, reset }, limits, phases, record).await;
+            let sides = Sides { agent, upstream, reset };
+            Box::pin(h1::serve(connection, sides, limits, phases, record)).await;
         }
         Ok((upstream, Protocol::H2)) => {
-            h2::serve(connection, Sides { agent, upstream, reset }, limits, phases, record).await;
+            let sides = Sides { agent, upstream, reset };
+            Box::pin(h2::serve(connection, sides, limits, phases, record)).await;
         }
-        Err(refusal) => refuse(connection, agent, refusal, limits, record).await,
+        Err(refusal) => Box::pin(refuse(connection, agent, refusal, limits, record)).await,
     }
 }
 
@@ -207,7 +210,7 @@ impl Interception<'_> {
         &self,
         services: &Services,
         record: &mut Record,
-    ) -> Result<(TlsStream<ReadAhead<TcpStream>>, Protocol), Unverified> {
+    ) -> Result<(UpstreamTls, Protocol), Unverified> {
         let time_limit = self.policy_snapshot.policy.limits.dial_time;
         let dialled =
             dial::connect(&self.permit, self.flow, &services.resolver, time_limit).await?;
@@ -215,6 +218,7 @@ impl Interception<'_> {
         if dialled.elsewhere {
             record.dialled_elsewhere();
         }
+        notice_absence(&dialled.stream).map_err(|_| Reason::UpstreamUnreachable)?;
         let offer = Protocol::offered(&self.hello.alpn);
         let settings = ClientSettings {
             group: &self.flow.group.name,

@@ -16,14 +16,18 @@ use super::{
 use crate::reason::Reason;
 
 /// The agent's side, once TLS is up.
-pub(super) type AgentTls = server::TlsStream<Counted>;
+///
+/// Boxed, as the upstream's is: each future that it is moved through would hold room for all of it.
+pub(super) type AgentTls = Box<server::TlsStream<Counted>>;
+/// The upstream's side.
+pub(super) type UpstreamTls = Box<client::TlsStream<ReadAhead<TcpStream>>>;
 
 /// Both sides of a connection whose upstream has been verified.
 pub(super) struct Sides {
     /// The agent's side.
     pub(super) agent: AgentTls,
     /// The upstream's side.
-    pub(super) upstream: client::TlsStream<ReadAhead<TcpStream>>,
+    pub(super) upstream: UpstreamTls,
     /// Whether the agent's side is reset when it is dropped.
     pub(super) reset: Arc<AtomicBool>,
 }

@@ -1,18 +1,37 @@
 //! Options of a TCP socket, its addresses, and its end by a reset.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, os::fd::AsFd, time::Duration};
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
-/// Makes a socket notice a peer that is gone, and send small messages at once.
+/// Makes a socket notice a peer that is gone, and send small messages at once. What a listener is
+/// told, the connections have that it accepts from then on.
 ///
 /// # Errors
 ///
-/// The kernel refuses an option; on a connected TCP socket it accepts all of these.
-pub fn harden(stream: &TcpStream) -> io::Result<()> {
-    let socket = SockRef::from(stream);
-    socket.set_tcp_nodelay(true)?;
+/// The kernel refuses an option; a connected or listening TCP socket accepts all of these.
+pub fn harden(socket: &impl AsFd) -> io::Result<()> {
+    send_at_once(socket)?;
+    notice_absence(socket)
+}
+
+/// Makes a socket send small messages at once.
+///
+/// # Errors
+///
+/// As [`harden`].
+pub fn send_at_once(socket: &impl AsFd) -> io::Result<()> {
+    SockRef::from(socket).set_tcp_nodelay(true)
+}
+
+/// Makes a socket notice a peer that is gone.
+///
+/// # Errors
+///
+/// As [`harden`].
+pub fn notice_absence(socket: &impl AsFd) -> io::Result<()> {
+    let socket = SockRef::from(socket);
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()
             .with_time(KEEPALIVE_AFTER)
@@ -42,3 +61,27 @@ const KEEPALIVE_TRIES: u32 = 6;
 /// Time for which sent data may stay unacknowledged (RFC 5482; tcp(7)). It also bounds how long a
 /// living peer may keep its window shut, so it must not be short.
 const USER_TIMEOUT: Duration = Duration::from_secs(180);
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn connections_have_what_their_listener_was_told() {
+        for any in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(any).unwrap();
+            harden(&listener).unwrap();
+            #[expect(clippy::disallowed_methods, reason = "both ends are the test's own")]
+            let _peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let accepted = listener.accept().unwrap().0;
+            let socket = SockRef::from(&accepted);
+            assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_AFTER);
+            assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_EVERY);
+            assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_TRIES);
+            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+        }
+    }
+}

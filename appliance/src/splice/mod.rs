@@ -32,9 +32,14 @@ use relay::{Bounds, Relay};
 /// never closes would hold a socket in CLOSE_WAIT for the whole idle time.
 pub const HALF_OPEN_TIME: Duration = Duration::from_secs(120);
 
-/// Carries a flow until it ends. `from_agent_first` (the peeked bytes) goes to the upstream before
-/// anything else. Both sockets should have been [`harden`](crate::net::harden)ed. Pipes with bytes
-/// in them are counted as the agent's.
+/// When a flow is one that lasts. Sooner than a peer's silence, or bytes that it does not
+/// acknowledge, mean anything.
+const LASTING: Duration = Duration::from_secs(20);
+
+/// Carries a flow until it ends. `from_agent_first` (the peeked bytes) goes to the upstream
+/// before anything else. A flow that lasts makes both sockets
+/// [notice a peer that is gone](crate::net::notice_absence): most are over before that could matter.
+/// Pipes with bytes in them are counted as the agent's.
 pub async fn run(
     agent: TcpStream,
     upstream: TcpStream,
@@ -42,7 +47,8 @@ pub async fn run(
     (traffic, taken): (&Traffic, &Arc<Taken>),
     idle: Duration,
 ) -> SpliceEnd {
-    let bounds = Bounds { idle, half_open: HALF_OPEN_TIME.min(idle) };
+    let half_open = HALF_OPEN_TIME.min(idle);
+    let bounds = Bounds { idle, half_open, lasting: LASTING };
     Relay::new(agent, upstream, traffic, bounds).counted(taken).run(from_agent_first).await
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     future::poll_fn,
-    io,
+    io, mem,
     ops::Range,
     pin::{Pin, pin},
     sync::{
@@ -28,12 +28,16 @@ use super::{
 use crate::{
     audit::Traffic,
     limits::{PipeSlot, Taken},
+    net,
 };
 
 /// One side of a relay. It must not hold written bytes back until a flush.
 pub(super) trait Leg: AsyncRead + AsyncWrite + Unpin {
     /// Returns the socket for splice(2), if the leg is nothing but a socket.
     fn socket(&self) -> Option<&TcpStream>;
+
+    /// Makes it notice a peer that is gone.
+    fn notice_absence(&self);
 
     /// Makes its closing reset the connection.
     fn abort(&self);
@@ -42,6 +46,11 @@ pub(super) trait Leg: AsyncRead + AsyncWrite + Unpin {
 impl Leg for TcpStream {
     fn socket(&self) -> Option<&TcpStream> {
         Some(self)
+    }
+
+    fn notice_absence(&self) {
+        // Fails only on a connection that is gone, which the next read tells.
+        let _ = net::notice_absence(self);
     }
 
     fn abort(&self) {
@@ -57,6 +66,8 @@ pub(super) struct Bounds {
     pub(super) idle: Duration,
     /// The time when one side has ended.
     pub(super) half_open: Duration,
+    /// The age from which a flow is one that lasts.
+    pub(super) lasting: Duration,
 }
 
 /// A flow. Resets both sides when it is dropped before both have ended.
@@ -69,6 +80,7 @@ pub(super) struct Relay<'a, A: Leg, U: Leg> {
     bounds: Bounds,
     last_moved: Instant,
     half_open: bool,
+    lasts: bool,
     closed: bool,
 }
 
@@ -83,6 +95,7 @@ impl<'a, A: Leg, U: Leg> Relay<'a, A, U> {
             bounds,
             last_moved: Instant::now(),
             half_open: false,
+            lasts: false,
             closed: false,
         }
     }
@@ -97,15 +110,17 @@ impl<'a, A: Leg, U: Leg> Relay<'a, A, U> {
 
     pub(super) async fn run(mut self, from_agent_first: Bytes) -> SpliceEnd {
         self.up.held = Unwritten::First(from_agent_first);
-        let mut timer = pin!(sleep(self.bounds.idle));
+        let mut timer = pin!(sleep(self.bounds.idle.min(self.bounds.lasting)));
         poll_fn(|cx| self.poll(cx, timer.as_mut())).await
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, timer: Pin<&mut Sleep>) -> Poll<SpliceEnd> {
+        self.up.closes = self.down.stage == DirectionStage::Ended;
         let up = self.up.poll(cx, &mut self.agent, &mut self.upstream, &self.traffic.from_agent);
         if let Poll::Ready(Err(broken)) = up {
             return Poll::Ready(broken.end(Side::Agent, Side::Upstream));
         }
+        self.down.closes = self.up.stage == DirectionStage::Ended;
         let down = self.down.poll(cx, &mut self.upstream, &mut self.agent, &self.traffic.to_agent);
         if let Poll::Ready(Err(broken)) = down {
             return Poll::Ready(broken.end(Side::Upstream, Side::Agent));
@@ -117,8 +132,9 @@ impl<'a, A: Leg, U: Leg> Relay<'a, A, U> {
         self.poll_clock(cx, timer, up.is_ready() || down.is_ready())
     }
 
-    /// Ends the flow when nothing has moved for too long. The timer is set again only when it
-    /// fires, or when its bound becomes shorter: most flows never touch it.
+    /// Ends the flow when nothing has moved for too long. The timer first fires when the flow lasts,
+    /// and is set again only when it fires, or when its bound becomes a shorter one: most flows
+    /// never touch it.
     fn poll_clock(
         &mut self,
         cx: &mut Context<'_>,
@@ -135,7 +151,7 @@ impl<'a, A: Leg, U: Leg> Relay<'a, A, U> {
             (self.bounds.idle, SpliceEnd::Idle)
         };
         let deadline = self.last_moved + bound;
-        if half_open && !self.half_open {
+        if half_open && !self.half_open && deadline < timer.deadline() {
             timer.as_mut().reset(deadline);
         }
         self.half_open = half_open;
@@ -143,9 +159,19 @@ impl<'a, A: Leg, U: Leg> Relay<'a, A, U> {
             if deadline <= Instant::now() {
                 return Poll::Ready(end);
             }
+            self.watch_peers();
             timer.as_mut().reset(deadline);
         }
         Poll::Pending
+    }
+}
+
+impl<A: Leg, U: Leg> Relay<'_, A, U> {
+    fn watch_peers(&mut self) {
+        if !mem::replace(&mut self.lasts, true) {
+            self.agent.notice_absence();
+            self.upstream.notice_absence();
+        }
     }
 }
 
@@ -169,6 +195,9 @@ struct Direction {
     last_read: usize,
     /// Whether a byte was read or written since the last check.
     moved: bool,
+    /// Whether the other direction has ended, so that the sink is closed when this one ends, and is told by
+    /// that.
+    closes: bool,
     /// Whether splice(2) does not work on these sockets.
     copy_only: bool,
     /// The share against which its pipes are counted, if any.
@@ -218,7 +247,7 @@ impl DirectionFailure {
 
 impl Direction {
     fn take_moved(&mut self) -> bool {
-        std::mem::take(&mut self.moved)
+        mem::take(&mut self.moved)
     }
 
     /// Moves bytes until there is nothing to move; is ready once the sink has been told of the end.
@@ -240,6 +269,9 @@ impl Direction {
             if ready!(self.poll_read(cx, from, to)).map_err(DirectionFailure::Source)? == 0 {
                 self.stage = DirectionStage::Ending;
             }
+        }
+        if self.stage == DirectionStage::Ending && self.closes {
+            self.stage = DirectionStage::Ended;
         }
         if self.stage == DirectionStage::Ending {
             match ready!(Pin::new(to).poll_shutdown(cx)) {

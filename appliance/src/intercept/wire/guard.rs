@@ -5,7 +5,8 @@
 
 use std::{
     io,
-    pin::{Pin, pin},
+    mem::MaybeUninit,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -13,7 +14,7 @@ use std::{
 
 use bytes::{Buf, BytesMut};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, ReadBuf},
+    io::{AsyncRead, ReadBuf},
     time::{Instant, Sleep, sleep},
 };
 
@@ -29,6 +30,8 @@ pub(in crate::intercept) struct Guard<S> {
     framing: Framing,
     trailers: Arc<dyn TrailerRule + Send + Sync>,
     held: BytesMut,
+    /// Whether that has more room than an idle connection keeps.
+    large: bool,
     cleared: usize,
     head_time: Duration,
     deadline: Option<Pin<Box<Sleep>>>,
@@ -48,6 +51,7 @@ impl<S> Guard<S> {
             framing: Framing::new(limits),
             trailers,
             held: BytesMut::new(),
+            large: false,
             cleared: 0,
             head_time: limits.head_time,
             deadline: None,
@@ -86,6 +90,9 @@ impl<S> Guard<S> {
         out.put_slice(self.held.get(..bytes).unwrap_or_default());
         self.held.advance(bytes);
         self.cleared -= bytes;
+        if self.held.is_empty() && std::mem::take(&mut self.large) {
+            self.held = BytesMut::new();
+        }
         true
     }
 
@@ -129,10 +136,14 @@ impl<S: AsyncRead + Unpin> Guard<S> {
         Poll::Ready(Ok(()))
     }
 
+    /// Reads into memory of its own, so that an idle connection holds none for it.
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.held.reserve(READ_BYTES);
-        // A read that is pending has taken nothing, so the future may be made again at each poll.
-        pin!(self.stream.read_buf(&mut self.held)).poll(cx)
+        let mut memory = [const { MaybeUninit::uninit() }; READ_BYTES];
+        let mut room = ReadBuf::uninit(&mut memory);
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut room))?;
+        self.held.extend_from_slice(room.filled());
+        self.large |= self.held.len() > KEPT_BYTES;
+        Poll::Ready(Ok(room.filled().len()))
     }
 }
 
@@ -173,14 +184,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
 
 writes_go_straight_through!(Guard, stream);
 
-/// Bytes of room that are made for one read.
+/// Bytes that a connection goes on holding room for: most heads are shorter.
+const KEPT_BYTES: usize = 1024;
+/// Bytes of one read.
 const READ_BYTES: usize = 4 * 1024;
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use http::HeaderMap;
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     struct Anything;
 

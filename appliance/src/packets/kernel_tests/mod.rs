@@ -1,12 +1,13 @@
 //! The rules against a real kernel, each test in a network namespace of its own.
 //!
 //! A test of this file starts this binary again under `unshare`, for one `#[ignore]`d test of the
-//! same name in [`inside`] or [`traffic`]. That one refuses to run in the namespace of the machine.
+//! same name in a file beside it. That one refuses to run in the namespace of the machine.
 //! Where the kernel gives no namespace, the outer test fails and says so.
 
 mod inside;
 mod lab;
 mod monitor;
+mod own_addresses;
 mod traffic;
 
 use std::{
@@ -53,6 +54,9 @@ in_a_namespace! {
     inside::a_resolver_in_the_way_is_named,
     monitor::each_change_of_our_tables_is_told_and_no_other,
     monitor::more_changes_than_there_is_room_for_are_a_change,
+    own_addresses::an_address_is_own_from_its_first_moment_to_its_last,
+    own_addresses::what_can_be_bound_is_own,
+    own_addresses::more_new_addresses_than_there_is_room_for_are_own,
     inside::without_net_admin_each_step_says_so,
     traffic::an_agent_reaches_the_listener_and_nothing_else,
     traffic::a_dead_daemon_passes_nothing,

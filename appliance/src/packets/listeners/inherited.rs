@@ -19,10 +19,10 @@ use super::{
     super::{error::PacketsError, ruleset::capture::Capture},
     listen::{
         DnsSockets, Listener, assert_transparent, dns_address, dns_tcp, dns_udp, families,
-        listener, wildcard,
+        listen_error, listener, wildcard,
     },
 };
-use crate::policy::InterfaceName;
+use crate::{net::harden, policy::InterfaceName};
 
 /// Listeners of an earlier daemon. Shut down when dropped.
 #[derive(Debug, Default)]
@@ -108,6 +108,10 @@ impl InheritedListeners {
         let Some(at) = self.0.iter().position(fits) else { return Ok(None) };
         let socket = self.0.swap_remove(at);
         assert_transparent(&socket, interface, family)?;
+        if shape.kind == Type::STREAM {
+            // Another version may have made it.
+            harden(&socket).map_err(|source| listen_error(interface, "set TCP options", source))?;
+        }
         Ok(Some(socket))
     }
 }

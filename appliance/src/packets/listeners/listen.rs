@@ -20,7 +20,7 @@ use super::{
     holder,
 };
 use crate::{
-    net::{make_room, tell_destinations},
+    net::{harden, make_room, tell_destinations},
     policy::InterfaceName,
 };
 
@@ -97,12 +97,14 @@ pub(crate) fn listener(
     Ok(Listener { interface: interface.clone(), socket: socket.into() })
 }
 
-/// Opens a transparent TCP socket of one interface, which is not bound to a port yet.
+/// Opens a transparent TCP socket of one interface, which is not bound to a port yet. The
+/// connections that it accepts once it listens are hardened.
 pub(super) fn open(interface: &InterfaceName, family: Domain) -> Result<Socket, PacketsError> {
     let socket = open_as(interface, family, Type::STREAM, Protocol::TCP)?;
     // Allows a restart to bind while old connections are in TIME_WAIT, but not beside a listener.
     let reuse = socket.set_reuse_address(true);
     reuse.map_err(|source| listen_error(interface, "set SO_REUSEADDR", source))?;
+    harden(&socket).map_err(|source| listen_error(interface, "set TCP options", source))?;
     Ok(socket)
 }
 
@@ -167,7 +169,11 @@ pub(crate) fn assert_transparent(
     }
 }
 
-fn listen_error(interface: &InterfaceName, doing: &'static str, source: io::Error) -> PacketsError {
+pub(super) fn listen_error(
+    interface: &InterfaceName,
+    doing: &'static str,
+    source: io::Error,
+) -> PacketsError {
     match source.raw_os_error() {
         Some(libc::EACCES) if doing == "bind" => PacketsError::NoBindService,
         Some(libc::EPERM) => PacketsError::NoNetAdmin { doing: "listen transparently" },

@@ -5,6 +5,7 @@ mod descriptors;
 
 use std::{
     io,
+    os::fd::{AsFd as _, OwnedFd},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -22,7 +23,6 @@ use super::{buffer::Buffer, pipe::Pipe, relay::Leg, *};
 use crate::{
     identity::AgentKey,
     limits::Capacity,
-    net::harden,
     policy::{GroupName, Limits},
 };
 
@@ -44,8 +44,6 @@ impl Rig {
     async fn new(first: &'static [u8], bounds: Bounds) -> Self {
         let (agent, gateway_agent) = connection().await;
         let (gateway_upstream, upstream) = connection().await;
-        harden(&gateway_agent).expect("hardened");
-        harden(&gateway_upstream).expect("hardened");
         let traffic = Arc::new(Traffic::default());
         let relay = tokio::spawn({
             let traffic = traffic.clone();
@@ -64,7 +62,7 @@ impl Rig {
 }
 
 fn bounds(idle: Duration, half_open: Duration) -> Bounds {
-    Bounds { idle, half_open }
+    Bounds { idle, half_open, lasting: LONG }
 }
 
 /// Returns two ends of a loopback connection with small buffers, so that writes are partial.
@@ -207,6 +205,8 @@ impl Leg for Stingy {
     fn socket(&self) -> Option<&TcpStream> {
         None
     }
+
+    fn notice_absence(&self) {}
 
     fn abort(&self) {}
 }
@@ -351,6 +351,27 @@ async fn a_silent_flow_ends_and_one_that_speaks_does_not() {
     assert_eq!(rig.relay.await.expect("no panic"), SpliceEnd::Idle);
     assert!(start.elapsed() < 5 * BOUND, "{:?}", start.elapsed());
     expect_reset(&mut agent).await;
+}
+
+#[tokio::test]
+async fn a_flow_that_lasts_notices_peers_that_are_gone() {
+    let (_agent, gateway_agent) = connection().await;
+    let (gateway_upstream, _upstream) = connection().await;
+    let sockets = [&gateway_agent, &gateway_upstream].map(|it| it.as_fd().try_clone_to_owned());
+    let notices = |socket: &io::Result<OwnedFd>| {
+        let socket = SockRef::from(socket.as_ref().expect("a socket"));
+        socket.keepalive().expect("told") && socket.tcp_user_timeout().expect("told").is_some()
+    };
+    let relay = tokio::spawn(async move {
+        let bounds = Bounds { lasting: BOUND, ..bounds(LONG, LONG) };
+        let traffic = Traffic::default();
+        Relay::new(gateway_agent, gateway_upstream, &traffic, bounds).run(Bytes::new()).await
+    });
+    sleep(PAUSE).await;
+    assert_eq!(sockets.each_ref().map(notices), [false, false]);
+    sleep(BOUND * 2).await;
+    assert_eq!(sockets.each_ref().map(notices), [true, true]);
+    assert!(!relay.is_finished());
 }
 
 #[tokio::test]
