@@ -73,7 +73,6 @@ mod tests {
         for any in ["127.0.0.1:0", "[::1]:0"] {
             let listener = TcpListener::bind(any).unwrap();
             harden(&listener).unwrap();
-            #[expect(clippy::disallowed_methods, reason = "both ends are the test's own")]
             let _peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let accepted = listener.accept().unwrap().0;
             let socket = SockRef::from(&accepted);
