@@ -178,6 +178,7 @@ fn the_reference_shows_the_true_defaults() {
         "#nat64_prefixes",
         "#aws",
         "#metrics",
+        "#shape",
     ];
     let lines = REFERENCE.lines().map(|line| match line.strip_prefix('#') {
         Some(rest) if no_default.iter().any(|key| line.starts_with(key)) => format!("# {rest}"),

@@ -29,7 +29,8 @@ fn an_address_is_own_from_its_first_moment_to_its_last() {
 fn what_can_be_bound_is_own() {
     only_in_a_namespace();
     let off_limits = OffLimits::default();
-    sh("ip link set lo up; ip link add far0 type dummy; ip link set far0 up
+    sh("ip link set lo up; ip link add far0 type veth peer name far1
+        ip link set far1 up; ip link set far0 up
         ip addr add 192.0.2.1/24 dev far0; ip addr add 192.0.2.9/24 dev far0
         ip addr add 203.0.113.1 peer 203.0.113.2 dev far0
         ip addr add 2001:db8:2::1/64 dev far0 nodad
