@@ -54,24 +54,22 @@ impl Noise {
     }
 }
 
-/// Whose it is: a name that no rule of the group lists, and that a program of the group is known to
-/// ask for. That it was refused for anything else is worth a look.
+/// Returns the group and the program that a refused query is of: no rule of the group lists the
+/// name, and a program of the group is known to ask for it. Nothing else is counted: the gateway
+/// gave no address for the name, so whoever connects under it has the address from elsewhere.
 fn of(record: &Value, policy: &Policy) -> Option<(GroupName, &'static str)> {
     let word = |key| record.get(key).and_then(Value::as_str);
-    let reason = word("reason").filter(|_| word("decision") == Some("refuse"))?;
-    let name = match word("record")? {
-        "dns" => word("name"),
-        "connection" => word("sni").or_else(|| word("host")),
-        _ => None,
-    };
-    let is_unlisted = UNLISTED.iter().any(|own| own.as_str() == reason);
-    let host = Host::parse(name.filter(|_| is_unlisted)?).ok()?;
+    let is_query = word("record") == Some("dns") && word("decision") == Some("refuse");
+    let is_unlisted = word("reason") == Some(Reason::DnsDenied.as_str());
+    let is_of_address = word("type").is_some_and(|kind| ADDRESSES.contains(&kind));
+    let host =
+        Host::parse(word("name").filter(|_| is_query && is_unlisted && is_of_address)?).ok()?;
     let group = policy.groups.iter().find(|group| Some(group.name.as_str()) == word("group"))?;
     Some((group.name.clone(), does_without(policy, group, &host)?))
 }
 
-/// The words for a name that no rule lists: asked for, in TLS and in plain HTTP.
-const UNLISTED: [Reason; 3] = [Reason::DnsDenied, Reason::SniDenied, Reason::DestinationDenied];
+/// The types of the queries that go before a connection.
+const ADDRESSES: [&str; 3] = ["A", "AAAA", "HTTPS"];
 
 /// How long nothing more is said.
 const PAUSE: Duration = Duration::from_secs(60);
@@ -95,8 +93,8 @@ mod tests {
     }
 
     fn query(group: &str, name: &str) -> Value {
-        json!({ "record": "dns", "group": group, "name": name, "decision": "refuse",
-            "reason": "dns_denied" })
+        json!({ "record": "dns", "group": group, "name": name, "type": "AAAA",
+            "decision": "refuse", "reason": "dns_denied" })
     }
 
     fn connection(name: &str, reason: &str) -> Value {
@@ -109,14 +107,15 @@ mod tests {
         let policy_of_none = policy(None);
         let takes = |record: &Value| Noise::default().takes(record, &policy_of_none);
         assert!(takes(&query("research", "chatgpt.com")));
-        assert!(takes(&connection("ab.chatgpt.com", "sni_denied")));
         for shown in [
             query("others", "chatgpt.com"),
             query("nobody", "chatgpt.com"),
             query("research", "evil.example"),
             query("research", "x.chatgpt.com"),
+            connection("chatgpt.com", "sni_denied"),
             connection("chatgpt.com", "ech_denied"),
-            connection("chatgpt.com", "dialled_elsewhere"),
+            json!({ "record": "dns", "group": "research", "name": "chatgpt.com", "type": "TXT",
+                "decision": "refuse", "reason": "dns_denied" }),
             json!({ "record": "dns_summary", "group": "research", "refused": 9 }),
             json!({ "record": "request", "group": "research", "host": "chatgpt.com",
                 "decision": "refuse", "reason": "path_denied" }),

@@ -2,9 +2,9 @@
 //!
 //! A list is kept, and a subscription to what changes in it (`rtnetlink(7)`). Every question first
 //! reads what was told since the last one: the kernel tells of an address before it delivers to it,
-//! and puts that into the socket's queue itself, so that there is no moment at which an address is
-//! the machine's and the answer is no. That costs a question one system call, and nobody has to
-//! follow. While the list cannot be had, each address counts as own.
+//! and puts that into the socket's queue itself, so that there is no moment at which an address of
+//! a card is the machine's and the answer is no. That costs a question one system call, and nobody
+//! has to follow. While the list cannot be had, each address counts as own.
 
 use std::{
     collections::HashSet,
@@ -34,7 +34,12 @@ impl OwnAddresses {
     /// Whether the address is one of this machine's own. Errs to yes.
     pub(super) fn holds(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
-        if address.is_loopback() || address.is_unspecified() || address.is_multicast() {
+        let is_broadcast = matches!(address, IpAddr::V4(it) if it.is_broadcast());
+        if address.is_loopback()
+            || address.is_unspecified()
+            || address.is_multicast()
+            || is_broadcast
+        {
             return true;
         }
         let mut followed = lock(&self.0);
@@ -92,8 +97,7 @@ impl Followed {
             if !self.stale {
                 return Ok(());
             }
-            self.list = AddressList::read()?;
-            self.stale = false;
+            (self.list, self.stale) = AddressList::read()?;
         }
         self.hear()?;
         if self.stale { Err(io::Error::other("the addresses keep changing")) } else { Ok(()) }
@@ -131,8 +135,9 @@ impl AddressList {
         self.single.contains(&address) || self.wide.iter().any(|net| net.contains(&address))
     }
 
-    fn read() -> io::Result<Self> {
-        let mut list = Self::default();
+    /// Returns the list, and whether it changed while it was read.
+    fn read() -> io::Result<(Self, bool)> {
+        let (mut list, mut interrupted) = (Self::default(), false);
         for family in [libc::AF_INET, libc::AF_INET6] {
             let [addresses, mut routes] = [ADDRESS_HEADER, ROUTE_HEADER].map(|it| vec![0; it]);
             if let Some(table) = routes.get_mut(TABLE_AT) {
@@ -142,10 +147,10 @@ impl AddressList {
                 if let Some(of) = body.first_mut() {
                     *of = family as u8;
                 }
-                dump(kind, &body, |message| list.take(message))?;
+                interrupted |= dump(kind, &body, |message| list.take(message))?;
             }
         }
-        Ok(list)
+        Ok((list, interrupted))
     }
 
     fn take(&mut self, message: &Message<'_>) -> io::Result<()> {
@@ -223,30 +228,33 @@ fn unread() -> io::Error {
     io::Error::other("an address that the kernel tells cannot be read")
 }
 
-/// Gives everything of one kind that the kernel has. A change in between is told to whoever
-/// listens.
+/// Gives everything of one kind that the kernel has. Returns whether that changed in between: where
+/// a card went away, something may be left out, and nobody is told.
 fn dump(
     kind: u16,
     body: &[u8],
     mut take: impl FnMut(&Message<'_>) -> io::Result<()>,
-) -> io::Result<()> {
+) -> io::Result<bool> {
     let socket = sys::Socket::new(NETLINK_ROUTE)?;
     SockRef::from(&socket).set_read_timeout(Some(READ_DEADLINE))?;
     // Has the kernel tell of the one table alone. One that cannot tells of all.
     let _ = socket.set_netlink_get_strict_chk(true);
     let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
     socket.send(&message(kind, flags, body), 0)?;
-    let mut buffer = Vec::with_capacity(DUMP_BYTES);
+    let (mut buffer, mut interrupted) = (Vec::with_capacity(DUMP_BYTES), false);
     loop {
         buffer.clear();
         if socket.recv(&mut buffer, 0)? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         for message in messages(&buffer) {
+            interrupted |= message.is_interrupted();
             match message.errno().or_else(|| message.end()) {
                 None => take(&message)?,
-                Some(0) => return Ok(()),
-                Some(code) if NONE.iter().any(|none| none.raw_os_error() == code) => return Ok(()),
+                Some(0) => return Ok(interrupted),
+                Some(code) if NONE.iter().any(|none| none.raw_os_error() == code) => {
+                    return Ok(interrupted);
+                }
                 Some(code) => return Err(io::Error::from_raw_os_error(code)),
             }
         }

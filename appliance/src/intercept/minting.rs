@@ -51,7 +51,8 @@ impl Minting {
         if rules.has_mints() {
             overrides::check_path(&head.headers)?;
         }
-        let mints: Vec<_> = rules.mints(head.uri.path()).cloned().collect();
+        let path = rules.named(head.uri.path()).into_owned();
+        let mints: Vec<_> = rules.mints(&path).cloned().collect();
         if mints.is_empty() {
             return Ok(None);
         }
@@ -62,8 +63,7 @@ impl Minting {
         let is_safe = head.method.is_safe();
         CONDITIONS.iter().filter(|_| is_safe).for_each(|name| drop(head.headers.remove(name)));
         PARTS.iter().for_each(|name| drop(head.headers.remove(name)));
-        let (path, is_head) = (head.uri.path().to_owned(), head.method == Method::HEAD);
-        Ok(Some(Self { mints, path, is_head }))
+        Ok(Some(Self { mints, path, is_head: head.method == Method::HEAD }))
     }
 
     /// Reads the answer, and returns one with tickets in it.

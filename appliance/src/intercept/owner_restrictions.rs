@@ -12,17 +12,18 @@ use crate::{
     substitute::Substitution,
 };
 
-/// Refuses a request that the owners of its secrets do not allow.
+/// Refuses a request that the owners of its secrets do not allow. The path has the names of
+/// placeholders.
 pub(super) fn admit(
     (group, api, host): (&GroupName, &Api, &Host),
-    head: &request::Parts,
+    (head, path): (&request::Parts, &str),
     snapshot: &SecretSnapshot,
     substitution: &Substitution,
 ) -> Result<(), Narrowed> {
     for (binding, value_place) in substitution.value_places() {
         // A secret that has no value now is not put in.
         let Some(narrowing) = snapshot.narrowing(group, &binding.secret) else { continue };
-        let request = (&head.method, head.uri.path());
+        let request = (&head.method, path);
         let admitted =
             narrowing.admits((api, binding), (host, value_place), request, SystemTime::now());
         if let Err(Narrowed::Unavailable(_, text)) = admitted

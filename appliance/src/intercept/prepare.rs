@@ -59,7 +59,8 @@ pub(super) fn prepare(
             trace.with(|record| record.placeholders(substitution.placeholders()));
             check_overrides(rules, &substitution, head)?;
             let target = (&connection.group.name, api.as_ref(), &connection.pinned.host);
-            owner_restrictions::admit(target, head, snapshot, &substitution)
+            let path = rules.named(head.uri.path());
+            owner_restrictions::admit(target, (head, &path), snapshot, &substitution)
                 .map_err(|word| trace.narrowed(word))?;
             let minting = Minting::of(rules, head, &connection.taken)?;
             let masking = Masking::of(connection, snapshot);

@@ -149,6 +149,8 @@ fn read_basic(encoded: &[u8], found: &mut Vec<Box<[u8]>>) {
     let decoded = BASE64.decode(encoded).or_else(|_| BASE64_URL.decode(encoded));
     let Ok(decoded) = decoded else { return };
     found.extend(decoded.splitn(2, |&byte| byte == b':').map(Into::into));
+    // A placeholder in the shape of a key may hold a colon itself.
+    found.push(decoded.strip_suffix(b":").unwrap_or(&decoded).into());
 }
 
 const MALFORMED: Progress = Progress::Malformed(Reason::HttpMalformed);

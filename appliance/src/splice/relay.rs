@@ -132,9 +132,9 @@ impl<'a, A: Leg, U: Leg> Relay<'a, A, U> {
         self.poll_clock(cx, timer, up.is_ready() || down.is_ready())
     }
 
-    /// Ends the flow when nothing has moved for too long. The timer first fires when the flow lasts,
-    /// and is set again only when it fires, or when its bound becomes a shorter one: most flows
-    /// never touch it.
+    /// Ends the flow when nothing has moved for too long. The timer first fires when the flow
+    /// lasts, and is set again only when it fires, or when its bound becomes a shorter one: most
+    /// flows never touch it.
     fn poll_clock(
         &mut self,
         cx: &mut Context<'_>,
@@ -195,8 +195,8 @@ struct Direction {
     last_read: usize,
     /// Whether a byte was read or written since the last check.
     moved: bool,
-    /// Whether the other direction has ended, so that the sink is closed when this one ends, and is told by
-    /// that.
+    /// Whether the other direction has ended, so that the sink is closed when this one ends, and is
+    /// told by that.
     closes: bool,
     /// Whether splice(2) does not work on these sockets.
     copy_only: bool,

@@ -64,11 +64,12 @@ enum Around {
 /// The rules for one place, of which the first with a scheme that fits applies.
 type Rules<'a> = Vec<(&'a Arc<Mint>, &'a MintedAt)>;
 
-/// Finds the credentials in an answer to a request for `path`. Changes nothing.
+/// Finds the credentials in an answer to a request for `path`, which has the names of placeholders
+/// ([`SubstitutionRules::named`](super::SubstitutionRules::named)). Changes nothing.
 ///
 /// # Errors
 ///
-/// [`Reason::ResponseUnscannable`] where this cannot be told, or where the text in a place is no
+/// [`Reason::ResponseUnscannable`] where no rule is for the path, where this cannot be told, or where the text in a place is no
 /// credential that could be masked.
 pub fn find_minted<'a>(
     mints: impl Iterator<Item = &'a Arc<Mint>>,
@@ -77,6 +78,10 @@ pub fn find_minted<'a>(
 ) -> Result<(MintedAnswer, Vec<Minted>), Reason> {
     let rules = mints.flat_map(|mint| mint.answers.iter().map(move |at| (mint, at)));
     let rules: Rules<'_> = rules.filter(|(_, at)| at.path.matches(path)).collect();
+    if rules.is_empty() {
+        // By its path the request was one whose answer holds credentials.
+        return Err(Reason::ResponseUnscannable);
+    }
     let mut found = MintedAnswer { spots: vec![], keeps_body: true };
     let mut minted = vec![];
     let mut add = |at: SpotAt, text: &str, rules: &Rules<'_>| {

@@ -152,9 +152,9 @@ impl SubstitutionRules {
         self.with_slots(path, HIDDEN)
     }
 
-    /// Returns a path as rules have it: with the names of placeholders, whichever of their texts the
-    /// agent sent. Otherwise the agent could choose a text for which no rule is found.
-    pub(super) fn named<'a>(&self, path: &'a str) -> Cow<'a, str> {
+    /// Returns a path as rules have it: with the names of placeholders, whichever of their texts
+    /// the agent sent. Otherwise the agent could choose a text for which no rule is found.
+    pub fn named<'a>(&self, path: &'a str) -> Cow<'a, str> {
         self.with_slots(path, None)
     }
 

@@ -178,6 +178,7 @@ fn the_reference_shows_the_true_defaults() {
         "#nat64_prefixes",
         "#aws",
         "#metrics",
+        "#provider",
         "#shape",
     ];
     let lines = REFERENCE.lines().map(|line| match line.strip_prefix('#') {

@@ -30,8 +30,6 @@ pub(in crate::intercept) struct Guard<S> {
     framing: Framing,
     trailers: Arc<dyn TrailerRule + Send + Sync>,
     held: BytesMut,
-    /// Whether that has more room than an idle connection keeps.
-    large: bool,
     cleared: usize,
     head_time: Duration,
     deadline: Option<Pin<Box<Sleep>>>,
@@ -51,7 +49,6 @@ impl<S> Guard<S> {
             framing: Framing::new(limits),
             trailers,
             held: BytesMut::new(),
-            large: false,
             cleared: 0,
             head_time: limits.head_time,
             deadline: None,
@@ -90,7 +87,7 @@ impl<S> Guard<S> {
         out.put_slice(self.held.get(..bytes).unwrap_or_default());
         self.held.advance(bytes);
         self.cleared -= bytes;
-        if self.held.is_empty() && std::mem::take(&mut self.large) {
+        if self.held.is_empty() && self.held.try_reclaim(KEPT_BYTES + 1) {
             self.held = BytesMut::new();
         }
         true
@@ -142,7 +139,6 @@ impl<S: AsyncRead + Unpin> Guard<S> {
         let mut room = ReadBuf::uninit(&mut memory);
         ready!(Pin::new(&mut self.stream).poll_read(cx, &mut room))?;
         self.held.extend_from_slice(room.filled());
-        self.large |= self.held.len() > KEPT_BYTES;
         Poll::Ready(Ok(room.filled().len()))
     }
 }

@@ -69,7 +69,6 @@ impl InheritedListeners {
     ///
     /// [`PacketsError::PortInUse`] where another resolver listens at every address, and other
     /// errors where one of them cannot listen transparently.
-    /// whatever else keeps one of them from listening transparently.
     pub fn dns(&mut self, capture: &Capture) -> Result<Vec<DnsSockets>, PacketsError> {
         let shape = |family, kind| SocketShape { at: dns_address(family), kind, shared: false };
         let mut all = Vec::new();

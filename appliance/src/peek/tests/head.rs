@@ -29,6 +29,7 @@ fn a_head_shows_its_host_and_its_credentials_decoded() {
             b"dXNlcjpwYXNzOndvcmQ=",
             b"user",
             b"pass:word",
+            b"user:pass:word",
             b"OPENAI_API_KEY",
             b"bearer OPENAI_API_KEY",
             b"OPENAI_API_KEY",
