@@ -22,10 +22,10 @@ use crate::{
     cloakroom env --format docker research >agent.env && docker run --env-file agent.env ...\n  \
     cloakroom env --format kubernetes research | kubectl apply -f -\n  \
     cloakroom env --shape research\n\n\
-    With --shape a placeholder looks like its provider's keys, for programs that look at a key before they\n\
-    send it: a made-up text, which stands for the placeholder wherever its name does, for this group alone. It\n\
-    is made of the names and the shape, so it stays the same, and no secret is in it; but scanners that look\n\
-    for keys take it for one.\n\n\
+    With --shape a placeholder looks like its provider's keys, for programs that look at a key before\n\
+    they send it: a made-up text, which stands for the placeholder wherever its name does, for this\n\
+    group alone. It is made of the names and the shape, so it stays the same, and no secret is in it;\n\
+    but scanners that look for keys take it for one.\n\n\
     The two files are what `cloakroom ca show --bundle` and `cloakroom ca show` print; where they lie\n\
     elsewhere at the agents, --bundle and --ca say so. Where the CA was installed into the system's\n\
     store, as the onboarding script does as root, name the system's bundle:\n\

@@ -37,8 +37,9 @@ use crate::{
     Follows the file that `audit` in the configuration names, also when it is rotated. A line is\n\
     the time, the group, the agent, the flow, what was decided, and about what. A refusal tells an\n\
     agent its flow, by which it is found here. A record is shown where it is all that is asked for.\n\
-    With --refused, DNS queries for names that the programs of a group (`client` in its [[group]]) do without\n\
-    are counted, and said once a minute: `cloakroom clients` has them, and --noise shows them.\n\
+    With --refused, DNS queries for names that the programs of a group (`client` in its [[group]])\n\
+    do without are counted, and said once a minute: `cloakroom clients` has them, and --noise shows\n\
+    them.\n\
     Ends with Ctrl-C.")]
 pub struct WatchArgs {
     /// The configuration, or "-" for audit records on standard input
