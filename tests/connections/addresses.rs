@@ -2,6 +2,7 @@
 //! gateway connects to no address that policy did not mean.
 
 use std::{
+    fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     thread,
     time::{Duration, Instant},
@@ -242,8 +243,10 @@ fn without_a_resolver_nothing_is_dialled() {
         let origin = Origin::start(&lab);
         // Nobody listens on port 53 there, because Dns is not started.
         let _gateway = Gateway::start(&lab, &usual_config());
+        let trust = fs::read_to_string(lab.dir.join("agents.pem")).expect("it was made");
+        let hello = Hello::h1(OPENAI.name).trusting(&trust);
         let begun = Instant::now();
-        let mut tls = Tls::open(AGENT, OPENAI.port(443), &Hello::h1(OPENAI.name)).expect("TLS");
+        let mut tls = Tls::open(AGENT, OPENAI.port(443), &hello).expect("TLS");
         assert_refused(&tls.ask(CHAT).expect("an answer"), 502, "resolve_failed");
         assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
         origin.log().assert_untouched();

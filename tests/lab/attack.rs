@@ -158,7 +158,7 @@ impl World {
 
     /// Sends the request in HTTP/2 on a connection of its own, and shows that it is refused.
     #[track_caller]
-    pub fn refuses_h2(&self, what: &str, (from, to): (Ns, Host), ask: &Ask, expected: (u16, &str)) {
+    fn refuses_h2(&self, what: &str, (from, to): (Ns, Host), ask: &Ask, expected: (u16, &str)) {
         let before = self.before();
         let mut h2 = self.must_h2(from, to.port6(443), to.name);
         let me = h2.local_addr();

@@ -4,8 +4,9 @@
 use std::{
     fmt::Display,
     fs,
+    io::Write as _,
     os::unix::process::ExitStatusExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output},
     time::Duration,
 };
@@ -124,7 +125,9 @@ impl Gateway {
         let mut program = if options.forwarding { forwarding(lab) } else { program() };
         program.envs(options.variables.iter().map(|(name, value)| (name, value)));
         let gateway = Self::begin(lab, config, program, options)?;
-        forward();
+        if !options.forwarding {
+            forward();
+        }
         Ok(gateway)
     }
 
@@ -142,6 +145,7 @@ impl Gateway {
     ) -> Result<Self, Failed> {
         let (ready, log) = (lab.dir.join("ready"), lab.dir.join("gateway.log"));
         let _ = fs::remove_file(&ready);
+        keep_log(&log);
         let stderr = fs::File::create(&log).expect("the lab's folder is writable");
         let process = program
             .args(["run", "--log", options.level, "--ready-file"])
@@ -236,18 +240,35 @@ impl Gateway {
             .collect()
     }
 
-    /// No secret is in the audit or in its log.
+    /// Its log, after those of the gateways that ran in this lab before it.
+    fn every_log(&self) -> String {
+        fs::read_to_string(earlier(&self.log)).unwrap_or_default() + &self.stderr()
+    }
+
+    /// No secret is in the audit or in a log.
     ///
     /// # Panics
     /// When one is.
     #[track_caller]
     pub fn assert_secrets_untold(&self) {
-        let (audit, log) = (self.audit.text(), self.stderr());
+        let (audit, log) = (self.audit.text(), self.every_log());
         for secret in SECRETS {
             assert!(!audit.contains(secret), "a secret is in the audit: {audit}");
             assert!(!log.contains(secret), "a secret is in the log: {log}");
         }
     }
+}
+
+/// Puts what another gateway has logged behind the logs of those before it.
+fn keep_log(log: &Path) {
+    let Ok(text) = fs::read(log) else { return };
+    let mut file = fs::OpenOptions::new().create(true).append(true).open(earlier(log));
+    let kept = file.as_mut().map(|file| file.write_all(&text));
+    assert!(matches!(kept, Ok(Ok(()))), "the lab's folder is writable");
+}
+
+fn earlier(log: &Path) -> PathBuf {
+    log.with_file_name("earlier.log")
 }
 
 /// What holds at the end of each gateway, whatever the test is about: it told no secret, did not
@@ -258,7 +279,7 @@ impl Drop for Gateway {
             return;
         }
         self.assert_secrets_untold();
-        let written = self.audit.text() + &self.stderr();
+        let written = self.audit.text() + &self.every_log();
         for word in ["internal_error", "panicked"] {
             assert!(!written.contains(word), "{word}:\n{written}");
         }

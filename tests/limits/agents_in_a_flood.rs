@@ -186,6 +186,7 @@ fn without_the_limits_the_same_flood_reaches_further() {
         let mut world = World::with(&lowered);
         let limited = [Kind::Connections, Kind::Questions].map(|kind| reached(&world, kind));
         world.gateway.terminate(Duration::from_secs(60));
+        world.gateway.assert_secrets_untold();
         fs::remove_file(world.lab.dir.join("audit.jsonl")).expect("it was written");
         gateway::install(&world.lab, &raised);
         world.restart();
