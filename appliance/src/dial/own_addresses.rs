@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn the_local_end_of_a_link_with_a_peer_is_own() {
+    fn the_local_end_of_a_peers_link_is_own() {
         let mut body = vec![libc::AF_INET as u8, 32, 0, 0, 1, 0, 0, 0];
         body.extend(encode(libc::IFA_ADDRESS, &[192, 0, 2, 2]));
         body.extend(encode(libc::IFA_LOCAL, &[192, 0, 2, 1]));

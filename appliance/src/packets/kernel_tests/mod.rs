@@ -54,7 +54,7 @@ in_a_namespace! {
     inside::a_resolver_in_the_way_is_named,
     monitor::each_change_of_our_tables_is_told_and_no_other,
     monitor::more_changes_than_there_is_room_for_are_a_change,
-    own_addresses::an_address_is_own_from_its_first_moment_to_its_last,
+    own_addresses::an_address_is_own_from_first_to_last,
     own_addresses::what_can_be_bound_is_own,
     own_addresses::more_new_addresses_than_there_is_room_for_are_own,
     inside::without_net_admin_each_step_says_so,

@@ -8,7 +8,7 @@ use crate::dial::OffLimits;
 
 #[test]
 #[ignore = "started inside a namespace by its namesake"]
-fn an_address_is_own_from_its_first_moment_to_its_last() {
+fn an_address_is_own_from_first_to_last() {
     only_in_a_namespace();
     sh("ip link set lo up");
     let off_limits = OffLimits::default();
