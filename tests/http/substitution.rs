@@ -30,7 +30,7 @@ fn a_group_gets_its_own_key_and_never_another_groups() {
     });
 }
 
-/// What `cloakroom env --shape` has the group hold under this variable.
+/// Returns the text that `cloakroom env --shape` has the group hold under this variable.
 fn shaped(world: &World, group: &str, variable: &str) -> String {
     let config = world.lab.dir.join("cloakroom.toml");
     let arguments = ["env", "--shape", "--format", "json", group];

@@ -149,7 +149,7 @@ impl World {
     /// An HTTP/1.1 connection of the first agent.
     ///
     /// # Errors
-    /// What the handshake says.
+    /// The failure of the handshake.
     pub fn h1(&self, host: Host) -> io::Result<Tls> {
         self.open(AGENT, host)
     }
@@ -157,7 +157,7 @@ impl World {
     /// An HTTP/1.1 connection of any agent.
     ///
     /// # Errors
-    /// What the handshake says.
+    /// The failure of the handshake.
     pub fn open(&self, from: Ns, host: Host) -> io::Result<Tls> {
         self.h1_from(from, host.port(443), host.name)
     }
@@ -165,7 +165,7 @@ impl World {
     /// An HTTP/1.1 connection of any agent, to any address, with any name.
     ///
     /// # Errors
-    /// What the handshake says.
+    /// The failure of the handshake.
     pub fn h1_from(&self, from: Ns, to: SocketAddr, sni: &str) -> io::Result<Tls> {
         Tls::open(from, to, &self.hello(sni))
     }
@@ -173,7 +173,7 @@ impl World {
     /// An HTTP/2 connection of the first agent.
     ///
     /// # Errors
-    /// What the handshake says.
+    /// The failure of the handshake.
     pub fn h2(&self, host: Host) -> io::Result<H2> {
         H2::open(AGENT, host.port(443), &self.hello2(host.name))
     }

@@ -130,7 +130,7 @@ impl<'a> Environment<'a> {
         variables.try_for_each(|variable| self.set(variable, text, api))
     }
 
-    /// What agents hold for the placeholder.
+    /// Returns the text that agents hold for the placeholder.
     fn held<'b>(&self, binding: &'b Binding) -> &'b str {
         let shaped = binding.shaped_text(self.group).filter(|_| self.shape);
         shaped.unwrap_or(binding.placeholder.as_str())

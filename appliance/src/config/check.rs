@@ -704,15 +704,18 @@ fn claims_same(one: &BindingRule, other: &BindingRule) -> bool {
         return false;
     };
     let (first, second) = (first.get_ref(), second.get_ref());
-    let groups = one.groups.iter().map(Spanned::get_ref);
-    groups.filter(|it| is_among(*it, &other.groups)).any(|group| {
-        let made_up = |rule: &BindingRule, own| Some(rule.shape.as_ref()?.made_up(group, own));
-        let texts = [made_up(one, first), made_up(other, second)];
-        first == second
-            || texts[0].as_deref() == Some(second.as_str())
-            || texts[1].as_deref() == Some(first.as_str())
-            || texts[0].is_some() && texts[0] == texts[1]
-    })
+    let makes_up = |rule: &BindingRule, own: &Placeholder, text: &Placeholder| {
+        let shape = rule.shape.as_ref().filter(|shape| shape.length() == text.as_str().len());
+        let groups = one.groups.iter().map(Spanned::get_ref);
+        let shared = groups.filter(|group| is_among(*group, &other.groups));
+        shape.is_some_and(|shape| {
+            shared.into_iter().any(|group| &*shape.made_up(group, own) == text.as_str())
+        })
+    };
+    // Two texts that are made up agree where the names do, and else not by chance.
+    first == second && share(&one.groups, &other.groups)
+        || makes_up(one, first, second)
+        || makes_up(other, second, first)
 }
 
 /// Returns whether two places read the same bytes. Two places of the same half of Basic do, however

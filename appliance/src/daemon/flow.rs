@@ -57,8 +57,8 @@ pub(super) fn is_over_rate(gateway: &Gateway, from: AgentAddr, interface: &Inter
 
 /// Carries one connection to its end and leaves one record of it.
 ///
-/// What is over soon, what is seldom done and all of interception is boxed, so that a spliced flow,
-/// of which there may be many, has no room for it.
+/// Interception, and each step that is short or rare, is boxed, so that a spliced flow, of which
+/// there may be many, holds no room for it.
 pub(super) async fn serve(
     gateway: Arc<Gateway>,
     connection_slot: ConnectionSlot,

@@ -180,7 +180,7 @@ fn card_address(payload: &[u8]) -> io::Result<Option<IpNet>> {
     Ok(Some(address.into()))
 }
 
-/// What the kernel does not pass on: its own addresses, and those of everybody on a link.
+/// The addresses that the kernel does not pass on: its own, and those of everybody on a link.
 fn delivered(payload: &[u8]) -> io::Result<Option<IpNet>> {
     let (Some(family), Some(&kind)) = (family(payload), payload.get(KIND_AT)) else {
         return Ok(None);
@@ -282,7 +282,7 @@ const ROUTE_HEADER: usize = 12;
 const LENGTH_AT: usize = 1;
 const TABLE_AT: usize = 4;
 const KIND_AT: usize = 7;
-/// What is told of one address or route is some hundred bytes.
+/// The most bytes of one notice: an address or a route takes some hundred.
 const HEARD_BYTES: usize = 8 * 1024;
 /// There is no such table yet, or no such family here, in which anything could be own.
 const NONE: [Errno; 3] = [Errno::NOENT, Errno::OPNOTSUPP, Errno::AFNOSUPPORT];

@@ -246,7 +246,7 @@ fn a_request_is_judged_wherever_it_goes() {
     assert_eq!(refused("https://api.two.example/v1/a"), None);
 }
 
-/// What agents of the group hold for a placeholder, in the shape that the file gives its keys.
+/// Returns the text that agents of the group hold for a placeholder, in the shape of its keys.
 fn shaped(placeholder: &str) -> (String, String) {
     let shape = "sk-[a-z0-9]{32}";
     let own = format!("placeholder = \"{placeholder}\"\n");

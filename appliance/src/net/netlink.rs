@@ -1,4 +1,4 @@
-//! What netlink sends and takes, as bytes: messages, and attributes in them (`netlink(7)`).
+//! The bytes of netlink: messages, and attributes in them (`netlink(7)`).
 //!
 //! The kernel's messages are walked with bounds checks all the same.
 

@@ -23,7 +23,7 @@ enum ShapePart {
     Letters { alphabet: Arc<[u8]>, count: usize },
 }
 
-/// Why a text is not a [`KeyShape`].
+/// The reason why a text is not a [`KeyShape`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyShapeError {
     /// Neither fixed text nor a class with a count.
@@ -91,7 +91,8 @@ impl KeyShape {
         })
     }
 
-    fn length(&self) -> usize {
+    /// Returns the bytes of each text of it.
+    pub fn length(&self) -> usize {
         let lengths = self.parts.iter().map(|part| match part {
             ShapePart::Text(fixed) => fixed.len(),
             ShapePart::Letters { count, .. } => *count,
@@ -101,13 +102,11 @@ impl KeyShape {
 
     /// The number of texts that have it, or the highest that can be counted.
     fn texts(&self) -> u128 {
-        let alphabets = self.parts.iter().flat_map(|part| match part {
-            ShapePart::Text(_) => std::iter::repeat_n(1, 0),
-            ShapePart::Letters { alphabet, count } => {
-                std::iter::repeat_n(alphabet.len() as u128, *count)
-            }
+        let letters = self.parts.iter().filter_map(|part| match part {
+            ShapePart::Text(_) => None,
+            ShapePart::Letters { alphabet, count } => Some((alphabet.len() as u128, *count as u32)),
         });
-        alphabets.fold(1, u128::saturating_mul)
+        letters.fold(1, |all, (letters, count)| all.saturating_mul(letters.saturating_pow(count)))
     }
 }
 
@@ -232,7 +231,7 @@ mod tests {
         KeyShape::parse(shape).unwrap().made_up(&group, &placeholder).to_string()
     }
 
-    /// What agents were given before stays good.
+    /// The texts that agents hold stay good after an update.
     #[test]
     fn a_made_up_text_is_the_same_in_every_version() {
         let text = made_up("made-up_[a-z0-9]{20}.[0-9A-F]{8}", "research", "OPENAI_API_KEY");

@@ -59,7 +59,7 @@ pub use text::{
     GroupName, InterfaceError, InterfaceName, NameError, Placeholder, PlaceholderError, RuleName,
 };
 
-use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use http::{HeaderName, Method};
 use ipnet::IpNet;
@@ -285,11 +285,11 @@ impl Binding {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShapedTexts {
     shape: KeyShape,
-    texts: Vec<(GroupName, Arc<str>)>,
+    texts: BTreeMap<GroupName, Arc<str>>,
 }
 
 impl ShapedTexts {
-    /// Makes them up.
+    /// Makes up a text for each of the groups.
     pub fn new(shape: KeyShape, placeholder: &Placeholder, groups: &[GroupName]) -> Self {
         let text = |group: &GroupName| (group.clone(), shape.made_up(group, placeholder));
         let texts = groups.iter().map(text).collect();
@@ -302,7 +302,7 @@ impl ShapedTexts {
     }
 
     fn of(&self, group: &GroupName) -> Option<&str> {
-        self.texts.iter().find(|(own, _)| own == group).map(|(_, text)| &**text)
+        self.texts.get(group).map(|text| &**text)
     }
 }
 

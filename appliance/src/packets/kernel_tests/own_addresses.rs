@@ -1,5 +1,5 @@
-//! What the kernel takes for itself, and when the daemon knows. Started by the tests of the same
-//! names next door.
+//! The addresses that the kernel takes for itself, and when the daemon knows them. The tests of the
+//! same names next door start these.
 
 use std::net::{IpAddr, UdpSocket};
 
