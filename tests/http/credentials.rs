@@ -227,6 +227,8 @@ fn the_attackers_key_rides_along_in_no_query() {
             "admin_secret",
             "alf_ticket",
             "client_assertion",
+            "pass",
+            "session_token",
         ] {
             let path = format!("/v1/attack?a=b&{name}={OWN_KEY}");
             let beside = Ask::to(OPENAI).good().path(&path);

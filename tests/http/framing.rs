@@ -99,7 +99,9 @@ fn a_field_resembling_a_length_does_not_pass_as_one() {
             .field("transfer_encoding", "chunked")
             .body("0\r\n\r\nGET /smuggled HTTP/1.1\r\n\r\n");
         world.refuses("underscores", (AGENT, OPENAI), &ask, MALFORMED);
-        for name in ["Content.Length", "Transfer.Encoding", "Content~Length"] {
+        for name in
+            ["Content.Length", "Transfer.Encoding", "Content~Length", "Accept_Charset", "A.IM"]
+        {
             let ask = Ask::to(OPENAI).good().field(name, "0");
             world.refuses(name, (AGENT, OPENAI), &ask, MALFORMED);
         }

@@ -71,6 +71,12 @@ fn nothing_in_a_request_replaces_its_method_or_its_path() {
             ("X-Forwarded-Prefix", "/admin", AMBIGUOUS),
             ("X-WAWS-Unencoded-URL", "/admin", AMBIGUOUS),
             ("X_Replaced_Path", "/admin", AMBIGUOUS),
+            ("SCRIPT_NAME", "/v1/x", AMBIGUOUS),
+            ("Path-Info", "/admin", AMBIGUOUS),
+            ("X-Traversal-Path", "/v1/x", AMBIGUOUS),
+            ("X-URL-Override", "/admin", AMBIGUOUS),
+            ("Destination", "https://api.openai.com/admin", AMBIGUOUS),
+            ("x-ms-rename-source", "/admin", AMBIGUOUS),
             ("X-HTTP-Verb-Override", "delete", METHOD),
             ("X-Method", "TRACE", METHOD),
         ] {

@@ -66,7 +66,7 @@ fn each_unit_with_keys_has_every_hardening_directive() {
     assert!(image("cloakroom-ca.service").contains("\nPrivateNetwork=yes\n"));
 }
 
-const HARDENING: [&str; 23] = [
+const HARDENING: [&str; 24] = [
     "UMask=0077",
     "NoNewPrivileges=yes",
     "ProtectSystem=strict",
@@ -82,6 +82,7 @@ const HARDENING: [&str; 23] = [
     "RestrictNamespaces=yes",
     "RestrictRealtime=yes",
     "RestrictSUIDSGID=yes",
+    "RemoveIPC=yes",
     "LockPersonality=yes",
     "MemoryDenyWriteExecute=yes",
     "MemorySwapMax=0",

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     policy::{Folded, NeverAllowed, never_allowed},
     reason::Reason,
+    scrub,
 };
 
 /// Refuses a head with too many fields, or, of HTTP/2, with a list of them that is too long (RFC
@@ -202,10 +203,10 @@ static HOP_BY_HOP: [HeaderName; 8] =
     [CLOSE, KEEP_ALIVE, CONNECTION, PROXY_CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
 
 /// Whether a server that cannot tell `_` from `-` would take this field for one that frames the
-/// message, which would have a second length, or for one of a WebSocket's handshake, whose offers
-/// may hold a credential.
+/// message, which would have a second length; for one of a WebSocket's handshake, whose offers may
+/// hold a credential; or for one by which the gateway has the answer readable.
 fn is_misspelt(name: &HeaderName) -> bool {
-    let exact = [
+    let framing = [
         CONTENT_LENGTH,
         TRANSFER_ENCODING,
         SEC_WEBSOCKET_PROTOCOL,
@@ -213,7 +214,8 @@ fn is_misspelt(name: &HeaderName) -> bool {
         SEC_WEBSOCKET_KEY,
     ];
     let folded = Folded(name.as_str().as_bytes());
-    exact.iter().any(|one| one != name && Folded(one.as_str().as_bytes()) == folded)
+    let mut exact = framing.iter().chain(&scrub::ANSWER_FORM);
+    exact.any(|one| one != name && Folded(one.as_str().as_bytes()) == folded)
 }
 
 #[cfg(test)]

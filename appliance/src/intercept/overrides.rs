@@ -105,22 +105,34 @@ fn may_replace_method(name: &HeaderName) -> bool {
 }
 
 fn replaces_path(name: &HeaderName) -> bool {
-    is_one_of(name, &PATHS) || replaces(name, &["url", "uri", "path", "prefix"])
+    is_one_of(name, &PATHS)
+        || names_source(name)
+        || replaces(name, &["url", "uri", "path", "prefix"])
+}
+
+/// Whether a field names a second object, which is copied or moved to the path (`X-Amz-Copy-Source`,
+/// `X-Ms-Rename-Source`, `X-Goog-Copy-Source`).
+fn names_source(name: &HeaderName) -> bool {
+    let mut words = words(name);
+    words.next_back() == Some("source")
+        && words.next_back().is_some_and(|word| ["copy", "rename"].contains(&word))
 }
 
 fn replaces_host(name: &HeaderName) -> bool {
     is_one_of(name, &HOSTS) || replaces(name, &["host", "server", "authority"])
 }
 
-/// Whether a field's name is like that of one which replaces the thing that its last word says
-/// (`X-Original-URL`, `X-Forwarded-Path`, `X-WAWS-Unencoded-URL`).
-fn replaces(name: &HeaderName, what: &[&str]) -> bool {
+/// Whether a field's name is like that of one which replaces a thing: the thing is its last word, or
+/// stands before the last word `override` (`X-Original-URL`, `X-Forwarded-Path`,
+/// `X-WAWS-Unencoded-URL`, `X-URL-Override`).
+fn replaces(name: &HeaderName, things: &[&str]) -> bool {
     let mut words = words(name);
-    words.next_back().is_some_and(|last| what.contains(&last))
-        && words.any(|word| REPLACING.contains(&word))
+    let last = words.next_back().unwrap_or_default();
+    things.contains(&last) && words.clone().any(|word| REPLACING.contains(&word))
+        || last == "override" && words.any(|word| things.contains(&word))
 }
 
-fn words(name: &HeaderName) -> impl DoubleEndedIterator<Item = &str> {
+fn words(name: &HeaderName) -> impl DoubleEndedIterator<Item = &str> + Clone {
     name.as_str().split(|char: char| !char.is_ascii_alphanumeric())
 }
 
@@ -153,12 +165,20 @@ const REPLACING: [&str; 11] = [
     "proxy",
 ];
 
-/// Fields that replace the path, or name a second one that Amazon S3 reads, although their names do
-/// not show it.
-const PATHS: [&str; 3] = ["x-script-name", "x-amz-copy-source", "x-amz-rename-source"];
+/// Fields that replace the path, or a part of it, although their names do not show it: the variables
+/// of CGI (RFC 3875, section 4.1), which servers of Python, Ruby and Perl also read from fields;
+/// and `Destination`, the second path of WebDAV (RFC 4918, section 10.3).
+const PATHS: [&str; 6] = [
+    "script-name",
+    "x-script-name",
+    "x-forwarded-script-name",
+    "path-info",
+    "x-traversal-path",
+    "destination",
+];
 
 /// Fields that replace the host, although their names do not show it.
-const HOSTS: [&str; 2] = ["x-host", "x-http-host-override"];
+const HOSTS: [&str; 1] = ["x-host"];
 
 #[cfg(test)]
 mod tests {
@@ -252,16 +272,34 @@ mod tests {
             "Request-Uri",
             "X-Forwarded-Uri",
             "X.Script.Name",
+            "SCRIPT_NAME",
+            "Script-Name",
+            "X-Forwarded-Script-Name",
+            "PATH_INFO",
+            "X-Traversal-Path",
+            "X-HTTP-Path-Override",
+            "X_URL_Override",
             "X-Amz-Copy-Source",
             "x_amz_rename_source",
+            "x-ms-copy-source",
+            "X-Goog-Copy-Source",
+            "X-Oss-Copy-Source",
+            "X-Ms-Rename-Source",
+            "Destination",
         ] {
             let head = head("", &[(name, "/v1/a")]);
             assert_eq!(check(&head, None, &paths), Err(Reason::PathAmbiguous), "{name}");
             assert_eq!(check(&head, None, &[]), Ok(()), "{name}");
         }
-        for name in
-            ["X-Url", "X-Amz-Copy-Source-Range", "Callback-Url", "X-Request-Id", "HTTP-Referer"]
-        {
+        for name in [
+            "X-Url",
+            "X-Amz-Copy-Source-Range",
+            "Callback-Url",
+            "X-Request-Id",
+            "HTTP-Referer",
+            "X-Source",
+            "X-Override",
+        ] {
             assert_eq!(check(&head("", &[(name, "/v1/a")]), None, &paths), Ok(()), "{name}");
         }
     }

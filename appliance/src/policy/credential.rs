@@ -34,7 +34,7 @@ pub fn is_credential_query(name: &str) -> bool {
     let plain = PLAIN_QUERIES.contains(&&*folded)
         || ends_in(&PLAIN_QUERY_ENDINGS)
         || PLAIN_PARTS.iter().any(|part| folded.contains(part));
-    !plain && (ends_in(&ENDINGS) || ends_in(&QUERY_ENDINGS))
+    !plain && (ends_in(&ENDINGS) || ends_in(&QUERY_ENDINGS) || QUERIES.contains(&&*folded))
 }
 
 /// Returns a name in a query without the parts that servers and clients write differently: case,
@@ -201,9 +201,12 @@ const PLAIN_PARTS: [&str; 4] = ["idempotency", "csrf", "xsrf", "xrfkey"];
 /// Further endings of the names of credentials in a query, as [`fold_query`] writes them.
 const QUERY_ENDINGS: [&str; 6] = ["bearer", "hmac", "passcode", "pwd", "sig", "alfticket"];
 
+/// Whole names of credentials in a query, which other names end like (`bypass`).
+const QUERIES: [&str; 2] = ["pass", "userpass"];
+
 /// Names in a query with such an ending whose values open nothing: marks of a request that is sent
-/// again (AWS), and of questions that are counted as one (Google's Places).
-const PLAIN_QUERIES: [&str; 3] = ["clienttoken", "clientrequesttoken", "sessiontoken"];
+/// again (AWS).
+const PLAIN_QUERIES: [&str; 2] = ["clienttoken", "clientrequesttoken"];
 
 /// Further endings of such harmless names: the position in a list, and the objects that are asked
 /// for. As Google's, Amazon's, Microsoft's and Meta's APIs, CouchDB, Jira, Confluence, SonarQube,
@@ -384,6 +387,9 @@ mod tests {
             "alf_ticket",
             "X-ApiKeys",
             "db_password",
+            "pass",
+            "user_pass",
+            "session_token",
         ] {
             assert!(is_credential_query(name), "{name}");
         }
@@ -402,7 +408,7 @@ mod tests {
             "syncToken",
             "clientToken",
             "clientRequestToken",
-            "sessiontoken",
+            "bypass",
             "$skiptoken",
             "__paging_token",
             "exclusiveStartKey",

@@ -144,10 +144,15 @@ fn mask_value(masks: &Masks, value: &mut HeaderValue, report: &mut HeadReport) {
 const A_IM: HeaderName = HeaderName::from_static("a-im");
 const SET_COOKIE2: HeaderName = HeaderName::from_static("set-cookie2");
 
-static MESSAGE_CODINGS_ACCEPTED: [HeaderName; 2] = [
-    HeaderName::from_static("grpc-accept-encoding"),
-    HeaderName::from_static("connect-accept-encoding"),
-];
+const GRPC_ACCEPT: HeaderName = HeaderName::from_static("grpc-accept-encoding");
+const CONNECT_ACCEPT: HeaderName = HeaderName::from_static("connect-accept-encoding");
+
+static MESSAGE_CODINGS_ACCEPTED: [HeaderName; 2] = [GRPC_ACCEPT, CONNECT_ACCEPT];
+
+/// The fields of several words by which a request chooses the form of its answer, and which
+/// [`request_encodings`] removes or rewrites.
+pub static ANSWER_FORM: [HeaderName; 6] =
+    [ACCEPT_ENCODING, ACCEPT_CHARSET, A_IM, IF_RANGE, GRPC_ACCEPT, CONNECT_ACCEPT];
 
 /// The types of gRPC, and of Connect's streams.
 static ENVELOPED: [&[u8]; 2] = [b"application/grpc", b"application/connect+"];

@@ -46,7 +46,9 @@ pub use coding::{
     Accepted, Coding, Decoder, DecoderProgress, PIECE, Undecodable, asked_codings, content_coding,
     decoded_head,
 };
-pub use head::{HeadReport, in_envelopes, mask_head, mask_trailers, request_encodings};
+pub use head::{
+    ANSWER_FORM, HeadReport, in_envelopes, mask_head, mask_trailers, request_encodings,
+};
 pub use masks::Masks;
 pub use range::{Part, Window};
 pub use stream::{MaskStream, joined};

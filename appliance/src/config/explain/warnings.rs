@@ -85,11 +85,12 @@ fn api_warnings(api: &Api) -> Vec<String> {
     for host in api.hosts.iter().filter(|host| api.aws.is_some() && is_s3_control(host)) {
         add(&format!("signs for {host}, whose answers may hold credentials of sessions (aws)"));
     }
-    for binding in api.bindings.iter().filter(|one| one.min_value_bytes < MIN_VALUE_BYTES) {
-        let (least, placeholder) = (binding.min_value_bytes, &binding.placeholder);
+    let bound = api.bindings.iter().map(|it| (it.min_value_bytes, &it.placeholder));
+    let minted = api.mints.iter().map(|it| (it.min_value_bytes, &it.label));
+    for (least, value) in bound.chain(minted).filter(|(least, _)| *least < MIN_VALUE_BYTES) {
         add(&format!(
-            "takes values of {least} bytes for {placeholder}: masking gets weaker, and who guesses all \
-             of one sees it masked (min_value_bytes)"
+            "takes values of {least} bytes for {value}: masking gets weaker, and who guesses all of one \
+             sees it masked (min_value_bytes)"
         ));
     }
     for binding in &api.bindings {

@@ -751,6 +751,21 @@ fn a_mint_is_for_its_apis_groups_and_hosts() {
 }
 
 #[test]
+fn short_values_are_warned_of() {
+    let places = "places = [\"header authorization bearer\"]";
+    let told = |from: &str, text: &str, name: &str| {
+        let explained = explain(&parse_text(&changed(&[(from, text)])).unwrap());
+        explained.contains(&format!("takes values of 12 bytes for {name}: masking gets weaker"))
+    };
+    for (bytes, warned) in [(12, true), (16, false)] {
+        let binding = format!("{places}\nmin_value_bytes = {bytes}");
+        assert_eq!(told(places, &binding, "OPENAI_API_KEY"), warned, "{bytes}");
+        let mint = MINT.replace("life =", &format!("min_value_bytes = {bytes}\nlife ="));
+        assert_eq!(told("[[splice]]", &mint, "ticket:session"), warned, "{bytes}");
+    }
+}
+
+#[test]
 fn a_mint_that_could_not_work_is_refused() {
     let with = |from: &str, to: &str| MINT.replacen(from, to, 1);
     for (from, to, at, words) in [
