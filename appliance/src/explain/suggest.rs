@@ -67,6 +67,7 @@ pub fn suggest(
             Some(_) => (vec![], Ending::Refused(QUIET)),
             None if is_answered(&now, recorded) => (vec![], Ending::Passes),
             None if recorded.guessed && is_answered(&draft, recorded) => (vec![], Ending::Passes),
+            None if is_nearby(recorded) => (vec![], Ending::Refused(NEARBY)),
             None if other => (vec![], Ending::Refused(OTHER_REASON)),
             None => whole(&mut draft, &values, source, question),
         };
@@ -118,6 +119,12 @@ fn is_answered(config: &ChangedConfig, recorded: &Recorded) -> bool {
     group.zip(recorded.looked_up()).is_some_and(|(group, host)| policy.names(group, host))
 }
 
+/// Returns whether a name of one label was looked up. Git asks for the agent's own where it has no
+/// address of its user, and browsers for made-up ones.
+fn is_nearby(recorded: &Recorded) -> bool {
+    recorded.guessed && recorded.looked_up().is_some_and(|host| !host.as_str().contains('.'))
+}
+
 /// Adds the changes that let the question pass to the draft. A change that is not enough is
 /// dropped.
 fn whole(
@@ -167,6 +174,10 @@ pub fn does_without(policy: &Policy, group: &Group, host: &Host) -> Option<&'sta
 /// The note on such a name.
 const QUIET: &str =
     "A client of the group asks for it and does without; `cloakroom clients` says which.";
+
+/// The note on a name of one label.
+const NEARBY: &str = "A name of one label is no host of the internet, and most often the agent's own, \
+    which belongs into its /etc/hosts; where a host of yours has it, write a rule for it.";
 
 /// The note where the record's reason no longer applies, but another does.
 const OTHER_REASON: &str = "By the configuration as it is now it is refused for another reason; \

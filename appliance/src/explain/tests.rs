@@ -496,6 +496,13 @@ fn a_service_that_was_looked_up_decides_the_port() {
 }
 
 #[test]
+fn a_look_up_of_the_agents_own_name_gets_no_rule() {
+    let suggestions = suggest(source(CONFIG), &records(&[looked_up("vm.", "A")])).unwrap();
+    let [own] = &suggestions[..] else { panic!("one host") };
+    assert_eq!((own.remedies.len(), own.others.len()), (0, 1));
+}
+
+#[test]
 fn a_connection_leaves_nothing_to_guess_about_its_name() {
     let plain = json!({
         "record": "connection", "group": "research", "agent": "192.0.2.10:4711",
