@@ -479,10 +479,8 @@ fn a_service_that_was_looked_up_decides_the_port() {
     assert!(rules.len() == 1 && !rules[0].contains("ports"), "{rules:?}");
     assert_eq!(guessed, Some(true));
     for (service, port) in [("_http._tcp", "ports = [80]\n"), ("_HTTPS._tcp", "hosts")] {
-        let service = looked_up(&format!("{service}.new.example."), "SRV");
-        for lines in
-            [[&address[..], &[service.clone()]].concat(), [&[service], &address[..]].concat()]
-        {
+        let service = [looked_up(&format!("{service}.new.example."), "SRV")];
+        for lines in [[&address[..], &service].concat(), [&service[..], &address[..]].concat()] {
             let (rules, guessed) = suggested(CONFIG, &lines);
             assert!(rules.len() == 1 && rules[0].contains(port), "{rules:?}");
             assert_eq!(guessed, Some(false));
@@ -496,7 +494,7 @@ fn a_service_that_was_looked_up_decides_the_port() {
 }
 
 #[test]
-fn a_look_up_of_the_agents_own_name_gets_no_rule() {
+fn an_agents_own_name_gets_no_rule() {
     let suggestions = suggest(source(CONFIG), &records(&[looked_up("vm.", "A")])).unwrap();
     let [own] = &suggestions[..] else { panic!("one host") };
     assert_eq!((own.remedies.len(), own.others.len()), (0, 1));
