@@ -1,6 +1,7 @@
 # make demo   the whole story, in five seconds once built: agents, gateway, API, with the real bytes
 # make test   everything that is promised, on this machine, from nothing
 # make test-systemd  the shipped unit and the package in Debians that are booted for it; as root
+# make test-clients  more programs that agents run, than `make test` has time to fetch
 # make test-conformance  more cases of the Autobahn test suite than `make test` has time for
 # make lab    the properties alone; ONLY=FILE:: runs those of one file
 # make deb    the Debian package, in target/debian
@@ -32,7 +33,7 @@ NEXT = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1).2
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .PHONY: help demo test bench fuzz prerequisites vault clients format lint dependencies unit lab build \
-	test-conformance test-systemd test-vagrant deb image box test-image test-reproducible
+	test-clients test-conformance test-systemd test-vagrant deb image box test-image test-reproducible
 # Each step is parallel in itself, and their output is read in this order.
 .NOTPARALLEL:
 
@@ -91,6 +92,12 @@ lab: build vault clients
 	@echo "== Properties, in namespaces, against the built program"
 	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom CLOAKROOM_VAULT="$$($(VAULT_PATH) | tail -n 1)" \
 		CARGO="$(CARGO)" tests/lab/run $(LAB_THREADS) "$(TESTED)" "$(ONLY)" $(ALONE)
+
+test-clients: build clients
+	@echo "== Package managers of PyPI and npm, in the versions of tests/clients/packages"
+	@tests/clients/packages/get
+	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom $(CARGO) test $(TESTED) --test properties -- \
+		--test-threads=$(LAB_THREADS) --ignored $(or $(ONLY),clients::)
 
 test-conformance: build clients
 	@echo "== h2spec, and the Autobahn test suite"

@@ -9,6 +9,7 @@ mod curl;
 mod git;
 mod minted;
 pub(crate) mod onboarding;
+mod packages;
 mod quic;
 mod sdk;
 mod spliced;

@@ -61,15 +61,14 @@ fn of(record: &Value, policy: &Policy) -> Option<(GroupName, &'static str)> {
     let word = |key| record.get(key).and_then(Value::as_str);
     let is_query = word("record") == Some("dns") && word("decision") == Some("refuse");
     let is_unlisted = word("reason") == Some(Reason::DnsDenied.as_str());
-    let is_of_address = word("type").is_some_and(|kind| ADDRESSES.contains(&kind));
-    let host =
-        Host::parse(word("name").filter(|_| is_query && is_unlisted && is_of_address)?).ok()?;
+    let is_usual = word("type").is_some_and(|kind| BEFORE_A_CONNECTION.contains(&kind));
+    let host = Host::parse(word("name").filter(|_| is_query && is_unlisted && is_usual)?).ok()?;
     let group = policy.groups.iter().find(|group| Some(group.name.as_str()) == word("group"))?;
     Some((group.name.clone(), does_without(policy, group, &host)?))
 }
 
 /// The types of the queries that go before a connection.
-const ADDRESSES: [&str; 3] = ["A", "AAAA", "HTTPS"];
+const BEFORE_A_CONNECTION: [&str; 4] = ["A", "AAAA", "HTTPS", "SRV"];
 
 /// How long nothing more is said.
 const PAUSE: Duration = Duration::from_secs(60);
@@ -83,7 +82,8 @@ mod tests {
     use crate::config::testing;
 
     fn policy(rule: Option<&str>) -> Policy {
-        let runs = group("research", "agents0", &["192.0.2.0/28"]).set("client", ["codex", "pip"]);
+        let runs =
+            group("research", "agents0", &["192.0.2.0/28"]).set("client", ["codex", "apt-debian"]);
         let file =
             Config::of_rules().with(runs).with(group("others", "agents1", &["198.51.100.0/28"]));
         testing::policy(&match rule {
@@ -122,6 +122,9 @@ mod tests {
         ] {
             assert!(!takes(&shown), "{shown}");
         }
+        let mut service = query("research", "_http._tcp.deb.debian.org.");
+        service["type"] = json!("SRV");
+        assert!(takes(&service));
         let named = policy(Some("chatgpt.com"));
         assert!(!Noise::default().takes(&query("research", "chatgpt.com"), &named));
     }

@@ -156,6 +156,9 @@ fn page(suggestions: &[Suggestion], path: &Path) -> String {
         for remedy in &suggestion.remedies {
             let _ = writeln!(page, "# For {}. It opens {}.", remedy.reason, remedy.opens);
         }
+        if suggestion.guessed {
+            page += "# Only the name was looked up: that it is wanted for HTTPS is a guess.\n";
+        }
         for edit in suggestion.remedies.iter().flat_map(|remedy| &remedy.edits) {
             page += &fragment(edit);
         }

@@ -30,6 +30,13 @@ pub struct Recorded {
     pub guessed: bool,
 }
 
+impl Recorded {
+    /// Returns the name that was looked up, if the record is of a look-up.
+    pub(super) fn looked_up(&self) -> Option<&Host> {
+        self.question.hosts().first().filter(|_| self.reason == Reason::DnsDenied)
+    }
+}
+
 /// Reads a record; returns `None` where it refuses nothing, or sums up several refusals.
 pub fn recorded(record: &Value, policy: &Policy) -> Option<Recorded> {
     let reason = reason_of(record)?;
@@ -94,26 +101,46 @@ fn opening(record: &Value, port: u16, reason: Reason) -> Option<Peeked> {
     }
 }
 
-/// Returns the question of a query for a name that policy does not list. The record does not say
+/// Returns the question of a query for a name that policy does not list. Where it is for a service,
+/// that service is what the agent is about to connect to. A record of any other query does not say
 /// what the agent would do with the name; most often it is HTTPS.
 fn query(record: &Value, reason: Reason) -> Option<Recorded> {
     let (group, name) = (group(record)?, word(record, "name")?);
-    let host = Host::parse(name).ok()?;
-    let addresses = matches!(word(record, "type"), Some("A" | "AAAA"));
-    if reason != Reason::DnsDenied || !addresses {
+    if reason != Reason::DnsDenied {
         return None;
     }
-    let to = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 443);
+    let (opening, port, guessed) = match word(record, "type")? {
+        "A" | "AAAA" => (tls(Host::parse(name).ok()?), HTTPS, true),
+        "SRV" => {
+            let (opening, port) = service(name)?;
+            (opening, port, false)
+        }
+        _ => return None,
+    };
     let question = Question {
         who: Who::Group(group),
-        to,
-        opening: Some(tls(host)),
+        to: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port),
+        opening: Some(opening),
         request: None,
         fills: false,
         looks_up: true,
         later: None,
     };
-    Some(Recorded { reason, asked: format!("the name {name}"), question, guessed: true })
+    Some(Recorded { reason, asked: format!("the name {name}"), question, guessed })
+}
+
+/// Returns how a connection to a service begins, and its port. The name of a service begins with
+/// the service and the transport (RFC 2782). An agent that gets no answer connects to the usual
+/// port at the rest of the name, as apt does.
+fn service(name: &str) -> Option<(Peeked, u16)> {
+    let (service, rest) = name.split_once('.')?;
+    let (transport, host) = rest.split_once('.')?;
+    let host = Host::parse(host).ok()?;
+    match (service.to_ascii_lowercase().as_str(), transport.to_ascii_lowercase().as_str()) {
+        ("_http", "_tcp") => Some((plain(host, HTTP, &HeaderMap::new()), HTTP)),
+        ("_https", "_tcp") => Some((tls(host), HTTPS)),
+        _ => None,
+    }
 }
 
 fn request(record: &Value, reason: Reason, policy: &Policy) -> Option<Recorded> {
@@ -231,6 +258,9 @@ fn address(record: &Value, key: &str) -> SocketAddr {
 fn word<'a>(record: &'a Value, key: &str) -> Option<&'a str> {
     record.get(key)?.as_str()
 }
+
+const HTTP: u16 = 80;
+const HTTPS: u16 = 443;
 
 /// Stands for any credential of an agent's own.
 const FOREIGN: &str = "a-credential-of-the-agents-own";

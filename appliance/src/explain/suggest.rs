@@ -35,6 +35,8 @@ pub struct Suggestion {
     pub shared: BTreeSet<String>,
     /// The number of refusals for methods and paths beyond those that are listed.
     pub more: u64,
+    /// Whether a change is for HTTPS only because nothing is known but that the name was looked up.
+    pub guessed: bool,
     /// Further refusals at the host for which no change is known, each with a note.
     pub others: Vec<(String, &'static str)>,
 }
@@ -54,12 +56,18 @@ pub fn suggest(
     let mut values: BTreeMap<(TableAt, &'static str), usize> = BTreeMap::new();
     let mut askers: BTreeMap<_, BTreeSet<String>> = BTreeMap::new();
     let mut hosts: BTreeMap<String, Suggestion> = BTreeMap::new();
-    for Refusals { recorded, count } in refusals {
+    // What is known goes first: it may leave nothing to guess.
+    let is_guess = |it: &&Refusals| it.recorded.guessed && it.recorded.looked_up().is_some();
+    let known = refusals.iter().filter(|it| !is_guess(it));
+    for Refusals { recorded, count } in known.chain(refusals.iter().filter(is_guess)) {
         let question = &recorded.question;
         let refused = judge(&now.config.policy, question).refused;
         let other = refused.as_ref().is_some_and(|refused| refused.reason != recorded.reason);
         let (remedies, ending) = match quiet(&now.config.policy, question) {
             Some(_) => (vec![], Ending::Refused(QUIET)),
+            None if is_answered(&now, recorded) => (vec![], Ending::Passes),
+            None if recorded.guessed && is_answered(&draft, recorded) => (vec![], Ending::Passes),
+            None if is_nearby(recorded) => (vec![], Ending::Refused(NEARBY)),
             None if other => (vec![], Ending::Refused(OTHER_REASON)),
             None => whole(&mut draft, &values, source, question),
         };
@@ -71,8 +79,10 @@ pub fn suggest(
             remedies: vec![],
             shared: BTreeSet::new(),
             more: 0,
+            guessed: false,
             others: vec![],
         });
+        host.guessed |= recorded.guessed && recorded.looked_up().is_some() && !remedies.is_empty();
         match ending {
             Ending::Passes => host.count += count,
             Ending::Refused(MANY) => host.more += count,
@@ -99,6 +109,20 @@ pub fn suggest(
         suggestion.share(&askers);
     }
     Ok(suggestions)
+}
+
+/// Returns whether the record is of a look-up, and its name is listed in this configuration: on
+/// whatever port, the look-up passes, and the connection behind it has a record of its own.
+fn is_answered(config: &ChangedConfig, recorded: &Recorded) -> bool {
+    let policy = &config.config.policy;
+    let group = group_of(policy, &recorded.question.who);
+    group.zip(recorded.looked_up()).is_some_and(|(group, host)| policy.names(group, host))
+}
+
+/// Returns whether a name of one label was looked up. Git asks for the agent's own where it has no
+/// address of its user, and browsers for made-up ones.
+fn is_nearby(recorded: &Recorded) -> bool {
+    recorded.guessed && recorded.looked_up().is_some_and(|host| !host.as_str().contains('.'))
 }
 
 /// Adds the changes that let the question pass to the draft. A change that is not enough is
@@ -150,6 +174,10 @@ pub fn does_without(policy: &Policy, group: &Group, host: &Host) -> Option<&'sta
 /// The note on such a name.
 const QUIET: &str =
     "A client of the group asks for it and does without; `cloakroom clients` says which.";
+
+/// The note on a name of one label.
+const NEARBY: &str = "A name of one label is no host of the internet, and most often the agent's own, \
+    which belongs into its /etc/hosts; where a host of yours has it, write a rule for it.";
 
 /// The note where the record's reason no longer applies, but another does.
 const OTHER_REASON: &str = "By the configuration as it is now it is refused for another reason; \

@@ -456,6 +456,72 @@ fn suggestions_are_one_part_for_each_host_the_least_first() {
     assert_eq!(suggestions[0].others.len(), 1);
 }
 
+fn looked_up(name: &str, kind: &str) -> Value {
+    json!({
+        "record": "dns", "interface": "agents0", "group": "research", "agent": "192.0.2.10:4711",
+        "name": name, "type": kind, "decision": "refuse", "reason": "dns_denied"
+    })
+}
+
+/// Returns the rules that are suggested, and whether the first of them is a guess.
+fn suggested(text: &str, lines: &[Value]) -> (Vec<String>, Option<bool>) {
+    let suggestions = suggest(source(text), &records(lines)).unwrap();
+    assert!(suggestions.iter().all(|it| it.others.is_empty()));
+    let edits = suggestions.iter().flat_map(|it| &it.remedies).flat_map(|it| &it.edits);
+    let guessed = suggestions.first().map(|it| it.guessed);
+    (edits.map(ToString::to_string).collect(), guessed)
+}
+
+#[test]
+fn a_service_that_was_looked_up_decides_the_port() {
+    let address = [looked_up("new.example.", "A"), looked_up("new.example.", "AAAA")];
+    let (rules, guessed) = suggested(CONFIG, &address);
+    assert!(rules.len() == 1 && !rules[0].contains("ports"), "{rules:?}");
+    assert_eq!(guessed, Some(true));
+    for (service, port) in [("_http._tcp", "ports = [80]\n"), ("_HTTPS._tcp", "hosts")] {
+        let service = [looked_up(&format!("{service}.new.example."), "SRV")];
+        for lines in [[&address[..], &service].concat(), [&service[..], &address[..]].concat()] {
+            let (rules, guessed) = suggested(CONFIG, &lines);
+            assert!(rules.len() == 1 && rules[0].contains(port), "{rules:?}");
+            assert_eq!(guessed, Some(false));
+            let suggestions = suggest(source(CONFIG), &records(&lines)).unwrap();
+            assert_eq!(suggestions[0].count, 3);
+        }
+    }
+    for kind in ["_ldap._tcp.new.example.", "_http._udp.new.example.", "_http.new.example."] {
+        assert_eq!(suggested(CONFIG, &[looked_up(kind, "SRV")]), (vec![], None), "{kind}");
+    }
+}
+
+#[test]
+fn an_agents_own_name_gets_no_rule() {
+    let suggestions = suggest(source(CONFIG), &records(&[looked_up("vm.", "A")])).unwrap();
+    let [own] = &suggestions[..] else { panic!("one host") };
+    assert_eq!((own.remedies.len(), own.others.len()), (0, 1));
+}
+
+#[test]
+fn a_connection_leaves_nothing_to_guess_about_its_name() {
+    let plain = json!({
+        "record": "connection", "group": "research", "agent": "192.0.2.10:4711",
+        "dialled": "203.0.113.7:80", "host": "new.example", "decision": "refuse",
+        "reason": "destination_denied"
+    });
+    let (rules, guessed) = suggested(CONFIG, &[looked_up("new.example.", "A"), plain]);
+    assert!(rules.len() == 1 && rules[0].contains("ports = [80]\n"), "{rules:?}");
+    assert_eq!(guessed, Some(false));
+}
+
+#[test]
+fn a_look_up_that_a_rule_answers_is_over() {
+    let text = CONFIG.to_owned()
+        + "\n[[splice]]\nname = \"clear\"\ngroups = [\"research\"]\nhosts = [\"new.example\"]\n\
+           ports = [80]\n";
+    let lines = ["A", "AAAA"].map(|kind| looked_up("new.example.", kind));
+    let service = looked_up("_https._tcp.new.example.", "SRV");
+    assert_eq!(suggested(&text, &[&lines[..], &[service]].concat()), (vec![], None));
+}
+
 #[test]
 fn a_path_the_audit_cut_gets_no_rule() {
     let path = format!("/{}\u{2026}", "a".repeat(500));

@@ -1,4 +1,5 @@
-//! The origins' answers; the path decides.
+//! The origins' answers; the path decides, unless a test has written a site for the host
+//! ([`sites`]).
 //!
 //! | path | answer |
 //! |---|---|
@@ -43,7 +44,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::{
     coded, git, live, minted, models,
     record::{Log, Received},
-    scripted,
+    scripted, sites,
 };
 
 /// A body that is made while it is sent.
@@ -90,7 +91,7 @@ pub(super) fn without_body(answer: &mut Answer) {
 }
 
 async fn route(request: &Received) -> Answer {
-    if let Some(answer) = minted::answer(request) {
+    if let Some(answer) = sites::answer(request).or_else(|| minted::answer(request)) {
         return answer;
     }
     let path = request.uri.path();

@@ -61,7 +61,11 @@ pub(super) fn unauthorized() -> Answer {
     answer
 }
 
-fn backend(request: &Received) -> io::Result<Answer> {
+/// Returns what `git http-backend` answers, whoever asks.
+///
+/// # Errors
+/// When git fails.
+pub(super) fn backend(request: &Received) -> io::Result<Answer> {
     let value = |name: &str| request.header(name).into_iter().next().unwrap_or_default();
     let mut cgi = Command::new("git")
         .arg("http-backend")
