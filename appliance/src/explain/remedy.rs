@@ -27,6 +27,7 @@ use crate::{
         fold_query, never_allowed, query_pairs,
     },
     reason::Reason,
+    substitute::SubstitutionRules,
 };
 
 /// A change of the configuration, and the right that it gives.
@@ -447,9 +448,18 @@ impl At<'_> {
         self.of_rule(Reach::Request, edit, &opens)
     }
 
-    /// Returns the path as a rule, if it means one path to every reader.
+    /// Returns the path as a rule, if it means one path to every reader. A placeholder in its place
+    /// there goes by its name, as in all rules, whichever of its texts the agent sent.
     fn exact_path(&self) -> Option<PathRule> {
-        let path = PathRule::parse(self.head()?.uri.path()).ok()?;
+        let path = self.head()?.uri.path();
+        let named = match self.route()? {
+            Route::Intercept(api) => {
+                let rules = SubstitutionRules::new(&self.config.policy, &self.group.name, api);
+                rules.named(path).into_owned()
+            }
+            Route::Splice(_) | Route::Inspect(_) | Route::Tcp(_) => path.to_owned(),
+        };
+        let path = PathRule::parse(&named).ok()?;
         path.is_exact().then_some(path)
     }
 

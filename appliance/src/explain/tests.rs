@@ -277,6 +277,28 @@ fn a_shaped_placeholder_gone_astray_gets_the_same_remedies() {
 }
 
 #[test]
+fn a_path_remedy_names_the_placeholder_whichever_text_it_had() {
+    let (config, key) = shaped("ONE_API_KEY");
+    let places = "places = [\"header authorization bearer\"]\nsecret = \"file:one\"";
+    let in_path = places.replace("header authorization bearer", "path /bot{}/");
+    let paths = "paths = [\"/v1/*\", \"/botONE_API_KEY/send\"]";
+    let config = config.replace(places, &in_path).replace("paths = [\"/v1/*\"]", paths);
+    for sent in [key.as_str(), "ONE_API_KEY"] {
+        let url = format!("https://api.one.example/bot{sent}/read");
+        let question = ask(&config, "GET", &url, &[]);
+        let explanation = explain(source(&config), &question).unwrap();
+        assert_eq!(explanation.verdict.refused.as_ref().unwrap().reason, Reason::PathDenied);
+        assert_eq!(explanation.ending, Ending::Passes, "{sent}: {:?}", explanation.remedies);
+        let shown = format!("{:?}", explanation.remedies);
+        assert!(!shown.contains(&key), "{shown}");
+        let text = applied(&config, &explanation);
+        assert!(text.contains("\"/botONE_API_KEY/read\""), "{text}");
+        let policy = ChangedConfig::read(source(&text)).unwrap().config.policy;
+        assert_eq!(judge(&policy, &question).refused, None, "{text}");
+    }
+}
+
+#[test]
 fn a_placeholder_in_the_clear_is_refused_here_too() {
     let text = CONFIG.to_owned()
         + "\n[[splice]]\nname = \"clear\"\ngroups = [\"research\"]\nhosts = [\"clear.example\"]\n\
