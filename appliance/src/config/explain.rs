@@ -233,7 +233,7 @@ impl Explanation {
     fn aws(&mut self, api: &Api) {
         let Some(scope) = &api.aws else { return };
         let (services, regions) = (list(&scope.services), list(&scope.regions));
-        self.line("signed", format!("anew for {services} in {regions}, and for nothing else"));
+        self.line("signed", format!("again for {services} in {regions}, and for nothing else"));
     }
 
     /// Writes where this API differs from [`Self::credentials`].

@@ -138,8 +138,8 @@ pub fn leaf(
     })
 }
 
-/// Carries the connection to its end. What is done once and over soon, and what is seldom done, is
-/// boxed: an idle connection has no room for it.
+/// Carries the connection to its end. Work that is done once and over soon, or seldom done,
+/// is boxed: an idle connection has no room for it.
 pub async fn run(
     services: &Services,
     interception: Interception<'_>,
