@@ -521,5 +521,4 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const IDLE: Duration = Duration::from_secs(3600);
 
 #[cfg(test)]
-#[path = "scheduler_tests.rs"]
 mod tests;

@@ -306,5 +306,4 @@ const GIVE_BACK_TIME: Duration = Duration::from_secs(2);
 const RETURNS_AT_ONCE: usize = 16;
 
 #[cfg(test)]
-#[path = "store_tests.rs"]
 mod tests;

@@ -240,3 +240,6 @@ const MAX_LIFE_SECONDS: u64 = 365 * 24 * 3600;
 
 /// The policy that every token has unless its role says otherwise.
 pub(super) const DEFAULT_POLICY: &str = "default";
+
+#[cfg(test)]
+mod tests;
