@@ -122,7 +122,7 @@ impl Prepared {
         mut inherited: InheritedListeners,
     ) -> Result<Self, DaemonError> {
         let Config { settings, policy } = config;
-        let control = patiently(|| Control::bind(&settings.control), is_in_use).await;
+        let control = retried(|| Control::bind(&settings.control), is_in_use).await;
         let control = control.map_err(|error| {
             other(&format!("the control socket {}", settings.control.display()), &error)
         })?;
@@ -171,7 +171,7 @@ impl Prepared {
         let cas = issuing::cas(&policy, settings, rotation.as_ref())?;
         let policy_snapshot = policy_snapshot(policy, cas.clone(), &system_roots)?;
         let records = Records::open(settings)?;
-        let management = patiently(|| open_metrics(settings, capture), is_in_use).await;
+        let management = retried(|| open_metrics(settings, capture), is_in_use).await;
         let management = management.map_err(|error| other("metrics", &error))?;
         let (phase, phases) = Phases::new();
         let (policy_snapshots, in_force) = watch::channel(Arc::new(policy_snapshot));
@@ -209,7 +209,7 @@ impl Equipped {
         // A daemon that drains has the sockets that were not passed on, and gives them up when it
         // hears this.
         let serves = if inherited.is_empty() { say_serves(port).await } else { None };
-        let claim = patiently(|| packets::claim(&inherited, capture), is_in_the_way).await;
+        let claim = retried(|| packets::claim(&inherited, capture), is_in_the_way).await;
         let claim = Arc::new(claim?);
         let log = PacketLog::open(capture.nflog_group)?;
         // The program in the way may have been a daemon that has gone by now.
@@ -355,7 +355,7 @@ fn confine(reach: Reach) -> Result<Arc<Confinement>, DaemonError> {
 
 /// Repeats an attempt for a moment: a daemon that was killed with its launcher may not have ended
 /// yet.
-async fn patiently<T, E>(
+async fn retried<T, E>(
     mut attempt: impl FnMut() -> Result<T, E>,
     may_pass: impl Fn(&E) -> bool,
 ) -> Result<T, E> {
@@ -373,7 +373,7 @@ async fn patiently<T, E>(
 /// Tells an earlier daemon that this one accepts. Without that, the earlier one goes on for a
 /// while.
 async fn say_serves(port: u16) -> Option<HeldName> {
-    let held = patiently(|| DaemonState::Serves.hold(port), is_in_use).await;
+    let held = retried(|| DaemonState::Serves.hold(port), is_in_use).await;
     if let Err(error) = &held {
         tracing::warn!(%error, "cannot tell a daemon that drains that this one serves");
     }
@@ -384,7 +384,7 @@ async fn say_serves(port: u16) -> Option<HeldName> {
 /// force.
 async fn is_left_alone(port: u16) {
     let gone = || if DaemonState::AcceptsStill.is_said(port) { Err(()) } else { Ok(()) };
-    if patiently(gone, |()| true).await.is_err() {
+    if retried(gone, |()| true).await.is_err() {
         tracing::warn!("the daemon that was before this one accepts connections still");
     }
 }

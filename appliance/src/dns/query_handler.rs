@@ -173,11 +173,11 @@ impl QueryHandler {
     }
 
     /// Counts an answer that the kernel did not take.
-    pub(super) fn unsent(&self, origin: &Origin) {
+    pub(super) fn count_undelivered(&self, origin: &Origin) {
         let policy_snapshot = Arc::clone(&self.policy_snapshot.borrow());
         let address = origin.from.ip();
         if let Some(group) = policy_snapshot.policy.identify(&origin.interface, address) {
-            self.agents.unsent(&AgentKey::of(group, address), Instant::now());
+            self.agents.undelivered(&AgentKey::of(group, address), Instant::now());
         }
     }
 
@@ -265,7 +265,7 @@ impl QueryHandler {
                 answered: counts.answered,
                 refused: counts.refused,
                 limited: counts.limited,
-                unsent: counts.unsent,
+                unsent: counts.undelivered,
                 reason: (counts.limited > 0).then_some(Reason::DnsRate),
             }
             .write(slot);

@@ -120,8 +120,8 @@ pub fn leaf(
 ) -> Result<Arc<CertifiedKey>, Reason> {
     let (rule, host, now) = (permit.route().rule(), permit.host(), SystemTime::now());
     let ca = policy_snapshot.ca(rule).ok_or(Reason::InternalError)?;
-    if let Some(kept) = ca.kept(host, now) {
-        return Ok(kept);
+    if let Some(cached) = ca.cached(host, now) {
+        return Ok(cached);
     }
     if !share.may_mint(&policy_snapshot.policy.limits) {
         return Err(Reason::RateLimit);
