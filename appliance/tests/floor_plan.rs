@@ -96,8 +96,7 @@ fn the_floor_plan_has_the_modules_in_their_order() {
         .map(|cell| cell.trim_matches('`').trim_end_matches('/').trim_end_matches(".rs"))
         .collect();
     let map = CrateMap::read(&sources());
-    let modules: Vec<&String> =
-        map.order().iter().filter(|module| *module != OF_TESTS).collect();
+    let modules: Vec<&String> = map.order().iter().filter(|module| *module != OF_TESTS).collect();
     assert_eq!(rooms, modules);
 }
 

@@ -32,13 +32,13 @@ use crate::{
     config::{Config, SecretFile, Settings},
     dial::{self, OffLimits, Resolver},
     dns::{self, QueryHandler},
-    harden::{Confinement, Enforced, Reach},
+    harden::{Confinement, Enforced, FileReach},
     identity::FlowIds,
     intercept::Services,
     limits::Capacity,
     packets::{
-        self, Capture, Claim, DaemonState, DnsSockets, HeldName, InheritedListeners, PacketLog,
-        PacketsError,
+        self, Capture, DaemonState, DnsSockets, HeldName, InheritedListeners, ListenerClaim,
+        PacketLog, PacketsError,
     },
     phase::{Phase, Phases},
     policy::{Group, Policy},
@@ -54,7 +54,7 @@ impl Daemon {
     /// Starts with all parts, or not at all. Packets are captured last.
     pub(super) async fn start(
         config: (Config, &Path),
-        reach: Reach,
+        reach: FileReach,
         supervisor: &Supervisor,
         inherited: InheritedListeners,
     ) -> Result<Self, DaemonError> {
@@ -90,7 +90,7 @@ struct Answering {
     core: Core,
     inherited: InheritedListeners,
     serves: Option<HeldName>,
-    claim: Arc<Claim>,
+    claim: Arc<ListenerClaim>,
     dns: dns::DnsServer,
     watcher: Watcher,
 }
@@ -118,7 +118,7 @@ struct Core {
 impl Prepared {
     async fn new(
         (config, config_file): (Config, &Path),
-        reach: Reach,
+        reach: FileReach,
         mut inherited: InheritedListeners,
     ) -> Result<Self, DaemonError> {
         let Config { settings, policy } = config;
@@ -286,7 +286,7 @@ struct Captured {
 impl Captured {
     async fn new(
         (host, core): (&HostSetup, &Core),
-        claim: &Arc<Claim>,
+        claim: &Arc<ListenerClaim>,
         (supervisor, inherited, serves): (&Supervisor, InheritedListeners, Option<HeldName>),
     ) -> Result<Self, DaemonError> {
         let HostSetup { settings, capture, .. } = host;
@@ -337,7 +337,7 @@ impl Obeying {
 
 /// Gives up the rights that the daemon does not use. A kernel without Landlock is no reason not to
 /// run.
-fn confine(reach: Reach) -> Result<Arc<Confinement>, DaemonError> {
+fn confine(reach: FileReach) -> Result<Arc<Confinement>, DaemonError> {
     let confinement = Confinement::enter(reach)
         .map_err(|error| other("cannot be confined by Landlock", &error))?;
     match confinement.enforced() {

@@ -13,7 +13,7 @@ use tokio::{
 
 use super::{
     agents::{Agents, DnsShare, Of},
-    message::{self, Asker, DnsReply, QueryVerdict, Question, RefusedQuery},
+    message::{self, Asker, DnsQuestion, DnsReply, QueryVerdict, RefusedQuery},
 };
 use crate::{
     audit::{DnsRecord, DnsSummary, Sink},
@@ -68,7 +68,7 @@ struct ListedQuery {
     policy_snapshot: Arc<PolicySnapshot>,
     group: Arc<Group>,
     key: AgentKey,
-    question: Box<Question>,
+    question: Box<DnsQuestion>,
     origin: Origin,
 }
 
@@ -289,7 +289,7 @@ fn routed(group: &Group, found: Resolved, usable: impl Fn(IpAddr) -> bool) -> Re
     Resolved { addresses: with.into(), ..found }
 }
 
-fn names_no_host(policy_snapshot: &PolicySnapshot, group: &Group, question: &Question) -> bool {
+fn names_no_host(policy_snapshot: &PolicySnapshot, group: &Group, question: &DnsQuestion) -> bool {
     let mut tcp = policy_snapshot.policy.tcp.of(&group.name, question.host(), MeantBy::Name);
     tcp.next().is_some()
 }
