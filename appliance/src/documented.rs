@@ -265,5 +265,5 @@ fn the_page_of_clients_is_what_the_program_knows() {
     if std::env::var_os("UPDATE").is_some() {
         fs::write(&path, &written).unwrap();
     }
-    assert_eq!(page, written, "write it anew: UPDATE=1 cargo test documented");
+    assert_eq!(page, written, "write it again: UPDATE=1 cargo test documented");
 }

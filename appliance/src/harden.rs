@@ -3,7 +3,7 @@
 
 mod confinement;
 
-pub use confinement::{Confinement, Enforced, Reach};
+pub use confinement::{Confinement, Enforced, FileReach};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 

@@ -182,9 +182,9 @@ mod tests {
 
     use super::*;
 
-    struct Folder(PathBuf);
+    struct MarkFolder(PathBuf);
 
-    impl Folder {
+    impl MarkFolder {
         fn new() -> Self {
             static NEXT: AtomicU32 = AtomicU32::new(0);
             let name = format!(
@@ -196,7 +196,7 @@ mod tests {
         }
     }
 
-    impl Drop for Folder {
+    impl Drop for MarkFolder {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
         }
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_quarantine_outlives_the_daemon_and_a_release_ends_it() {
-        let (state, red) = (Folder::new(), group("red"));
+        let (state, red) = (MarkFolder::new(), group("red"));
         let first = Quarantine::open(&state.0).unwrap();
         assert!(!first.watch().holds(&red));
         assert!(first.hold(&red).unwrap());
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn marks_in_doubt_are_no_start() {
-        let state = Folder::new();
+        let state = MarkFolder::new();
         let folder = state.0.join("quarantine");
         fs::create_dir_all(&folder).unwrap();
         let open_to =
@@ -243,7 +243,7 @@ mod tests {
 
     #[test]
     fn a_group_is_quarantined_even_where_that_cannot_be_written() {
-        let (state, red) = (Folder::new(), group("red"));
+        let (state, red) = (MarkFolder::new(), group("red"));
         let quarantine = Quarantine::open(&state.0).unwrap();
         fs::remove_dir_all(&state.0).unwrap();
         assert!(quarantine.hold(&red).is_err());
@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn a_quarantine_does_not_wait_for_another_groups_mark() {
-        let (state, red) = (Folder::new(), group("red"));
+        let (state, red) = (MarkFolder::new(), group("red"));
         let quarantine = Quarantine::open(&state.0).unwrap();
         let other = quarantine.acting.lock().unwrap();
         std::thread::scope(|scope| {
@@ -271,7 +271,7 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_waits_for_a_quarantine_is_woken() {
-        let (state, red) = (Folder::new(), group("red"));
+        let (state, red) = (MarkFolder::new(), group("red"));
         let quarantine = Quarantine::open(&state.0).unwrap();
         let mut watching = quarantine.watch();
         let waiting = tokio::spawn({

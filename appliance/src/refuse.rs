@@ -201,7 +201,7 @@ pub const fn wire(reason: Reason) -> Wire {
         R::SignatureDenied => (
             ACCESS_DENIED,
             FORBIDDEN,
-            "this kind of AWS signature is not made anew here; sign with AWS4-HMAC-SHA256, and no chunks",
+            "the gateway cannot replace this kind of AWS signature; sign with AWS4-HMAC-SHA256, and no chunks",
         ),
         R::SignatureExpired => (
             ACCESS_DENIED,

@@ -4,6 +4,9 @@
 //! Both are checked in the sources: `use` lines, and paths in code that begin with `crate`, `super`
 //! or a child module. Code for tests may use any module.
 //!
+//! The floor plan in `ARCHITECTURE.md` has a row for each module, in that order, and its glossary is
+//! short.
+//!
 //! The name of a test, anywhere in the repository, is a sentence of at most ten words.
 
 #![allow(clippy::expect_used, clippy::panic)]
@@ -86,6 +89,34 @@ fn a_circle_of_files_is_seen_however_it_is_written() {
 }
 
 #[test]
+fn the_floor_plan_has_the_modules_in_their_order() {
+    let rooms = first_cells("## The floor plan");
+    let rooms: Vec<&str> = rooms
+        .iter()
+        .map(|cell| cell.trim_matches('`').trim_end_matches('/').trim_end_matches(".rs"))
+        .collect();
+    let map = CrateMap::read(&sources());
+    let modules: Vec<&String> = map.order().iter().filter(|module| *module != OF_TESTS).collect();
+    assert_eq!(rooms, modules);
+}
+
+#[test]
+fn the_glossary_has_at_most_forty_terms() {
+    let terms = first_cells("## Glossary");
+    assert!((20..=MOST_TERMS).contains(&terms.len()), "{} terms: {terms:?}", terms.len());
+}
+
+/// Returns the first cell of each row of the table below this heading of `ARCHITECTURE.md`.
+fn first_cells(heading: &str) -> Vec<String> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ARCHITECTURE.md");
+    let text = fs::read_to_string(page).expect("a page");
+    let (_, below) = text.split_once(&format!("\n{heading}\n")).expect("the heading");
+    let section = below.split("\n## ").next().unwrap_or_default();
+    let cells = section.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    cells.skip(1).map(str::to_owned).collect()
+}
+
+#[test]
 fn a_tests_name_has_at_most_ten_words() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let folders = ["appliance", "tests", "benches"].map(|folder| read(&root.join(folder)));
@@ -109,6 +140,11 @@ fn a_test_is_found_however_it_is_written() {
 }
 
 const MOST_WORDS: usize = 10;
+
+const MOST_TERMS: usize = 40;
+
+/// The module of `lib.rs` that is no room: it holds tests alone.
+const OF_TESTS: &str = "documented";
 
 fn words(name: &str) -> usize {
     name.split('_').count()

@@ -24,7 +24,7 @@ use crate::world;
 
 const SIZES: [usize; 5] = [1, 10, 100, 1_000, 10_000];
 
-/// Measures one decision, for the last of so many names, and for one that is not listed.
+/// Measures one decision, for the last name of a list, and for one that is not listed.
 fn decisions(c: &mut Criterion) {
     let mut group = c.benchmark_group("scaling");
     for size in SIZES {

@@ -343,7 +343,7 @@ fn run(qemu: &mut Command, folder: &Path, on: &AtomicBool) {
     let _ = qemu.wait();
 }
 
-/// The machine's TPM2, which ends with the QEMU that it is of. What it keeps stays in its folder.
+/// The machine's TPM2, which ends with the QEMU that it is of. Its state stays in its folder.
 fn power_tpm(folder: &Path) -> Child {
     let socket = tpm_socket(folder);
     let _ = fs::remove_file(&socket);

@@ -35,7 +35,7 @@ pub struct Ask {
     pub body: &'static str,
 }
 
-/// What was at the origins before an attack.
+/// The requests and connections that were at the origins before an attack.
 #[derive(Clone, Copy)]
 pub struct Before {
     connections: usize,
@@ -280,7 +280,7 @@ impl World {
         assert!(new.is_empty(), "{what}: dialled: {new:#?}");
     }
 
-    /// What reached the origins since `before`.
+    /// Returns the connections that reached the origins since `before`.
     pub fn connections_since(&self, before: Before) -> Vec<Connection> {
         self.origin.log().connections().split_off(before.connections)
     }
@@ -291,7 +291,7 @@ impl World {
         assert_eq!(now, requests, "{what}: more requests at the origins than before");
     }
 
-    /// A last look: nothing late at an origin, and the gateway is alive. What it wrote is looked at
+    /// A last look: nothing late at an origin, and the gateway is alive. Its output is looked at
     /// when any [`crate::gateway::Gateway`] goes.
     #[track_caller]
     pub fn ends_well(mut self) {

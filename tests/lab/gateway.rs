@@ -271,8 +271,8 @@ fn earlier(log: &Path) -> PathBuf {
     log.with_file_name("earlier.log")
 }
 
-/// What holds at the end of each gateway, whatever the test is about: it told no secret, did not
-/// panic, and met no error of its own.
+/// At the end of each gateway, whatever the test is about, this asserts that it told no secret, did
+/// not panic, and met no error of its own.
 impl Drop for Gateway {
     fn drop(&mut self) {
         if std::thread::panicking() {

@@ -12,7 +12,7 @@ use crate::{
     origin::Origin,
 };
 
-/// Everything, running. What attacks ask of it is in [`crate::attack`]; at its end every
+/// Everything, running. The assertions of attacks are in [`crate::attack`]; at its end every
 /// [`Gateway`] is looked at once more.
 pub struct World {
     /// The namespaces, the test's folder and the public CA.
@@ -178,7 +178,7 @@ impl World {
         H2::open(AGENT, host.port(443), &self.hello2(host.name))
     }
 
-    /// What the OpenAI host answers to these bytes on a connection of their own.
+    /// Sends these bytes to the OpenAI host on a connection of their own, and returns its answer.
     ///
     /// # Panics
     /// When there is no answer.

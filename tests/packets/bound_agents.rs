@@ -246,7 +246,7 @@ pub fn share_the_wire() {
     );
 }
 
-/// Returns how many of so many queries of that agent are answered.
+/// Sends that agent's queries and returns how many are answered.
 fn answered(queries: usize) -> usize {
     AGENT2.enter(|| {
         let socket = UdpSocket::bind(BESIDE).expect("a socket");

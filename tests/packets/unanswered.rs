@@ -136,8 +136,8 @@ fn is_refused(to: SocketAddr) -> bool {
     })
 }
 
-/// Returns how many of so many queries of the second agent were answered. It sends a hundred a
-/// second, whatever comes back.
+/// Sends queries of the second agent, a hundred a second whatever comes back, and returns how many
+/// were answered.
 fn answered(from: IpAddr, server: SocketAddr, questions: usize) -> usize {
     AGENT2.enter(|| {
         let socket = UdpSocket::bind((from, 0)).expect("a socket");

@@ -28,9 +28,9 @@ const ALPN: (&str, u8) = ("alpn_denied", 120);
 /// The way in which the first flight of an agent is cut.
 #[derive(Debug, Clone, Copy)]
 enum Cut {
-    /// Into segments of so many bytes.
+    /// Into segments of this size in bytes.
     Segments(usize),
-    /// Into records of so many bytes, sent at once.
+    /// Into records of this size in bytes, sent at once.
     Records(usize),
     /// Into records of one byte, each in a segment for every byte of it.
     Both,

@@ -368,7 +368,7 @@ mod tests {
 
     #[test]
     fn every_record_is_one_whole_line() {
-        let folder = Folder::new("lines");
+        let folder = AuditFolder::new("lines");
         let file = folder.file();
         let (sink, writer) = Sink::open(&AuditTarget::File(file)).unwrap();
         write(&sink, 0..1000);
@@ -382,7 +382,7 @@ mod tests {
     /// opened again, and nothing is removed: every record is there once.
     #[test]
     fn rotations_by_two_programs_lose_and_repeat_no_record() {
-        let folder = Folder::new("rotated");
+        let folder = AuditFolder::new("rotated");
         let file = AuditFile { rotate: Some(10_000), keep: 10_000, ..folder.file() };
         let (sink, writer) = Sink::open(&AuditTarget::File(file)).unwrap();
         let path = folder.0.join("audit.jsonl");
@@ -405,7 +405,7 @@ mod tests {
 
     #[test]
     fn a_removed_file_is_opened_again_without_an_order() {
-        let folder = Folder::new("removed");
+        let folder = AuditFolder::new("removed");
         let (sink, writer) = Sink::open(&AuditTarget::File(folder.file())).unwrap();
         std::fs::remove_file(folder.0.join("audit.jsonl")).unwrap();
         write(&sink, 0..10);
@@ -415,7 +415,7 @@ mod tests {
 
     #[test]
     fn below_the_reserve_no_slot_is_given_or_line_lost() {
-        let folder = Folder::new("reserve");
+        let folder = AuditFolder::new("reserve");
         let file = AuditFile { reserve: u64::MAX, ..folder.file() };
         let target = AuditTarget::File(file.clone());
         let refused = Sink::open(&target).unwrap_err().to_string();
@@ -433,7 +433,7 @@ mod tests {
 
     #[test]
     fn an_order_to_reopen_is_taken_while_the_audit_fails() {
-        let folder = Folder::new("failing");
+        let folder = AuditFolder::new("failing");
         std::os::unix::fs::symlink("/dev/full", folder.0.join("audit.jsonl")).unwrap();
         let output = Output::open(&AuditTarget::File(folder.file())).unwrap();
         let (sink, writer) = Sink::start(output).unwrap();
@@ -493,9 +493,9 @@ mod tests {
 
     uncounted!(i32, &str, String, (u32, String));
 
-    struct Folder(PathBuf);
+    struct AuditFolder(PathBuf);
 
-    impl Folder {
+    impl AuditFolder {
         fn new(name: &str) -> Self {
             let path =
                 std::env::temp_dir().join(format!("cloakroom-{name}-{}", std::process::id()));
@@ -529,7 +529,7 @@ mod tests {
         }
     }
 
-    impl Drop for Folder {
+    impl Drop for AuditFolder {
         fn drop(&mut self) {
             let _ = std::fs::remove_dir_all(&self.0);
         }

@@ -65,7 +65,7 @@ impl Leaves {
     ///
     /// `host` is none of the names, or the issuing CA has ended.
     pub fn leaf(&self, host: &Host, now: SystemTime) -> Result<Arc<CertifiedKey>, CaError> {
-        if let Some(key) = self.kept(host, now) {
+        if let Some(key) = self.cached(host, now) {
             return Ok(key);
         }
         let leaf = self.ca.mint(host, unix_seconds(now)?)?;
@@ -75,7 +75,7 @@ impl Leaves {
     }
 
     /// Returns the same if it has been made already.
-    pub fn kept(&self, host: &Host, now: SystemTime) -> Option<Arc<CertifiedKey>> {
+    pub fn cached(&self, host: &Host, now: SystemTime) -> Option<Arc<CertifiedKey>> {
         let now = unix_seconds(now).ok()?;
         let shard = self.shard(host)?;
         let leaf = shard.get(host)?;

@@ -111,9 +111,9 @@ impl RuleCa {
 
     /// Returns the chain and the key to show to an agent that asks for `host`, if they have been
     /// made already.
-    pub fn kept(&self, host: &Host, now: SystemTime) -> Option<Arc<CertifiedKey>> {
+    pub fn cached(&self, host: &Host, now: SystemTime) -> Option<Arc<CertifiedKey>> {
         let leaves = self.leaves.load();
-        leaves.as_ref().filter(|leaves| now < leaves.ends())?.kept(host, now)
+        leaves.as_ref().filter(|leaves| now < leaves.ends())?.cached(host, now)
     }
 
     /// Returns the same, and makes them where they are missing.

@@ -16,7 +16,7 @@ use super::file::{files, of, table};
 pub struct Client {
     /// The name in a configuration.
     pub name: &'static str,
-    about: About,
+    about: ClientHeader,
     text: &'static str,
     variables: BTreeMap<String, String>,
     keys: BTreeMap<String, String>,
@@ -35,7 +35,7 @@ pub(crate) struct ClientRule {
 /// The table `[client]`: texts for people, and the names.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct About {
+struct ClientHeader {
     title: String,
     note: Option<String>,
     #[serde(default)]
@@ -137,7 +137,7 @@ static CLIENTS: LazyLock<Vec<Client>> =
 /// Reads a client's file. Returns `None` where the file is wrong, which a test rules out.
 fn read(name: &'static str, text: &'static str) -> Option<Client> {
     let mut file = DeTable::parse(text).ok()?.into_inner();
-    let about = About::deserialize(of(text, table(&mut file, "client")?)).ok()?;
+    let about = ClientHeader::deserialize(of(text, table(&mut file, "client")?)).ok()?;
     let mut texts = |key| match table(&mut file, key) {
         Some(table) => BTreeMap::deserialize(of(text, table)).ok(),
         None => Some(BTreeMap::new()),

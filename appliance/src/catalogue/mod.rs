@@ -22,7 +22,7 @@ pub use client::{Client, client, clients};
 pub struct Provider {
     /// The name in a configuration.
     pub name: &'static str,
-    about: About,
+    about: ProviderHeader,
     text: &'static str,
     api: DeTable<'static>,
     binding: DeTable<'static>,
@@ -31,7 +31,7 @@ pub struct Provider {
 /// The table `[provider]`: texts for people.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct About {
+struct ProviderHeader {
     title: String,
     note: Option<String>,
     #[serde(default)]
@@ -132,7 +132,7 @@ static PROVIDERS: LazyLock<Vec<Provider>> =
 /// Reads a provider's file. Returns `None` where the file is wrong, which a test rules out.
 fn read(name: &'static str, text: &'static str) -> Option<Provider> {
     let mut file = DeTable::parse(text).ok()?.into_inner();
-    let about = About::deserialize(of(text, table(&mut file, "provider")?));
+    let about = ProviderHeader::deserialize(of(text, table(&mut file, "provider")?));
     let (api, binding) = (table(&mut file, "api")?, table(&mut file, "binding")?);
     Some(Provider { name, about: about.ok()?, text, api, binding })
 }

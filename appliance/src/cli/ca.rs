@@ -56,7 +56,7 @@ pub struct InitArgs {
     /// Folder of the root; made where there is none
     #[arg(long, value_name = "DIR")]
     pub dir: PathBuf,
-    /// What people see in their trust stores; a random id is added
+    /// Name that people see in their trust stores; a random id is added
     #[arg(long, value_name = "TEXT", default_value = ROOT_NAME)]
     pub name: String,
 }

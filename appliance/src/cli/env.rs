@@ -34,7 +34,7 @@ pub struct EnvArgs {
     /// The group of the agents
     #[arg(value_name = "GROUP", value_parser = GroupName::parse)]
     group: GroupName,
-    /// What it is for
+    /// Form of the output
     #[arg(long, value_enum, default_value_t = Format::Shell)]
     format: Format,
     /// Print each placeholder in the shape of its provider's keys, where that is known

@@ -33,8 +33,8 @@ use crate::{
     cloakroom explain --group research CONNECT tcp://git.example.com:22\n  \
     journalctl --output cat --unit cloakroom | cloakroom explain --audit - 7f213fc22116f96b\n\n\
     A flow stands in each refusal that an agent reads, and in the audit. The request to a URL has the\n\
-    placeholder of its API, unless --header or --anonymous says otherwise. What is printed to be written\n\
-    into the configuration was tried on a copy of it. No secret is read, and nothing is changed or asked of\n\
+    placeholder of its API, unless --header or --anonymous says otherwise. A change that is printed\n\
+    was tried on a copy of the configuration. No secret is read, and nothing is changed or asked of\n\
     the daemon: what it answers is by the configuration that it has, which `cloakroom reload` renews."
 )]
 pub struct ExplainArgs {

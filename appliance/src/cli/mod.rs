@@ -220,8 +220,8 @@ fn dispatch(command: Command) -> Result<(), CliError> {
         Command::Clients(args) => print(&clients::shown(&args).map_err(usage)?),
         Command::Guard(args) => guard(&args),
         Command::Watch(args) => watch(&args),
-        Command::Explain(args) => told(explain::answer(&args)),
-        Command::Suggest(args) => told(suggest::answer(&args, SystemTime::now())),
+        Command::Explain(args) => print_answer(explain::answer(&args)),
+        Command::Suggest(args) => print_answer(suggest::answer(&args, SystemTime::now())),
         Command::Ca(command) => run_ca(command),
         Command::Secret(command) => run_secret(command),
         Command::Vault(command) => run_vault(command),
@@ -391,7 +391,7 @@ fn watch(args: &WatchArgs) -> Result<(), CliError> {
         .map_err(|error| CliError::Other(error.to_string()))
 }
 
-fn told(answer: Result<String, NoAnswer>) -> Result<(), CliError> {
+fn print_answer(answer: Result<String, NoAnswer>) -> Result<(), CliError> {
     let answer = answer.map_err(|none| match none {
         NoAnswer::Config(errors) => CliError::Config(errors),
         NoAnswer::Other(text) => CliError::Other(text),

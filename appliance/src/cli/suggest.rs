@@ -31,7 +31,7 @@ use crate::{
     journalctl --output cat --unit cloakroom | cloakroom suggest --audit -\n\n\
     Prints TOML, a part for each host, the host first that takes the least. Each part says what it opens\n\
     and how many refusals it would have let through. Names are exact, and everything was tried on a copy of\n\
-    the configuration; nothing is applied. What an agent asked for is no reason to allow it: read each part,\n\
+    the configuration; nothing is applied. A request is no reason to allow what it asked for: read each part,\n\
     and take what you want.")]
 pub struct SuggestArgs {
     /// Only refusals of so long ago, as in 30m or 24h

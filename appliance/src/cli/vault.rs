@@ -78,8 +78,8 @@ pub struct PlanArgs {
     #[arg(value_name = "CONFIG", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
     /// As a script for a shell, or for Terraform
-    #[arg(long, value_enum, default_value_t = Format::Shell)]
-    format: Format,
+    #[arg(long, value_enum, default_value_t = PlanFormat::Shell)]
+    format: PlanFormat,
     /// Print this policy alone
     #[arg(long, value_name = "NAME", conflicts_with = "format")]
     policy: Option<String>,
@@ -90,7 +90,7 @@ pub struct PlanArgs {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Format {
+enum PlanFormat {
     Shell,
     Terraform,
 }
@@ -199,8 +199,8 @@ fn plan(args: PlanArgs, config: &Config) -> Result<String, VaultCommandError> {
     let plan = VaultPlan::new(settings, policy, bound).map_err(VaultCommandError::Plan)?;
     match (args.policy, args.format) {
         (Some(name), _) => plan.policy(&name).map_err(VaultCommandError::Plan),
-        (None, Format::Shell) => Ok(plan.shell()),
-        (None, Format::Terraform) => Ok(plan.terraform()),
+        (None, PlanFormat::Shell) => Ok(plan.shell()),
+        (None, PlanFormat::Terraform) => Ok(plan.terraform()),
     }
 }
 

@@ -22,7 +22,7 @@ use crate::policy::{
 /// Returns the whole configuration as text for people: the gateway, each group with all that it may
 /// do, and the warnings. Ends with a line end.
 pub fn explain(config: &Config) -> String {
-    let mut page = Explanation(String::new());
+    let mut page = PolicyReport(String::new());
     page.gateway(config);
     config.policy.groups.iter().for_each(|group| page.group(group, &config.policy));
     if !config.policy.apis.is_empty() {
@@ -33,9 +33,9 @@ pub fn explain(config: &Config) -> String {
 }
 
 /// Text under construction. Writing to a string cannot fail.
-struct Explanation(String);
+struct PolicyReport(String);
 
-impl Explanation {
+impl PolicyReport {
     fn heading(&mut self, text: impl Display) {
         let blank = if self.0.is_empty() { "" } else { "\n" };
         let _ = writeln!(self.0, "{blank}{text}");
@@ -233,7 +233,7 @@ impl Explanation {
     fn aws(&mut self, api: &Api) {
         let Some(scope) = &api.aws else { return };
         let (services, regions) = (list(&scope.services), list(&scope.regions));
-        self.line("signed", format!("anew for {services} in {regions}, and for nothing else"));
+        self.line("signed", format!("again for {services} in {regions}, and for nothing else"));
     }
 
     /// Writes where this API differs from [`Self::credentials`].

@@ -13,7 +13,7 @@ use crate::{
     ca::RuleCa,
     harden::Enforced,
     health::{Finding, Health, HealthCause},
-    packets::Claim,
+    packets::ListenerClaim,
     phase::Phase,
     policy::{Api, Binding, GroupName},
     policy_snapshot::PolicySnapshot,
@@ -30,7 +30,7 @@ pub(super) struct Vitals {
     /// The other programs that write packet marks after the gateway's rules, in a sentence each.
     pub(super) marks: watch::Receiver<Vec<String>>,
     /// Knows which interfaces nobody listens on.
-    pub(super) claim: Arc<Claim>,
+    pub(super) claim: Arc<ListenerClaim>,
     /// The extent to which Landlock confines the daemon.
     pub(super) landlock: Enforced,
     /// Whether Vault signs the issuing CAs.

@@ -26,7 +26,7 @@ use tokio::{
 use super::error::{DaemonError, other};
 use crate::{
     audit::{self, HostCheckEvent, Sink},
-    packets::{self, Capture, Claim, Monitor, PacketsError},
+    packets::{self, Capture, ListenerClaim, Monitor, PacketsError},
 };
 
 /// The daemon's handle of the thread.
@@ -47,7 +47,7 @@ impl HostChecks {
     /// the first check, so that none is missed.
     pub(super) async fn start(
         capture: Capture,
-        (every, claim, audit): (Duration, Arc<Claim>, Sink),
+        (every, claim, audit): (Duration, Arc<ListenerClaim>, Sink),
     ) -> Result<Self, DaemonError> {
         let (orders, ordered) = mpsc::channel(1);
         let (failing, failed) = oneshot::channel();
@@ -137,7 +137,7 @@ struct Keeper {
     doubt: watch::Sender<Option<String>>,
     /// The other programs that write packet marks.
     marks: watch::Sender<Vec<String>>,
-    claim: Arc<Claim>,
+    claim: Arc<ListenerClaim>,
     audit: Sink,
 }
 
@@ -145,7 +145,7 @@ impl Keeper {
     fn new(
         capture: Capture,
         (doubt, marks): (watch::Sender<Option<String>>, watch::Sender<Vec<String>>),
-        (claim, audit): (Arc<Claim>, Sink),
+        (claim, audit): (Arc<ListenerClaim>, Sink),
     ) -> Self {
         let in_force = capture.clone();
         let (unguarded, unsettled, uninstalled) = (None, None, None);

@@ -5,13 +5,17 @@ use std::path::{Path, PathBuf};
 
 use crate::{
     config::{AuditTarget, SecretFile, Settings, VaultSettings},
-    harden::Reach,
+    harden::FileReach,
 };
 
 /// Returns the folders that the daemon needs. `named` are the configuration and the files that it
 /// was read with; `ready_file` is not written yet.
-pub(super) fn reach(settings: &Settings, named: &[PathBuf], ready_file: Option<&Path>) -> Reach {
-    let mut reach = Reach::default();
+pub(super) fn reach(
+    settings: &Settings,
+    named: &[PathBuf],
+    ready_file: Option<&Path>,
+) -> FileReach {
+    let mut reach = FileReach::default();
     SYSTEM.iter().for_each(|folder| reach.read(*folder));
     SWITCHES.iter().for_each(|folder| reach.write(*folder));
     named.iter().for_each(|file| reach.read_beside(file));
@@ -30,7 +34,7 @@ pub(super) fn reach(settings: &Settings, named: &[PathBuf], ready_file: Option<&
     reach
 }
 
-fn of_vault(reach: &mut Reach, vault: &VaultSettings) {
+fn of_vault(reach: &mut FileReach, vault: &VaultSettings) {
     vault.login.files().for_each(|file| reach.read_beside(file));
     if let Some(pki) = &vault.pki {
         reach.read_beside(&pki.root_file);

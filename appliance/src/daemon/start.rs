@@ -32,13 +32,13 @@ use crate::{
     config::{Config, SecretFile, Settings},
     dial::{self, OffLimits, Resolver},
     dns::{self, QueryHandler},
-    harden::{Confinement, Enforced, Reach},
+    harden::{Confinement, Enforced, FileReach},
     identity::FlowIds,
     intercept::Services,
     limits::Capacity,
     packets::{
-        self, Capture, Claim, DaemonState, DnsSockets, HeldName, InheritedListeners, PacketLog,
-        PacketsError,
+        self, Capture, DaemonState, DnsSockets, HeldName, InheritedListeners, ListenerClaim,
+        PacketLog, PacketsError,
     },
     phase::{Phase, Phases},
     policy::{Group, Policy},
@@ -54,7 +54,7 @@ impl Daemon {
     /// Starts with all parts, or not at all. Packets are captured last.
     pub(super) async fn start(
         config: (Config, &Path),
-        reach: Reach,
+        reach: FileReach,
         supervisor: &Supervisor,
         inherited: InheritedListeners,
     ) -> Result<Self, DaemonError> {
@@ -90,7 +90,7 @@ struct Answering {
     core: Core,
     inherited: InheritedListeners,
     serves: Option<HeldName>,
-    claim: Arc<Claim>,
+    claim: Arc<ListenerClaim>,
     dns: dns::DnsServer,
     watcher: Watcher,
 }
@@ -118,11 +118,11 @@ struct Core {
 impl Prepared {
     async fn new(
         (config, config_file): (Config, &Path),
-        reach: Reach,
+        reach: FileReach,
         mut inherited: InheritedListeners,
     ) -> Result<Self, DaemonError> {
         let Config { settings, policy } = config;
-        let control = patiently(|| Control::bind(&settings.control), is_in_use).await;
+        let control = retried(|| Control::bind(&settings.control), is_in_use).await;
         let control = control.map_err(|error| {
             other(&format!("the control socket {}", settings.control.display()), &error)
         })?;
@@ -171,7 +171,7 @@ impl Prepared {
         let cas = issuing::cas(&policy, settings, rotation.as_ref())?;
         let policy_snapshot = policy_snapshot(policy, cas.clone(), &system_roots)?;
         let records = Records::open(settings)?;
-        let management = patiently(|| open_metrics(settings, capture), is_in_use).await;
+        let management = retried(|| open_metrics(settings, capture), is_in_use).await;
         let management = management.map_err(|error| other("metrics", &error))?;
         let (phase, phases) = Phases::new();
         let (policy_snapshots, in_force) = watch::channel(Arc::new(policy_snapshot));
@@ -209,7 +209,7 @@ impl Equipped {
         // A daemon that drains has the sockets that were not passed on, and gives them up when it
         // hears this.
         let serves = if inherited.is_empty() { say_serves(port).await } else { None };
-        let claim = patiently(|| packets::claim(&inherited, capture), is_in_the_way).await;
+        let claim = retried(|| packets::claim(&inherited, capture), is_in_the_way).await;
         let claim = Arc::new(claim?);
         let log = PacketLog::open(capture.nflog_group)?;
         // The program in the way may have been a daemon that has gone by now.
@@ -286,7 +286,7 @@ struct Captured {
 impl Captured {
     async fn new(
         (host, core): (&HostSetup, &Core),
-        claim: &Arc<Claim>,
+        claim: &Arc<ListenerClaim>,
         (supervisor, inherited, serves): (&Supervisor, InheritedListeners, Option<HeldName>),
     ) -> Result<Self, DaemonError> {
         let HostSetup { settings, capture, .. } = host;
@@ -337,7 +337,7 @@ impl Obeying {
 
 /// Gives up the rights that the daemon does not use. A kernel without Landlock is no reason not to
 /// run.
-fn confine(reach: Reach) -> Result<Arc<Confinement>, DaemonError> {
+fn confine(reach: FileReach) -> Result<Arc<Confinement>, DaemonError> {
     let confinement = Confinement::enter(reach)
         .map_err(|error| other("cannot be confined by Landlock", &error))?;
     match confinement.enforced() {
@@ -355,7 +355,7 @@ fn confine(reach: Reach) -> Result<Arc<Confinement>, DaemonError> {
 
 /// Repeats an attempt for a moment: a daemon that was killed with its launcher may not have ended
 /// yet.
-async fn patiently<T, E>(
+async fn retried<T, E>(
     mut attempt: impl FnMut() -> Result<T, E>,
     may_pass: impl Fn(&E) -> bool,
 ) -> Result<T, E> {
@@ -373,7 +373,7 @@ async fn patiently<T, E>(
 /// Tells an earlier daemon that this one accepts. Without that, the earlier one goes on for a
 /// while.
 async fn say_serves(port: u16) -> Option<HeldName> {
-    let held = patiently(|| DaemonState::Serves.hold(port), is_in_use).await;
+    let held = retried(|| DaemonState::Serves.hold(port), is_in_use).await;
     if let Err(error) = &held {
         tracing::warn!(%error, "cannot tell a daemon that drains that this one serves");
     }
@@ -384,7 +384,7 @@ async fn say_serves(port: u16) -> Option<HeldName> {
 /// force.
 async fn is_left_alone(port: u16) {
     let gone = || if DaemonState::AcceptsStill.is_said(port) { Err(()) } else { Ok(()) };
-    if patiently(gone, |()| true).await.is_err() {
+    if retried(gone, |()| true).await.is_err() {
         tracing::warn!("the daemon that was before this one accepts connections still");
     }
 }

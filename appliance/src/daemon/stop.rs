@@ -38,7 +38,7 @@ impl Daemon {
     pub(super) async fn stop(
         self,
         mut signals: DaemonSignals,
-        told: SignalMeaning,
+        signal: SignalMeaning,
         launched: Option<Launched>,
     ) {
         let Self {
@@ -70,23 +70,17 @@ impl Daemon {
                 drop(serves);
                 // Where a stranger holds the name, the next daemon does not wait for this.
                 let still = DaemonState::AcceptsStill.hold(proxy_port);
-                let patience = match told {
+                let limit = match signal {
                     SignalMeaning::End => Duration::ZERO,
                     _ => SUCCESSOR.min(drain_time),
                 };
                 tokio::select! {
-                    () = make_way(proxy_port, patience, launched) => {}
+                    () = make_way(proxy_port, limit, launched) => {}
                     () = successor.follow() => drain_time = Duration::ZERO,
                     () = signals.stop() => drain_time = Duration::ZERO,
                 }
                 phase.send_replace(Phase::Drain);
-                for worker in &mut workers {
-                    // A worker that is too busy to learn of it is cut like the others.
-                    if timeout(GIVE_BACK_TIME, worker.has_stopped_listening()).await.is_err() {
-                        tracing::error!("a worker did not stop listening in time");
-                        break;
-                    }
-                }
+                stop_listening(&mut workers).await;
                 drop(still);
                 (true, None)
             }
@@ -156,13 +150,23 @@ impl Obeying {
     }
 }
 
+/// Waits until the workers listen no more. A worker that is too busy to learn of it is cut like the
+/// others.
+async fn stop_listening(workers: &mut [Worker]) {
+    for worker in workers {
+        if timeout(GIVE_BACK_TIME, worker.has_stopped_listening()).await.is_err() {
+            return tracing::error!("a worker did not stop listening in time");
+        }
+    }
+}
+
 /// Lets the next daemon come from here on. This daemon accepts until the next one does, so that its
 /// start interrupts nobody. Since it is not known whether one comes at all, the wait has a limit.
-async fn make_way(port: u16, patience: Duration, launched: Launched) {
+async fn make_way(port: u16, limit: Duration, launched: Launched) {
     if let Err(error) = launched.let_go() {
         return tracing::error!(%error, "cannot tell the launcher; the next daemon waits");
     }
-    if patience.is_zero() {
+    if limit.is_zero() {
         return tracing::info!("no other daemon is to follow");
     }
     tracing::info!("the next daemon may start");
@@ -171,7 +175,7 @@ async fn make_way(port: u16, patience: Duration, launched: Launched) {
             tokio::time::sleep(LISTEN_EVERY).await;
         }
     };
-    if timeout(patience, comes).await.is_err() {
+    if timeout(limit, comes).await.is_err() {
         tracing::info!("no other daemon serves yet; new connections wait for one");
     }
 }

@@ -16,7 +16,7 @@ use crate::policy::{GroupName, Host};
 /// Answers by group and name, up to a bound.
 #[derive(Debug)]
 pub(super) struct Answers {
-    groups: HashMap<GroupName, GroupAnswers>,
+    groups: HashMap<GroupName, CachedGroup>,
     /// The number of names of all groups together.
     names: usize,
     most: usize,
@@ -24,7 +24,7 @@ pub(super) struct Answers {
 
 /// The answers that one group was given.
 #[derive(Debug, Default)]
-struct GroupAnswers {
+struct CachedGroup {
     names: HashMap<Host, CachedAnswer>,
     /// The names in the order in which they are forgotten.
     order: BTreeSet<(Instant, Host)>,
@@ -88,7 +88,7 @@ impl Answers {
         }
         self.groups.retain(|_, answers| !answers.names.is_empty());
         // The new name counts already.
-        let size = |(group, answers): &(&GroupName, &GroupAnswers)| {
+        let size = |(group, answers): &(&GroupName, &CachedGroup)| {
             answers.names.len() + usize::from(*group == of)
         };
         let largest = self.groups.iter().max_by_key(size);
@@ -103,7 +103,7 @@ impl Answers {
     }
 }
 
-impl GroupAnswers {
+impl CachedGroup {
     /// Forgets the answers that are no longer valid, and returns how many those were.
     fn forget(&mut self, now: Instant) -> usize {
         let before = self.names.len();
@@ -203,7 +203,7 @@ mod tests {
                 put(&mut answers, (of, name), seconds, now);
                 prop_assert!(answers.names <= MOST);
                 prop_assert_eq!(holds(&answers, (of, name), now), seconds > 0);
-                let books = |size: fn(&GroupAnswers) -> usize| answers.groups.values().map(size).sum::<usize>();
+                let books = |size: fn(&CachedGroup) -> usize| answers.groups.values().map(size).sum::<usize>();
                 prop_assert_eq!(books(|group| group.names.len()), answers.names);
                 prop_assert_eq!(books(|group| group.order.len()), answers.names);
                 for (other, before) in (0..4).zip(before).filter(|(other, _)| *other != of) {

@@ -44,7 +44,7 @@ pub(super) struct ResolverState {
     /// Answers in a row that did not keep the capitals.
     folded: AtomicU32,
     /// The time at which a forgery was last logged.
-    told: Mutex<Option<Instant>>,
+    last_logged: Mutex<Option<Instant>>,
 }
 
 /// A socket for one query.
@@ -175,9 +175,9 @@ impl ResolverState {
     /// Logs, once in a while, that a sender who can use the resolver's address has found the port
     /// of a query.
     fn tell_forgery(&self, address: SocketAddr) {
-        let mut told = lock(&self.told);
-        if told.is_none_or(|last| last.elapsed() >= TELL_EVERY) {
-            *told = Some(Instant::now());
+        let mut last_logged = lock(&self.last_logged);
+        if last_logged.is_none_or(|last| last.elapsed() >= TELL_EVERY) {
+            *last_logged = Some(Instant::now());
             tracing::warn!(
                 resolver = %address,
                 "an answer to no question of ours came in its name; it is asked over TCP"

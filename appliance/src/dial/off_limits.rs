@@ -25,12 +25,12 @@ pub struct OffLimits(Arc<Inner>);
 struct Inner {
     control_plane: ControlPlane,
     own: OwnAddresses,
-    known: watch::Sender<Arc<Known>>,
+    known: watch::Sender<Arc<KnownAddresses>>,
 }
 
 /// The known properties of the site.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Known {
+pub(super) struct KnownAddresses {
     site: Site,
     /// The prefixes of translators that the resolvers' answers have shown, and when each was last
     /// shown. `None` until a resolver has answered.
@@ -40,7 +40,7 @@ pub(super) struct Known {
 impl OffLimits {
     /// Creates one from the control plane and the site. Nothing is discovered yet.
     pub fn new(control_plane: ControlPlane, site: Site) -> Self {
-        let known = watch::Sender::new(Arc::new(Known { site, discovered: None }));
+        let known = watch::Sender::new(Arc::new(KnownAddresses { site, discovered: None }));
         Self(Arc::new(Inner { control_plane, own: OwnAddresses::default(), known }))
     }
 
@@ -67,7 +67,7 @@ impl OffLimits {
     }
 
     /// Returns the present knowledge, and reports its changes.
-    pub(super) fn watch(&self) -> watch::Receiver<Arc<Known>> {
+    pub(super) fn watch(&self) -> watch::Receiver<Arc<KnownAddresses>> {
         self.0.known.subscribe()
     }
 
@@ -93,16 +93,16 @@ impl OffLimits {
         self.0.own.holds(address)
     }
 
-    fn known(&self) -> Arc<Known> {
+    fn known(&self) -> Arc<KnownAddresses> {
         Arc::clone(&self.0.known.borrow())
     }
 
-    fn learn(&self, change: impl FnOnce(&mut Known)) {
+    fn learn(&self, change: impl FnOnce(&mut KnownAddresses)) {
         self.0.known.send_modify(|known| change(Arc::make_mut(known)));
     }
 }
 
-impl Known {
+impl KnownAddresses {
     /// Returns whether the operator states which translators there are, so that no resolver has to
     /// be asked.
     pub(super) fn is_stated(&self) -> bool {

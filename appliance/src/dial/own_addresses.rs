@@ -46,7 +46,7 @@ impl OwnAddresses {
         match current(&mut followed) {
             Ok(list) => list.holds(address),
             Err(error) => {
-                // What was told is not followed any more; the next question begins anew.
+                // The list is not followed any more; the next question reads it again.
                 *followed = None;
                 warn(&error);
                 true

@@ -64,17 +64,17 @@ struct Inner {
     /// The runtime whose tasks carry the queries, so that they outlive a single worker's flow.
     home: Handle,
     answers: Mutex<Answers>,
-    under_way: Mutex<HashMap<Wanted, Flight>>,
+    under_way: Mutex<HashMap<LookupKey, Flight>>,
     answered: Answered,
     off_limits: OffLimits,
     /// The time at which a failure to resolve was last logged.
-    told: Mutex<Option<Instant>>,
+    last_logged: Mutex<Option<Instant>>,
 }
 
 /// An outcome, and the time until which it holds.
 type TimedOutcome = Result<(Resolved, Instant), (Unresolved, Instant)>;
 /// A name, and the group that wants it resolved.
-type Wanted = (Host, GroupName);
+type LookupKey = (Host, GroupName);
 type Flight = Shared<BoxFuture<'static, LookupOutcome>>;
 
 impl Resolver {
@@ -124,7 +124,7 @@ impl Resolver {
             under_way: Mutex::default(),
             answered: Answered::default(),
             off_limits,
-            told: Mutex::default(),
+            last_logged: Mutex::default(),
         })))
     }
 
@@ -215,22 +215,22 @@ impl Resolver {
 
 impl Inner {
     /// Returns the query that is under way for the name, or a new one, which keeps the slot.
-    fn flight(self: &Arc<Self>, wanted: Wanted, place: FairSlot) -> Flight {
+    fn flight(self: &Arc<Self>, key: LookupKey, place: FairSlot) -> Flight {
         let mut under_way = lock(&self.under_way);
-        if let Some(flight) = under_way.get(&wanted) {
+        if let Some(flight) = under_way.get(&key) {
             return flight.clone();
         }
         // The query removes itself from the list. It waits for the list's lock, so it is on the
         // list by then.
-        let landing = Landing { inner: Arc::clone(self), wanted: wanted.clone() };
+        let landing = Landing { inner: Arc::clone(self), key: key.clone() };
         let query = self.home.spawn(async move {
-            let outcome = landing.inner.ask(&landing.wanted.0).await;
-            let outcome = landing.inner.remember(&landing.wanted, outcome);
+            let outcome = landing.inner.ask(&landing.key.0).await;
+            let outcome = landing.inner.remember(&landing.key, outcome);
             drop(place);
             outcome
         });
         let flight = query.map(|ended| ended.unwrap_or(Err(Unresolved::Failed))).boxed().shared();
-        under_way.insert(wanted, flight.clone());
+        under_way.insert(key, flight.clone());
         flight
     }
 
@@ -276,9 +276,9 @@ impl Inner {
     /// is gone. Logged once in a while, however many queries fail.
     fn tell_failure(&self, error: &NetError) {
         let now = Instant::now();
-        let mut told = lock(&self.told);
-        if told.is_none_or(|last| now.duration_since(last) >= TELL_EVERY) {
-            *told = Some(now);
+        let mut last_logged = lock(&self.last_logged);
+        if last_logged.is_none_or(|last| now.duration_since(last) >= TELL_EVERY) {
+            *last_logged = Some(now);
             tracing::warn!(
                 %error,
                 "no resolver answers, or none over TLS has a certificate that verifies; names do \
@@ -287,7 +287,7 @@ impl Inner {
         }
     }
 
-    fn remember(&self, (host, group): &Wanted, outcome: TimedOutcome) -> LookupOutcome {
+    fn remember(&self, (host, group): &LookupKey, outcome: TimedOutcome) -> LookupOutcome {
         let (outcome, until) = match outcome {
             Ok((found, until)) => (Ok(found), until),
             Err((why, until)) => (Err(why), until),
@@ -301,12 +301,12 @@ impl Inner {
 /// Removes a query from the list of those under way, however it ends.
 struct Landing {
     inner: Arc<Inner>,
-    wanted: Wanted,
+    key: LookupKey,
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        lock(&self.inner.under_way).remove(&self.wanted);
+        lock(&self.inner.under_way).remove(&self.key);
     }
 }
 

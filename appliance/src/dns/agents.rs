@@ -48,7 +48,7 @@ pub(super) struct QueryCounts {
     /// Queries that came too fast, or when the agent or its group had no share left.
     pub(super) limited: u64,
     /// Queries whose answer the kernel did not take.
-    pub(super) unsent: u64,
+    pub(super) undelivered: u64,
 }
 
 /// A share that an agent holds: a lookup or a connection. Given back when dropped.
@@ -110,8 +110,8 @@ impl Agents {
     }
 
     /// Counts an answer that could not be sent.
-    pub(super) fn unsent(&self, key: &AgentKey, now: Instant) {
-        self.with(key, now, |agent, _| agent.counts.unsent += 1);
+    pub(super) fn undelivered(&self, key: &AgentKey, now: Instant) {
+        self.with(key, now, |agent, _| agent.counts.undelivered += 1);
     }
 
     /// Counts a query that was refused. Returns whether it gets a record of its own.
@@ -229,7 +229,7 @@ impl QueryCounts {
         self.answered += other.answered;
         self.refused += other.refused;
         self.limited += other.limited;
-        self.unsent += other.unsent;
+        self.undelivered += other.undelivered;
     }
 }
 
@@ -403,8 +403,8 @@ mod tests {
         let later = now + Duration::from_secs(60);
         agents.sweep(later, |_, _, _| false);
         agents.answered(&key("192.0.2.1"), later);
-        agents.unsent(&key("192.0.2.1"), later);
-        let both = QueryCounts { answered: 2, unsent: 1, ..QueryCounts::default() };
+        agents.undelivered(&key("192.0.2.1"), later);
+        let both = QueryCounts { answered: 2, undelivered: 1, ..QueryCounts::default() };
         assert_eq!(swept(&agents, later), [(Some(key("192.0.2.1")), both)]);
     }
 

@@ -41,9 +41,9 @@ pub enum QueryVerdict {
     Silence,
     /// It is answered at once.
     Answered(DnsReply),
-    /// It asks for a listed name, which is to be resolved; [`Question::reply`] then makes the
+    /// It asks for a listed name, which is to be resolved; [`DnsQuestion::reply`] then makes the
     /// answer.
-    Resolve(Box<Question>),
+    Resolve(Box<DnsQuestion>),
 }
 
 /// The answer to one query.
@@ -68,7 +68,7 @@ pub struct RefusedQuery {
 
 /// A query for the addresses of a listed name.
 #[derive(Debug, Clone)]
-pub struct Question {
+pub struct DnsQuestion {
     query: Message,
     host: Host,
     most_bytes: usize,
@@ -102,7 +102,7 @@ fn consider(query: &[u8], judge: impl FnOnce(Message) -> QueryVerdict) -> QueryV
     }
 }
 
-impl Question {
+impl DnsQuestion {
     /// Returns the name to resolve.
     pub fn host(&self) -> &Host {
         &self.host
@@ -229,7 +229,7 @@ fn judge(asker: Asker<'_>, message: Message) -> QueryVerdict {
         let reply = refusal(&message, ResponseCode::NoError, None, most_bytes);
         return QueryVerdict::Answered(reply);
     }
-    QueryVerdict::Resolve(Box::new(Question { query: message, host, most_bytes }))
+    QueryVerdict::Resolve(Box::new(DnsQuestion { query: message, host, most_bytes }))
 }
 
 fn is_answered(kind: RecordType) -> bool {

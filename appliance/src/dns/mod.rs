@@ -17,6 +17,6 @@ mod server;
 mod tcp;
 mod udp;
 
-pub use message::{Asker, DnsReply, QueryVerdict, Question, RefusedQuery, answer};
+pub use message::{Asker, DnsQuestion, DnsReply, QueryVerdict, RefusedQuery, answer};
 pub use query_handler::QueryHandler;
 pub use server::DnsServer;

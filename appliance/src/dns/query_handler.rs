@@ -13,7 +13,7 @@ use tokio::{
 
 use super::{
     agents::{Agents, DnsShare, Of},
-    message::{self, Asker, DnsReply, QueryVerdict, Question, RefusedQuery},
+    message::{self, Asker, DnsQuestion, DnsReply, QueryVerdict, RefusedQuery},
 };
 use crate::{
     audit::{DnsRecord, DnsSummary, Sink},
@@ -68,7 +68,7 @@ struct ListedQuery {
     policy_snapshot: Arc<PolicySnapshot>,
     group: Arc<Group>,
     key: AgentKey,
-    question: Box<Question>,
+    question: Box<DnsQuestion>,
     origin: Origin,
 }
 
@@ -173,11 +173,11 @@ impl QueryHandler {
     }
 
     /// Counts an answer that the kernel did not take.
-    pub(super) fn unsent(&self, origin: &Origin) {
+    pub(super) fn count_undelivered(&self, origin: &Origin) {
         let policy_snapshot = Arc::clone(&self.policy_snapshot.borrow());
         let address = origin.from.ip();
         if let Some(group) = policy_snapshot.policy.identify(&origin.interface, address) {
-            self.agents.unsent(&AgentKey::of(group, address), Instant::now());
+            self.agents.undelivered(&AgentKey::of(group, address), Instant::now());
         }
     }
 
@@ -265,7 +265,7 @@ impl QueryHandler {
                 answered: counts.answered,
                 refused: counts.refused,
                 limited: counts.limited,
-                unsent: counts.unsent,
+                unsent: counts.undelivered,
                 reason: (counts.limited > 0).then_some(Reason::DnsRate),
             }
             .write(slot);
@@ -289,7 +289,7 @@ fn routed(group: &Group, found: Resolved, usable: impl Fn(IpAddr) -> bool) -> Re
     Resolved { addresses: with.into(), ..found }
 }
 
-fn names_no_host(policy_snapshot: &PolicySnapshot, group: &Group, question: &Question) -> bool {
+fn names_no_host(policy_snapshot: &PolicySnapshot, group: &Group, question: &DnsQuestion) -> bool {
     let mut tcp = policy_snapshot.policy.tcp.of(&group.name, question.host(), MeantBy::Name);
     tcp.next().is_some()
 }

@@ -106,7 +106,7 @@ fn send(
 ) {
     if let Err(error) = net::send(socket, asked, answer) {
         tracing::debug!(%error, "answer");
-        handler.unsent(origin);
+        handler.count_undelivered(origin);
     }
 }
 

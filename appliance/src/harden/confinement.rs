@@ -19,7 +19,7 @@ use landlock::{
 
 /// The folders that a process needs. Folders that do not exist are left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Reach {
+pub struct FileReach {
     read: BTreeSet<PathBuf>,
     write: BTreeSet<PathBuf>,
 }
@@ -28,7 +28,7 @@ pub struct Reach {
 #[derive(Debug)]
 pub struct Confinement {
     enforced: Enforced,
-    reach: Reach,
+    reach: FileReach,
     /// The folders, kept open. The kernel knows a folder by its inode. In `/proc` a folder gets
     /// another inode when nobody has it open and memory gets short.
     _held: Vec<PathFd>,
@@ -45,7 +45,7 @@ pub enum Enforced {
     Not,
 }
 
-impl Reach {
+impl FileReach {
     /// Lets the process read the files in a folder.
     pub fn read(&mut self, folder: impl Into<PathBuf>) {
         add(&mut self.read, folder.into());
@@ -86,7 +86,7 @@ impl Confinement {
     ///
     /// The kernel has Landlock and refuses, a folder cannot be opened, or there are threads
     /// already.
-    pub fn enter(reach: Reach) -> io::Result<Self> {
+    pub fn enter(reach: FileReach) -> io::Result<Self> {
         if fs::read_dir("/proc/self/task")?.count() != 1 {
             return Err(io::Error::other("there are threads already, which it would not hold for"));
         }
@@ -142,7 +142,7 @@ impl fmt::Display for Enforced {
     }
 }
 
-fn ruleset(reach: &Reach, held: &mut Vec<PathFd>) -> Result<RulesetCreated, RulesetError> {
+fn ruleset(reach: &FileReach, held: &mut Vec<PathFd>) -> Result<RulesetCreated, RulesetError> {
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(KNOWN))?
@@ -218,7 +218,7 @@ mod tests {
         // The harness has threads; a test of the built program shows the behaviour of a fresh
         // process.
         let folder = PathBuf::from(given);
-        let mut reach = Reach::default();
+        let mut reach = FileReach::default();
         reach.read_beside(&folder.join("in/file"));
         reach.write(folder.join("of"));
         assert!(Confinement::enter(reach.clone()).is_err(), "there are threads");

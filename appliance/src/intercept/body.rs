@@ -16,7 +16,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::time::{Sleep, sleep};
 
-use super::{decoded::Source, masking::Masking, trace::Trace, wire::TrailerRule};
+use super::{decoded::ReadableBody, masking::Masking, trace::Trace, wire::TrailerRule};
 use crate::{
     limits::{Taken, Way},
     policy::ResponseRules,
@@ -63,7 +63,7 @@ pub(super) enum ResponseBody {
 /// The upstream's answer with every known secret masked, also those that became known after it
 /// began. The bytes that it keeps back, and for how long, do not depend on them.
 pub(super) struct Scrubbed {
-    inner: Source,
+    inner: ReadableBody,
     room: BodyRoom,
     masking: Masking,
     rules: ResponseRules,
@@ -195,7 +195,7 @@ impl BodyRoom {
 impl Scrubbed {
     /// Makes the body of a response whose head has been masked.
     pub(super) fn new(
-        inner: Source,
+        inner: ReadableBody,
         masking: Masking,
         rules: ResponseRules,
         in_envelopes: bool,

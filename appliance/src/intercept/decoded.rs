@@ -22,21 +22,21 @@ pub(super) enum Reading {
     /// The answer is passed on as it is: nothing is masked at such a host.
     Unread,
     /// The answer is decoded, where it is compressed.
-    Decoded(Places),
+    Decoded(DecoderPlaces),
 }
 
 /// The slots that a compressed answer may take.
 #[derive(Default)]
-pub(super) struct Places {
+pub(super) struct DecoderPlaces {
     coded: Option<CodedPlace>,
     large: Option<LargeDecoder>,
 }
 
 /// The group's compressed answers and the agent's account, which the slots come from.
-type Limits<'a> = (&'a Arc<limits::Coded>, &'a Arc<Taken>);
+type CodedShare<'a> = (&'a Arc<limits::Coded>, &'a Arc<Taken>);
 
 /// The body that an upstream sends.
-pub(super) enum Source {
+pub(super) enum ReadableBody {
     /// A body without compression.
     Plain(Incoming),
     /// A compressed body.
@@ -69,15 +69,15 @@ impl Reading {
 
     /// Notes whether a compressed answer may be on its way.
     pub(super) fn on_its_way(&mut self, is: bool) {
-        if let Self::Decoded(Places { coded: Some(place), .. }) = self {
+        if let Self::Decoded(DecoderPlaces { coded: Some(place), .. }) = self {
             place.unseen(is);
         }
     }
 }
 
-impl Places {
+impl DecoderPlaces {
     /// Takes the slots for the codings that a request asks for, as far as there are any.
-    pub(super) fn of((all, taken): Limits<'_>, headers: &HeaderMap) -> Self {
+    pub(super) fn of((all, taken): CodedShare<'_>, headers: &HeaderMap) -> Self {
         let asked = asked_codings(headers.get_all(ACCEPT_ENCODING).iter());
         let coded = (asked != Accepted::Identity).then(|| all.place()).flatten();
         let is_large = coded.is_some() && asked == Accepted::All;
@@ -98,10 +98,10 @@ impl Places {
     /// slots now.
     pub(super) fn decode(
         self,
-        (all, taken): Limits<'_>,
+        (all, taken): CodedShare<'_>,
         coding: Coding,
         inner: Incoming,
-    ) -> Result<Source, Reason> {
+    ) -> Result<ReadableBody, Reason> {
         let place = self.coded.or_else(|| all.place());
         let mut place = place.ok_or(Reason::ResponseUnscannable)?;
         let large = match coding {
@@ -112,7 +112,7 @@ impl Places {
             }
         };
         place.unseen(true);
-        Ok(Source::Coded(Box::new(CompressedBody {
+        Ok(ReadableBody::Coded(Box::new(CompressedBody {
             inner,
             decoder: Decoder::new(coding),
             trailers: None,
@@ -125,7 +125,7 @@ impl Places {
     }
 }
 
-impl Source {
+impl ReadableBody {
     pub(super) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,

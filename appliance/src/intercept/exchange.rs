@@ -21,7 +21,7 @@ use super::{
     sender::{ExchangeError, Sender, send},
     signed,
     trace::Trace,
-    whole::{self, Bounds},
+    whole::{self, BodyBounds},
     wire::TrailerRule,
 };
 use crate::{
@@ -98,7 +98,7 @@ async fn forward(
     let mut asked = message::check(&head, &connection.pinned, connection.allows_websocket())?;
     let mut whole = match connection.rules.reads_body(&head) {
         true => {
-            let bounds = Bounds { bytes: BodyPlace::MAX_BYTES, time: connection.head_time };
+            let bounds = BodyBounds { bytes: BodyPlace::MAX_BYTES, time: connection.head_time };
             Some(whole::read(connection, &mut body, bounds, trace).await?)
         }
         false => None,

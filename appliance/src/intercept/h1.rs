@@ -194,7 +194,7 @@ pub(super) async fn serve_refusal(
 }
 
 /// The upstream's side of an HTTP/1.1 connection.
-type Upstream = client::http1::Connection<TokioIo<UpstreamTls>, RequestBody>;
+type UpstreamDriver = client::http1::Connection<TokioIo<UpstreamTls>, RequestBody>;
 
 /// The stream and the unparsed bytes of an HTTP/1.1 connection that became something else.
 type LeftStream = (UpstreamTls, Bytes);
@@ -203,7 +203,7 @@ type LeftStream = (UpstreamTls, Bytes);
 /// out, the end of the HTTP connection may be the beginning of a WebSocket: the stream is kept for
 /// it, and the answer ends the agent's side.
 fn poll_left(
-    upstream: &mut Option<Upstream>,
+    upstream: &mut Option<UpstreamDriver>,
     left: &mut Option<LeftStream>,
     switch: &Switch,
     cx: &mut Context<'_>,
@@ -221,7 +221,7 @@ fn poll_left(
     !asked
 }
 
-fn left_of(upstream: Upstream) -> LeftStream {
+fn left_of(upstream: UpstreamDriver) -> LeftStream {
     let parts = upstream.into_parts();
     (parts.io.into_inner(), parts.read_buf)
 }

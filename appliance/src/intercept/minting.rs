@@ -18,7 +18,7 @@ use http::{
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use super::{connection::Connection, decoded::Source, overrides, trace::Trace};
+use super::{connection::Connection, decoded::ReadableBody, overrides, trace::Trace};
 use crate::{
     identity::AgentKey,
     limits::{HeldBytes, Taken, Way, held},
@@ -73,10 +73,10 @@ impl Minting {
     /// `response_unscannable`, `ticket_limit`, and the reason for which a body breaks off.
     pub(super) async fn rewrite(
         &self,
-        mut source: Source,
+        mut source: ReadableBody,
         head: &mut response::Parts,
         (connection, trace): (&Connection, &Trace),
-    ) -> Result<Source, Reason> {
+    ) -> Result<ReadableBody, Reason> {
         let switches = head.status == StatusCode::SWITCHING_PROTOCOLS;
         if switches || head.status == StatusCode::PARTIAL_CONTENT {
             return Err(Reason::ResponseUnscannable);
@@ -133,7 +133,7 @@ static PARTS: [HeaderName; 2] = [IF_RANGE, RANGE];
 /// Reads a body within the bound on its size. Trailers are left out: a body of a known length has
 /// none.
 async fn read(
-    source: &mut Source,
+    source: &mut ReadableBody,
     taken: &Taken,
 ) -> Result<(Zeroizing<Vec<u8>>, Option<HeldBytes>), Reason> {
     let most = source.size_hint().upper().and_then(|most| usize::try_from(most).ok());

@@ -120,8 +120,8 @@ pub fn leaf(
 ) -> Result<Arc<CertifiedKey>, Reason> {
     let (rule, host, now) = (permit.route().rule(), permit.host(), SystemTime::now());
     let ca = policy_snapshot.ca(rule).ok_or(Reason::InternalError)?;
-    if let Some(kept) = ca.kept(host, now) {
-        return Ok(kept);
+    if let Some(cached) = ca.cached(host, now) {
+        return Ok(cached);
     }
     if !share.may_mint(&policy_snapshot.policy.limits) {
         return Err(Reason::RateLimit);
@@ -138,8 +138,8 @@ pub fn leaf(
     })
 }
 
-/// Carries the connection to its end. What is done once and over soon, and what is seldom done, is
-/// boxed: an idle connection has no room for it.
+/// Carries the connection to its end. Work that is done once and over soon, or seldom done,
+/// is boxed: an idle connection has no room for it.
 pub async fn run(
     services: &Services,
     interception: Interception<'_>,

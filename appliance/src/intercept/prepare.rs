@@ -7,7 +7,7 @@ use http::request;
 
 use super::{
     connection::{Connection, RequestRules, allows_websocket},
-    decoded::{Places, Reading},
+    decoded::{DecoderPlaces, Reading},
     masking::Masking,
     message,
     minting::Minting,
@@ -67,8 +67,8 @@ pub(super) fn prepare(
             let part = Part::of(&head.method, &head.headers).filter(|_| !api.response.ranges);
             let reading = match (&part, &minting) {
                 // Such an answer is cut out of one of a known length, or read whole.
-                (Some(_), _) | (_, Some(_)) => Reading::Decoded(Places::default()),
-                (None, None) => Reading::Decoded(Places::of(
+                (Some(_), _) | (_, Some(_)) => Reading::Decoded(DecoderPlaces::default()),
+                (None, None) => Reading::Decoded(DecoderPlaces::of(
                     (&connection.coded, &connection.taken),
                     &head.headers,
                 )),

@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use super::{
     body::{ResponseBody, Scrubbed},
     connection::Connection,
-    decoded::{Reading, Source},
+    decoded::{ReadableBody, Reading},
     masking::Masking,
     message,
     minting::Minting,
@@ -88,8 +88,8 @@ fn source(
     reading: Reading,
     head: &mut response::Parts,
     body: Incoming,
-) -> Result<Source, Reason> {
-    let Reading::Decoded(places) = reading else { return Ok(Source::Plain(body)) };
+) -> Result<ReadableBody, Reason> {
+    let Reading::Decoded(places) = reading else { return Ok(ReadableBody::Plain(body)) };
     let accepted = places.accepted();
     let coding = scrub::content_coding(head.status, &head.headers)?;
     // A 304 has the head of the answer that the agent holds, which may have been compressed.
@@ -101,7 +101,7 @@ fn source(
         Some(coding) if !body.is_end_stream() => {
             places.decode((&connection.coded, &connection.taken), coding, body)
         }
-        _ => Ok(Source::Plain(body)),
+        _ => Ok(ReadableBody::Plain(body)),
     }
 }
 

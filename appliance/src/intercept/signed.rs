@@ -12,7 +12,7 @@ use tokio::task::yield_now;
 use super::{
     connection::Connection,
     trace::Trace,
-    whole::{self, Bounds, SLOWEST_BODY, WholeBody},
+    whole::{self, BodyBounds, SLOWEST_BODY, WholeBody},
 };
 use crate::{
     reason::{Reason, SecretCause},
@@ -36,7 +36,7 @@ pub(super) async fn sign(
         true => {
             // The body is held whole, and has to fit in the agent's part of the buffers.
             let bytes = Signing::MAX_BODY.min(connection.taken.largest());
-            let bounds = Bounds { bytes, time: time_for_body(connection) };
+            let bounds = BodyBounds { bytes, time: time_for_body(connection) };
             let whole = whole::read(connection, body, bounds, trace).await?;
             // Reading and hashing took time.
             signing.hashed(hash(&whole.bytes).await.as_ref());

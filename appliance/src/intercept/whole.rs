@@ -38,7 +38,7 @@ impl From<Reason> for Unread {
 
 /// The most bytes of a body, and the longest time for reading them.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Bounds {
+pub(super) struct BodyBounds {
     pub(super) bytes: usize,
     pub(super) time: Duration,
 }
@@ -52,7 +52,7 @@ pub(super) struct Bounds {
 pub(super) async fn read(
     connection: &Connection,
     body: &mut Incoming,
-    bounds: Bounds,
+    bounds: BodyBounds,
     trace: &Trace,
 ) -> Result<WholeBody, Reason> {
     if body.size_hint().lower() > bounds.bytes as u64 {

@@ -5,8 +5,8 @@ use std::{io, net::SocketAddr, os::fd::AsFd, time::Duration};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
-/// Makes a socket notice a peer that is gone, and send small messages at once. What a listener is
-/// told, the connections have that it accepts from then on.
+/// Makes a socket notice a peer that is gone, and send small messages at once. Connections
+/// have the options that their listener had when it accepted them.
 ///
 /// # Errors
 ///

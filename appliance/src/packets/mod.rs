@@ -27,7 +27,7 @@ mod kernel_tests;
 pub use error::PacketsError;
 pub use host::{check_sysctls, misfits};
 pub use listeners::{
-    Claim, DaemonState, DnsSockets, HeldName, InheritedListeners, Listener, claim,
+    DaemonState, DnsSockets, HeldName, InheritedListeners, Listener, ListenerClaim, claim,
 };
 pub use nft::{ForeignMark, Headers, Monitor, PacketLog, RefusedPacket, foreign_marks, unlogged};
 pub use ruleset::{Capture, CaptureInterface, guard};

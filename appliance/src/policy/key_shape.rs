@@ -70,7 +70,7 @@ impl KeyShape {
     /// Returns the text of this shape that stands for a placeholder of a group.
     pub fn made_up(&self, group: &GroupName, placeholder: &Placeholder) -> Arc<str> {
         let names = [VERSION, group.as_str(), placeholder.as_str(), &*self.written];
-        let mut source = Source::of(&names);
+        let mut source = ShapeSource::of(&names);
         let mut text = String::with_capacity(self.length());
         for part in self.parts.iter() {
             match part {
@@ -172,14 +172,14 @@ fn number(text: &str) -> Option<usize> {
 }
 
 /// Bytes without end that follow from a seed: SHA-256 of the seed with a counter.
-struct Source {
+struct ShapeSource {
     seed: Digest,
     block: Digest,
     blocks: u64,
     taken: usize,
 }
 
-impl Source {
+impl ShapeSource {
     fn of(names: &[&str]) -> Self {
         // No name has a NUL.
         let seed = digest::digest(&SHA256, names.join("\0").as_bytes());

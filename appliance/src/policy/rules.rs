@@ -57,14 +57,14 @@ pub enum MeantBy {
 /// An index of rules by their groups and by the names that they list, computed from the rules.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct RuleIndex {
-    of_group: HashMap<GroupName, Places>,
-    exact: HashMap<Host, Places>,
-    below: HashMap<Host, Places>,
-    any: Places,
+    of_group: HashMap<GroupName, RulePlaces>,
+    exact: HashMap<Host, RulePlaces>,
+    below: HashMap<Host, RulePlaces>,
+    any: RulePlaces,
 }
 
 /// Indices of rules among those of their kind, each once, in ascending order.
-type Places = Vec<usize>;
+type RulePlaces = Vec<usize>;
 
 impl<T> Rules<T> {
     /// Returns the rules of a group that match the host, in their order.
@@ -100,10 +100,10 @@ impl RuleIndex {
         }
     }
 
-    fn places_of(&self, group: &GroupName, host: &Host, by: MeantBy) -> Places {
-        let mut found = Places::new();
+    fn places_of(&self, group: &GroupName, host: &Host, by: MeantBy) -> RulePlaces {
+        let mut found = RulePlaces::new();
         let Some(own) = self.of_group.get(group) else { return found };
-        let mut meant = |places: &Places| add_common(own, places, &mut found);
+        let mut meant = |places: &RulePlaces| add_common(own, places, &mut found);
         self.exact.get(host).map(&mut meant);
         if by == MeantBy::NameOrPattern {
             host.parents().filter_map(|parent| self.below.get(parent)).for_each(&mut meant);
@@ -116,13 +116,13 @@ impl RuleIndex {
 }
 
 /// Adds a place, unless it is there: then it is the last one.
-fn enter(places: &mut Places, place: usize) {
+fn enter(places: &mut RulePlaces, place: usize) {
     if places.last() != Some(&place) {
         places.push(place);
     }
 }
 
-fn add_common(one: &Places, other: &Places, found: &mut Places) {
+fn add_common(one: &RulePlaces, other: &RulePlaces, found: &mut RulePlaces) {
     let (few, many) = if one.len() < other.len() { (one, other) } else { (other, one) };
     found.extend(few.iter().filter(|place| many.binary_search(place).is_ok()));
 }

@@ -287,7 +287,7 @@ fn barren_groups<const WIDTH: usize>(
     for number in 0..groups {
         let places =
             [begin, begin.wrapping_add(stride), begin.wrapping_add(two), begin.wrapping_add(three)];
-        // SAFETY: of each of so many groups the last window can be read.
+        // SAFETY: `groups` counts only groups whose last window can be read.
         let may_be_held = unsafe {
             !all_foreign::<WIDTH>(places)
                 && any_passes::<WIDTH>(keys, filter, places)

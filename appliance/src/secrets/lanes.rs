@@ -28,7 +28,7 @@ pub(super) const fn kind(location: &Location) -> SourceKind {
 }
 
 impl SourceKind {
-    /// Returns the most requests to this kind at once: of one of so many lanes, and of all groups
+    /// Returns the most requests to this kind at once: of one lane, and of all lanes of all groups
     /// together. The longest due go first, and groups whose requests hang leave the others room.
     ///
     /// A file is read once for all requests of a moment: together they cost nothing, and apart each

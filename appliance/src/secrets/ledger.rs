@@ -298,5 +298,4 @@ const KNOWN_FOR: Duration = Duration::from_secs(24 * 3600);
 const MAX_RETIRED: usize = 1_440;
 
 #[cfg(test)]
-#[path = "ledger_tests.rs"]
 mod tests;

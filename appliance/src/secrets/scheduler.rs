@@ -45,7 +45,7 @@ pub(super) type ReadTarget = (GroupName, Location);
 pub(super) struct SourceRequest {
     pub(super) target: ReadTarget,
     pub(super) references: Vec<SecretRef>,
-    pub(super) about: About,
+    pub(super) about: LaneTask,
     asked: Instant,
     /// The time for which the machine had been suspended by then.
     slept: Duration,
@@ -54,7 +54,7 @@ pub(super) struct SourceRequest {
 
 /// The subject of a request.
 #[derive(Clone)]
-pub(super) enum About {
+pub(super) enum LaneTask {
     Read,
     Renew(Lease),
     Check(Lease),
@@ -256,7 +256,7 @@ impl RefreshScheduler {
                 plan.outages = 0;
                 let Some(schedule) = &mut plan.schedule else {
                     // The lease had ended by our clock, and is still good by Vault's.
-                    if let About::Renew(lease) = &request.about {
+                    if let LaneTask::Renew(lease) = &request.about {
                         self.revocations.add(group, lease.clone(), now, now + prolonged.life);
                     }
                     plan.due = now;
@@ -446,9 +446,9 @@ impl TargetPlan {
     fn ask(&mut self, target: &ReadTarget, now: Instant) -> SourceRequest {
         self.asking = true;
         let about = match (self.next().1, &self.schedule) {
-            (NextStep::Renew, Some(schedule)) => About::Renew(schedule.lease.clone()),
-            (NextStep::Check, Some(schedule)) => About::Check(schedule.lease.clone()),
-            _ => About::Read,
+            (NextStep::Renew, Some(schedule)) => LaneTask::Renew(schedule.lease.clone()),
+            (NextStep::Check, Some(schedule)) => LaneTask::Check(schedule.lease.clone()),
+            _ => LaneTask::Read,
         };
         SourceRequest {
             target: target.clone(),
@@ -521,5 +521,4 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const IDLE: Duration = Duration::from_secs(3600);
 
 #[cfg(test)]
-#[path = "scheduler_tests.rs"]
 mod tests;

@@ -20,7 +20,7 @@ use super::{
     fit::GroupSecret,
     ledger::LedgerChange,
     revocation::Revocation,
-    scheduler::{About, Changes, RefreshScheduler, SourceReply, SourceRequest},
+    scheduler::{Changes, LaneTask, RefreshScheduler, SourceReply, SourceRequest},
     sleep::{Slept, suspended},
 };
 use crate::{
@@ -199,12 +199,14 @@ impl SecretStore {
         Box::pin(async move {
             let (group, location) = &request.target;
             let outcome = match &request.about {
-                About::Read => {
+                LaneTask::Read => {
                     let picks: Vec<_> = request.references.iter().map(SecretRef::pick).collect();
                     SourceReply::Read(self.source.fetch(group, location, &picks).await)
                 }
-                About::Renew(lease) => SourceReply::Renewed(self.source.renew(group, lease).await),
-                About::Check(lease) => {
+                LaneTask::Renew(lease) => {
+                    SourceReply::Renewed(self.source.renew(group, lease).await)
+                }
+                LaneTask::Check(lease) => {
                     SourceReply::Checked(self.source.check(group, location, lease).await)
                 }
             };
@@ -306,5 +308,4 @@ const GIVE_BACK_TIME: Duration = Duration::from_secs(2);
 const RETURNS_AT_ONCE: usize = 16;
 
 #[cfg(test)]
-#[path = "store_tests.rs"]
 mod tests;

@@ -26,7 +26,7 @@ use bytes::Bytes;
 use tokio::net::TcpStream;
 
 use crate::{audit::Traffic, limits::Taken};
-use relay::{Bounds, Relay};
+use relay::{Relay, RelayTimeouts};
 
 /// Time for which a flow may stand still after one side has ended. Without this bound, a peer that
 /// never closes would hold a socket in CLOSE_WAIT for the whole idle time.
@@ -48,7 +48,7 @@ pub async fn run(
     idle: Duration,
 ) -> SpliceEnd {
     let half_open = HALF_OPEN_TIME.min(idle);
-    let bounds = Bounds { idle, half_open, lasting: LASTING };
+    let bounds = RelayTimeouts { idle, half_open, lasting: LASTING };
     Relay::new(agent, upstream, traffic, bounds).counted(taken).run(from_agent_first).await
 }
 

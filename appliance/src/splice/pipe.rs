@@ -34,7 +34,7 @@ struct Ends {
     read: OwnedFd,
     write: OwnedFd,
     capacity: usize,
-    _slot: PipeSlot,
+    _slot: ProcessPipe,
 }
 
 impl Pipe {
@@ -91,7 +91,7 @@ impl Drop for Pipe {
 
 impl Ends {
     fn open() -> Option<Self> {
-        let slot = PipeSlot::take()?;
+        let slot = ProcessPipe::take()?;
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
         let grown = SIZES.iter().find_map(|&size| fcntl_setpipe_size(&write, size).ok());
         let capacity = grown.or_else(|| fcntl_getpipe_size(&write).ok())?;
@@ -104,16 +104,16 @@ impl Ends {
 }
 
 /// A slot of the [`MAX_PIPES`].
-struct PipeSlot;
+struct ProcessPipe;
 
-impl PipeSlot {
+impl ProcessPipe {
     fn take() -> Option<Self> {
         let room = |open: usize| (open < MAX_PIPES).then_some(open + 1);
         OPEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).ok().map(|_| Self)
     }
 }
 
-impl Drop for PipeSlot {
+impl Drop for ProcessPipe {
     fn drop(&mut self) {
         OPEN.fetch_sub(1, Ordering::Relaxed);
     }

@@ -61,7 +61,7 @@ impl Leg for TcpStream {
 
 /// Times for which nothing may move.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Bounds {
+pub(super) struct RelayTimeouts {
     /// The time while both sides may still send.
     pub(super) idle: Duration,
     /// The time when one side has ended.
@@ -77,7 +77,7 @@ pub(super) struct Relay<'a, A: Leg, U: Leg> {
     up: Direction,
     down: Direction,
     traffic: &'a Traffic,
-    bounds: Bounds,
+    bounds: RelayTimeouts,
     last_moved: Instant,
     half_open: bool,
     lasts: bool,
@@ -85,7 +85,7 @@ pub(super) struct Relay<'a, A: Leg, U: Leg> {
 }
 
 impl<'a, A: Leg, U: Leg> Relay<'a, A, U> {
-    pub(super) fn new(agent: A, upstream: U, traffic: &'a Traffic, bounds: Bounds) -> Self {
+    pub(super) fn new(agent: A, upstream: U, traffic: &'a Traffic, bounds: RelayTimeouts) -> Self {
         Self {
             agent,
             upstream,

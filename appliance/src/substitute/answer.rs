@@ -30,13 +30,13 @@ use crate::{
 
 /// The credentials that were found in an answer, and their spots.
 pub struct MintedAnswer {
-    spots: Vec<Spot>,
+    spots: Vec<MintedSpot>,
     /// Whether the answer's body is passed on.
     keeps_body: bool,
 }
 
 /// The spot for a ticket, and the text around it.
-struct Spot {
+struct MintedSpot {
     at: SpotAt,
     around: Around,
 }
@@ -62,7 +62,7 @@ enum Around {
 }
 
 /// The rules for one place, of which the first with a scheme that fits applies.
-type Rules<'a> = Vec<(&'a Arc<Mint>, &'a MintedAt)>;
+type MatchingMints<'a> = Vec<(&'a Arc<Mint>, &'a MintedAt)>;
 
 /// Finds the credentials in an answer to a request for `path`, which has the names of placeholders
 /// ([`SubstitutionRules::named`](super::SubstitutionRules::named)). Changes nothing.
@@ -77,16 +77,16 @@ pub fn find_minted<'a>(
     (status, headers, body): (StatusCode, &HeaderMap, &[u8]),
 ) -> Result<(MintedAnswer, Vec<Minted>), Reason> {
     let rules = mints.flat_map(|mint| mint.answers.iter().map(move |at| (mint, at)));
-    let rules: Rules<'_> = rules.filter(|(_, at)| at.path.matches(path)).collect();
+    let rules: MatchingMints<'_> = rules.filter(|(_, at)| at.path.matches(path)).collect();
     if rules.is_empty() {
         // By its path the request was one whose answer holds credentials.
         return Err(Reason::ResponseUnscannable);
     }
     let mut found = MintedAnswer { spots: vec![], keeps_body: true };
     let mut minted = vec![];
-    let mut add = |at: SpotAt, text: &str, rules: &Rules<'_>| {
+    let mut add = |at: SpotAt, text: &str, rules: &MatchingMints<'_>| {
         if let Some((around, one)) = take(text, rules)? {
-            found.spots.push(Spot { at, around });
+            found.spots.push(MintedSpot { at, around });
             minted.push(one);
         }
         Ok(())
@@ -171,7 +171,7 @@ impl Around {
 }
 
 /// Takes the credential out of a text. `None` where the text is empty.
-fn take(text: &str, rules: &Rules<'_>) -> Result<Option<(Around, Minted)>, Reason> {
+fn take(text: &str, rules: &MatchingMints<'_>) -> Result<Option<(Around, Minted)>, Reason> {
     if text.is_empty() {
         return Ok(None);
     }
@@ -235,8 +235,8 @@ fn behind(text: &str, scheme: &Scheme) -> Option<(Around, Zeroizing<Vec<u8>>)> {
     Some((Around::Prefix(Zeroizing::new(prefix.into())), Zeroizing::new(credential.into())))
 }
 
-fn by_field<'a>(rules: &Rules<'a>) -> Vec<(&'a HeaderName, Rules<'a>)> {
-    let mut fields: Vec<(&HeaderName, Rules<'_>)> = Vec::new();
+fn by_field<'a>(rules: &MatchingMints<'a>) -> Vec<(&'a HeaderName, MatchingMints<'a>)> {
+    let mut fields: Vec<(&HeaderName, MatchingMints<'_>)> = Vec::new();
     for &(mint, at) in rules {
         let AnswerSpot::Header(name) = &at.spot else { continue };
         match fields.iter_mut().find(|(own, _)| *own == name) {
@@ -251,9 +251,9 @@ fn by_field<'a>(rules: &Rules<'a>) -> Vec<(&'a HeaderName, Rules<'a>)> {
 struct Unreadable;
 
 /// The strings in the places of a body, each with its rules, by their beginnings and ends.
-type Strings<'a> = BTreeMap<(usize, usize), (Zeroizing<String>, Rules<'a>)>;
+type Strings<'a> = BTreeMap<(usize, usize), (Zeroizing<String>, MatchingMints<'a>)>;
 
-fn strings<'a>(body: &[u8], rules: &Rules<'a>) -> Result<Strings<'a>, Unreadable> {
+fn strings<'a>(body: &[u8], rules: &MatchingMints<'a>) -> Result<Strings<'a>, Unreadable> {
     let text = std::str::from_utf8(body).map_err(|_| Unreadable)?;
     // serde_json decides whether the text is JSON; the second reader finds the places.
     serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|_| Unreadable)?;

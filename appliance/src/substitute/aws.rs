@@ -35,7 +35,7 @@ use crate::{
 
 /// The parts of a `Credential`.
 #[derive(Debug, PartialEq, Eq)]
-struct Scope<'a> {
+struct CredentialScope<'a> {
     key: &'a str,
     day: &'a str,
     region: &'a str,
@@ -44,7 +44,7 @@ struct Scope<'a> {
 
 /// A signature that was found.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Found<'a> {
+pub(super) struct FoundSignature<'a> {
     form: SignatureForm,
     algorithm: Cow<'a, str>,
     credential: Cow<'a, str>,
@@ -64,7 +64,7 @@ pub(super) struct Found<'a> {
 ///
 /// `credential_malformed` where it cannot be read in one way, and `duplicate_credential` where
 /// there are two.
-pub(super) fn find(head: &Parts) -> Result<Option<Found<'_>>, Denial> {
+pub(super) fn find(head: &Parts) -> Result<Option<FoundSignature<'_>>, Denial> {
     let query = head.uri.query().unwrap_or_default();
     match (authorization(&head.headers), has_marks(query)) {
         (None, false) => Ok(None),
@@ -88,7 +88,7 @@ fn has_marks(query: &str) -> bool {
     query_pairs(query).any(|(name, _)| MARKS.contains(&&*fold_query(&name)))
 }
 
-fn in_head<'a>(headers: &'a HeaderMap, value: &'a HeaderValue) -> Option<Found<'a>> {
+fn in_head<'a>(headers: &'a HeaderMap, value: &'a HeaderValue) -> Option<FoundSignature<'a>> {
     let (algorithm, rest) = value.to_str().ok()?.split_once(' ')?;
     let mut fields = [None; HEAD_FIELDS.len()];
     for part in rest.split(',') {
@@ -102,7 +102,7 @@ fn in_head<'a>(headers: &'a HeaderMap, value: &'a HeaderValue) -> Option<Found<'
     if !is_list(signed?) || !is_hex(signature?) {
         return None;
     }
-    Some(Found {
+    Some(FoundSignature {
         form: SignatureForm::Head,
         algorithm: algorithm.into(),
         credential: credential?.into(),
@@ -113,7 +113,7 @@ fn in_head<'a>(headers: &'a HeaderMap, value: &'a HeaderValue) -> Option<Found<'
     })
 }
 
-fn in_query<'a>(headers: &'a HeaderMap, query: &'a str) -> Option<Found<'a>> {
+fn in_query<'a>(headers: &'a HeaderMap, query: &'a str) -> Option<FoundSignature<'a>> {
     let one = |name: &str| one_value(query, name);
     let (algorithm, credential) = (one(ALGORITHM)??, one(CREDENTIAL)??);
     let [date, expires] = [one(DATE_QUERY)??, one(EXPIRES)??];
@@ -129,7 +129,7 @@ fn in_query<'a>(headers: &'a HeaderMap, query: &'a str) -> Option<Found<'a>> {
         (field, named) => field.or(named),
     };
     let (form, token) = (SignatureForm::Query, one(SECURITY_TOKEN_QUERY)?);
-    Some(Found { form, algorithm, credential, date, life, token, payload })
+    Some(FoundSignature { form, algorithm, credential, date, life, token, payload })
 }
 
 /// Returns the decoded value under a name of the query, if it is there. `None` where the name is
@@ -175,7 +175,7 @@ fn is_hex(text: &str) -> bool {
     (1..=MAX_SIGNATURE).contains(&text.len()) && text.bytes().all(digit)
 }
 
-impl Found<'_> {
+impl FoundSignature<'_> {
     /// Whether a field of the head belongs to the signature, and so is no credential by itself.
     pub(super) fn has_field(&self, name: &HeaderName) -> bool {
         self.form == SignatureForm::Head && [&AUTHORIZATION, &SECURITY_TOKEN].contains(&name)
@@ -200,7 +200,7 @@ impl Found<'_> {
     /// `scope_denied`.
     pub(super) fn swap(&self, rules: &CredentialLookup<'_>, head: &Parts) -> Result<Swap, Denial> {
         let plain = self.algorithm == HMAC;
-        let Some(scope) = Scope::parse(&self.credential, plain) else {
+        let Some(scope) = CredentialScope::parse(&self.credential, plain) else {
             return Err(at(self.form, Reason::CredentialMalformed));
         };
         let times = self.times().filter(|_| self.date.starts_with(scope.day));
@@ -255,7 +255,7 @@ impl Found<'_> {
     }
 }
 
-impl<'a> Scope<'a> {
+impl<'a> CredentialScope<'a> {
     /// Reads `KEY/DAY/REGION/SERVICE/aws4_request`, without a region where it is for several.
     fn parse(text: &'a str, has_region: bool) -> Option<Self> {
         let mut parts = text.split('/');

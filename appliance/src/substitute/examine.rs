@@ -121,7 +121,7 @@ enum Credential<'a> {
     /// In the path, as it is on the wire.
     Path { place: &'a PathSlot, at: Range<usize> },
     /// A signature of AWS, which has several fields.
-    Aws(aws::Found<'a>),
+    Aws(aws::FoundSignature<'a>),
     /// In an offered subprotocol.
     Subprotocol { offers: &'a HeaderValue, at: Range<usize> },
 }
@@ -146,7 +146,7 @@ impl Credential<'_> {
 fn signature<'a>(
     rules: &CredentialLookup<'_>,
     head: &'a Parts,
-) -> Result<Option<aws::Found<'a>>, Denial> {
+) -> Result<Option<aws::FoundSignature<'a>>, Denial> {
     match rules.aws_scope() {
         Some(_) => aws::find(head),
         None => Ok(None),
@@ -157,7 +157,7 @@ fn signature<'a>(
 fn credentials<'a>(
     rules: &'a CredentialLookup<'a>,
     head: &'a Parts,
-    signature: Option<&aws::Found<'_>>,
+    signature: Option<&aws::FoundSignature<'_>>,
 ) -> Vec<Credential<'a>> {
     let signed = |name: &HeaderName| signature.is_some_and(|found| found.has_field(name));
     let other =

@@ -163,13 +163,13 @@ impl Tickets {
 struct Rack {
     /// The agent of each ticket, and its meaning.
     tickets: HashMap<Arc<str>, (IpAddr, Arc<Ticket>)>,
-    values: HashMap<ByBytes, Known>,
+    values: HashMap<ByBytes, MintedValue>,
     /// The number of values that were ever known.
     seen: u64,
 }
 
 /// A credential that is masked.
-struct Known {
+struct MintedValue {
     serial: u64,
     /// The agent that got it first since it is alive.
     agent: IpAddr,
@@ -236,11 +236,11 @@ impl Rack {
             return Err(NoTicket::Room);
         }
         // Each value once, with its entry if it has one.
-        let minted: HashMap<&[u8], Option<&Known>> = minted
+        let minted: HashMap<&[u8], Option<&MintedValue>> = minted
             .iter()
             .map(|one| (one.value.expose(), self.values.get(one.value.expose())))
             .collect();
-        let lives = |known: &&Known| now < known.ends;
+        let lives = |known: &&MintedValue| now < known.ends;
         // A credential that has ended lives again.
         let new = minted.values().filter(|known| known.filter(lives).is_none()).count();
         let living = self.values.values().filter(lives);
@@ -251,7 +251,7 @@ impl Rack {
         let unknown = minted.values().filter(|known| known.is_none()).count();
         let beyond = (self.values.len() + unknown).saturating_sub(GROUP_VALUES);
         let ended = self.values.iter().filter(|(_, known)| known.ends <= now);
-        let mut ended: Vec<&Known> = ended
+        let mut ended: Vec<&MintedValue> = ended
             .filter(|(value, _)| !minted.contains_key(value.0.expose()))
             .map(|(_, known)| known)
             .collect();
@@ -271,7 +271,7 @@ impl Rack {
         let seen = &mut self.seen;
         let known = known.or_insert_with(|| {
             *seen += 1;
-            Known { serial: *seen - 1, agent, mint: Arc::clone(&mint), ends }
+            MintedValue { serial: *seen - 1, agent, mint: Arc::clone(&mint), ends }
         });
         if known.ends <= now {
             known.agent = agent;

@@ -175,3 +175,6 @@ impl Endpoint for LeaseRequest<'_> {
             .map_err(|error| ClientError::DataParseError { source: error.into() })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,8 +14,6 @@ mod error;
 mod fake;
 mod holder;
 mod lease;
-#[cfg(test)]
-mod lease_tests;
 mod login;
 mod path;
 mod pick;
@@ -28,8 +26,6 @@ mod sources;
 #[cfg(test)]
 mod tests;
 mod token;
-#[cfg(test)]
-mod token_tests;
 mod upkeep;
 
 pub use doctor::{DoctorError, DoctorReport, examine};

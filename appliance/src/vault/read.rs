@@ -132,12 +132,12 @@ fn invalid<T>(text: &'static str) -> Result<T, FetchError> {
 
 /// The keys and texts of an owner's restrictions, and nothing else of the answer.
 #[derive(Deserialize)]
-struct Envelope {
-    data: Data,
+struct ReadReply {
+    data: ReadData,
 }
 
 #[derive(Deserialize)]
-struct Data {
+struct ReadData {
     metadata: Metadata,
 }
 
@@ -162,7 +162,7 @@ fn narrowing(body: &[u8]) -> Result<Narrowing, &'static str> {
         Some(PickedJson::Map) => {}
         Some(_) => return Err("custom_metadata: it is no object"),
     }
-    let Envelope { data } = serde_json::from_slice(body).map_err(|_| STRANGE)?;
+    let ReadReply { data } = serde_json::from_slice(body).map_err(|_| STRANGE)?;
     if let Some(key) = data.metadata.custom_metadata.keys().find(|key| looks_narrowing(key)) {
         // The key may be logged: it is no longer than one of ours.
         tracing::warn!(?key, "{NEAR_MISS}");

@@ -108,7 +108,7 @@ pub(super) struct TokenGrant {
 
 /// The part of an answer that is no secret.
 #[derive(Deserialize)]
-struct Envelope {
+struct LoginReply {
     auth: Auth,
 }
 
@@ -138,7 +138,7 @@ impl TokenGrant {
             _ => return None,
         };
         let renewable = matches!(pick(body, &["auth", "renewable"]), Some(PickedJson::Bool(true)));
-        let Envelope { auth } = serde_json::from_slice(body).ok()?;
+        let LoginReply { auth } = serde_json::from_slice(body).ok()?;
         let lists = [auth.policies, auth.token_policies, auth.identity_policies];
         let mut policies: Vec<String> = lists.into_iter().flatten().flatten().collect();
         policies.sort_unstable();
@@ -240,3 +240,6 @@ const MAX_LIFE_SECONDS: u64 = 365 * 24 * 3600;
 
 /// The policy that every token has unless its role says otherwise.
 pub(super) const DEFAULT_POLICY: &str = "default";
+
+#[cfg(test)]
+mod tests;

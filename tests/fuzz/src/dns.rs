@@ -12,7 +12,7 @@ use std::{
 
 use cloakroom::{
     dial::{Resolved, Unresolved},
-    dns::{Asker, DnsReply, QueryVerdict, Question, answer},
+    dns::{Asker, DnsQuestion, DnsReply, QueryVerdict, answer},
     policy::Policy,
 };
 use hickory_proto::op::Message;
@@ -62,7 +62,7 @@ struct Case<'a> {
 }
 
 impl Case<'_> {
-    fn resolve(&self, question: &Question, resolver: &Said) {
+    fn resolve(&self, question: &DnsQuestion, resolver: &Said) {
         let asked = self.asked.as_ref().expect("what is resolved can be read");
         let name = asked.host().expect("a host name");
         assert_eq!(question.host().as_str(), name);

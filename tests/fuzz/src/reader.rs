@@ -143,7 +143,7 @@ impl Write for Whole<'_> {
     }
 }
 
-/// A stream that comes in pieces of so many bytes at most.
+/// A stream that comes in pieces of at most `most` bytes.
 pub(crate) struct Pieces<'a> {
     pub(crate) left: &'a [u8],
     pub(crate) most: usize,

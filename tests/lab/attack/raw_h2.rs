@@ -19,7 +19,7 @@ pub struct RawH2 {
     pub me: SocketAddr,
 }
 
-/// What came of a stream.
+/// The end of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// An answer; this is its body.
@@ -43,7 +43,7 @@ impl RawH2 {
     /// Connects and says the preface with empty settings.
     ///
     /// # Errors
-    /// What the handshake says.
+    /// Returns the error of the handshake.
     pub fn open(from: Ns, to: SocketAddr, hello: &Hello) -> io::Result<Self> {
         let mut tls = Tls::open(from, to, hello)?;
         let me = local(&tls);

@@ -817,7 +817,7 @@ fn what_is_signed_for_stands_beside_the_keys_that_sign() {
     let names = [&aws.services[..], &aws.regions].concat();
     assert!(names.iter().map(|it| it.as_str()).eq(["s3", "eu-west-1"]));
     let text = explain(&config);
-    for line in ["access key of an AWS signature, OPENAI_API_KEY", "anew for s3 in eu-west-1"] {
+    for line in ["access key of an AWS signature, OPENAI_API_KEY", "again for s3 in eu-west-1"] {
         assert!(text.contains(line), "{line} in {text}");
     }
     assert!(!text.contains("hold credentials that agents get"), "{text}");

@@ -50,7 +50,7 @@ fn at_once(verdict: QueryVerdict) -> (Message, Option<RefusedQuery>) {
     }
 }
 
-fn to_resolve(verdict: QueryVerdict) -> Question {
+fn to_resolve(verdict: QueryVerdict) -> DnsQuestion {
     match verdict {
         QueryVerdict::Resolve(question) => *question,
         other => panic!("{other:?}"),

@@ -20,13 +20,13 @@ use crate::policy::InterfaceName;
 
 /// The right to listen in this network namespace. Held for as long as the daemon listens.
 #[derive(Debug)]
-pub struct Claim {
+pub struct ListenerClaim {
     lock: UnixDatagram,
     /// The interfaces at the start, with their numbers.
     devices: Vec<(InterfaceName, u32)>,
 }
 
-impl Claim {
+impl ListenerClaim {
     /// Returns interfaces that were created again since the start, so that nobody listens on them:
     /// a socket stays bound to the old device, whatever the new one is called.
     pub fn unserved(&self) -> Vec<&InterfaceName> {
@@ -49,7 +49,10 @@ impl Claim {
 ///
 /// [`PacketsError::AlreadyRunning`] where the lock is held, [`PacketsError::PortInUse`] where
 /// another process is found.
-pub fn claim(inherited: &InheritedListeners, capture: &Capture) -> Result<Claim, PacketsError> {
+pub fn claim(
+    inherited: &InheritedListeners,
+    capture: &Capture,
+) -> Result<ListenerClaim, PacketsError> {
     let port = capture.proxy_port;
     let lock = lock(port).map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => PacketsError::AlreadyRunning { port },
@@ -62,7 +65,7 @@ pub fn claim(inherited: &InheritedListeners, capture: &Capture) -> Result<Claim,
         let asking = |source| PacketsError::Netlink { doing: "ask who listens", source };
         return match (inherited.are_alone(port).map_err(asking)?, capture.interfaces.first()) {
             (false, Some(first)) => Err(in_use(wildcard(Domain::IPV4, port), &first.name)),
-            _ => Ok(Claim { lock, devices }),
+            _ => Ok(ListenerClaim { lock, devices }),
         };
     }
     for each in &capture.interfaces {
@@ -71,7 +74,7 @@ pub fn claim(inherited: &InheritedListeners, capture: &Capture) -> Result<Claim,
             bind(&probe, &each.name, wildcard(family, port))?;
         }
     }
-    Ok(Claim { lock, devices })
+    Ok(ListenerClaim { lock, devices })
 }
 
 fn lock(port: u16) -> io::Result<UnixDatagram> {

@@ -6,7 +6,7 @@ mod holder;
 pub(crate) mod inherited;
 mod listen;
 
-pub use claim::{Claim, claim};
+pub use claim::{ListenerClaim, claim};
 pub use handover::{DaemonState, HeldName};
 pub use inherited::InheritedListeners;
 pub use listen::{DnsSockets, Listener};

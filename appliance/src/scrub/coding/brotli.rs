@@ -2,7 +2,7 @@
 
 use brotli_decompressor::{BrotliDecompressStream, BrotliResult, BrotliState, StandardAlloc};
 
-use super::codec::{Codec, Mark, Step, Undecodable, WINDOW_BITS};
+use super::codec::{Codec, CodecStep, Mark, Undecodable, WINDOW_BITS};
 
 type State = BrotliState<StandardAlloc, StandardAlloc, StandardAlloc>;
 
@@ -41,10 +41,10 @@ impl Codec for Brotli {
         end
     }
 
-    fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<Step, Undecodable> {
+    fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<CodecStep, Undecodable> {
         if self.ended {
             return if input.is_empty() {
-                Ok(Step::default())
+                Ok(CodecStep::default())
             } else {
                 Err(Undecodable::Malformed)
             };
@@ -70,7 +70,7 @@ impl Codec for Brotli {
         }
         self.began |= read > 0;
         self.last = read.checked_sub(1).and_then(|at| input.get(at)).copied().unwrap_or(self.last);
-        Ok(Step { read, written, turns: self.ended })
+        Ok(CodecStep { read, written, turns: self.ended })
     }
 
     /// A compressor whose last byte is full needs no empty meta-block to flush. So where the input

@@ -15,7 +15,7 @@ pub enum Undecodable {
 
 /// The result of one call of a codec.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Step {
+pub(super) struct CodecStep {
     pub(super) read: usize,
     pub(super) written: usize,
     /// Whether the stretch ends here because another part of the stream begins.
@@ -40,7 +40,7 @@ pub(super) trait Codec: Send {
     fn stretch(&mut self, input: &[u8], is_all: bool) -> usize;
 
     /// Decodes input to `out`.
-    fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<Step, Undecodable>;
+    fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<CodecStep, Undecodable>;
 
     /// Returns the mark at the end of a stretch, once all its text was given.
     fn mark(&mut self) -> Mark;

@@ -3,7 +3,7 @@
 use flate2::{Decompress, FlushDecompress, Status};
 use memchr::memmem;
 
-use super::codec::{Codec, Mark, Step, Undecodable};
+use super::codec::{Codec, CodecStep, Mark, Undecodable};
 
 /// One deflate stream.
 pub(super) struct Inflate {
@@ -45,9 +45,13 @@ impl Inflate {
         begun.map(|begun| FLUSHED.len() - begun).or_else(within).unwrap_or(input.len())
     }
 
-    pub(super) fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<Step, Undecodable> {
+    pub(super) fn decode(
+        &mut self,
+        input: &[u8],
+        out: &mut [u8],
+    ) -> Result<CodecStep, Undecodable> {
         if self.ended {
-            return Ok(Step::default());
+            return Ok(CodecStep::default());
         }
         let (read, written) = (self.stream.total_in(), self.stream.total_out());
         let status = self.stream.decompress(input, out, FlushDecompress::None);
@@ -61,7 +65,7 @@ impl Inflate {
         for &byte in input.get(read.saturating_sub(FLUSHED.len())..read).unwrap_or_default() {
             self.last = self.last << 8 | u32::from(byte);
         }
-        Ok(Step { read, written, turns: self.ended })
+        Ok(CodecStep { read, written, turns: self.ended })
     }
 
     pub(super) fn mark(&self) -> Mark {
@@ -81,10 +85,10 @@ impl Deflate {
     }
 
     /// Takes the first two bytes, which tell whether there is a frame (RFC 1950, section 2.2).
-    fn begin(&mut self, byte: u8, out: &mut [u8]) -> Result<Step, Undecodable> {
+    fn begin(&mut self, byte: u8, out: &mut [u8]) -> Result<CodecStep, Undecodable> {
         let Some(first) = self.first else {
             self.first = Some(byte);
-            return Ok(Step { read: 1, ..Step::default() });
+            return Ok(CodecStep { read: 1, ..CodecStep::default() });
         };
         let is_zlib = first & 0x0f == 8
             && first >> 4 <= 7
@@ -92,7 +96,7 @@ impl Deflate {
         let inflate = self.inflate.insert(Inflate::new(is_zlib));
         let step = inflate.decode(&[first, byte], out)?;
         // No stream ends within its first byte.
-        if step.read == 2 { Ok(Step { read: 1, ..step }) } else { Err(Undecodable::Malformed) }
+        if step.read == 2 { Ok(CodecStep { read: 1, ..step }) } else { Err(Undecodable::Malformed) }
     }
 }
 
@@ -101,12 +105,12 @@ impl Codec for Deflate {
         self.inflate.as_ref().map_or(1, |inflate| inflate.stretch(input))
     }
 
-    fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<Step, Undecodable> {
+    fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<CodecStep, Undecodable> {
         match (&mut self.inflate, input.first()) {
             (Some(inflate), Some(_)) if inflate.ended => Err(Undecodable::Malformed),
             (Some(inflate), _) => inflate.decode(input, out),
             (None, Some(&byte)) => self.begin(byte, out),
-            (None, None) => Ok(Step::default()),
+            (None, None) => Ok(CodecStep::default()),
         }
     }
 

@@ -3,7 +3,7 @@
 use flate2::Crc;
 
 use super::{
-    codec::{Codec, Mark, Step, Undecodable},
+    codec::{Codec, CodecStep, Mark, Undecodable},
     deflate::Inflate,
 };
 
@@ -34,7 +34,7 @@ impl Gzip {
         Self { at: GzipState::Begin, head, inflate, sum: Crc::new() }
     }
 
-    fn text(&mut self, input: &[u8], out: &mut [u8]) -> Result<Step, Undecodable> {
+    fn text(&mut self, input: &[u8], out: &mut [u8]) -> Result<CodecStep, Undecodable> {
         let step = self.inflate.decode(input, out)?;
         self.sum.update(out.get(..step.written).unwrap_or_default());
         if self.inflate.has_ended() {
@@ -81,13 +81,13 @@ impl Codec for Gzip {
         if self.at == GzipState::Text { self.inflate.stretch(input) } else { 1 }
     }
 
-    fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<Step, Undecodable> {
+    fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<CodecStep, Undecodable> {
         if self.at == GzipState::Text {
             return self.text(input, out);
         }
         match input.first() {
-            Some(&byte) => self.frame(byte).map(|()| Step { read: 1, ..Step::default() }),
-            None => Ok(Step::default()),
+            Some(&byte) => self.frame(byte).map(|()| CodecStep { read: 1, ..CodecStep::default() }),
+            None => Ok(CodecStep::default()),
         }
     }
 
@@ -107,7 +107,7 @@ impl Codec for Gzip {
 /// The head of a member (RFC 1952, section 2.3), as far as it was read.
 #[derive(Default)]
 struct Head {
-    part: Part,
+    part: HeaderPart,
     flags: u8,
     sum: Crc,
     /// The bytes of the part that were read.
@@ -118,7 +118,7 @@ struct Head {
 }
 
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
-enum Part {
+enum HeaderPart {
     #[default]
     Fixed,
     ExtraLength,
@@ -143,50 +143,50 @@ impl Head {
             self.count = 0;
             self.part = self.next();
         }
-        Ok(self.part == Part::Done)
+        Ok(self.part == HeaderPart::Done)
     }
 
     fn may_be(&mut self, byte: u8) -> bool {
         match (self.part, self.count) {
-            (Part::Fixed, 1) => byte == 0x1f,
-            (Part::Fixed, 2) => byte == 0x8b,
-            (Part::Fixed, 3) => byte == DEFLATE,
-            (Part::Fixed, 4) => {
+            (HeaderPart::Fixed, 1) => byte == 0x1f,
+            (HeaderPart::Fixed, 2) => byte == 0x8b,
+            (HeaderPart::Fixed, 3) => byte == DEFLATE,
+            (HeaderPart::Fixed, 4) => {
                 self.flags = byte;
                 byte & RESERVED == 0
             }
-            (Part::Sum(sum), 2) => self.last == sum,
+            (HeaderPart::Sum(sum), 2) => self.last == sum,
             _ => true,
         }
     }
 
     fn ends(&self, byte: u8) -> bool {
         match self.part {
-            Part::Fixed => self.count == FIXED,
-            Part::ExtraLength | Part::Sum(_) => self.count == 2,
-            Part::Extra(length) => self.count == usize::from(length),
-            Part::Name | Part::Comment => byte == 0,
-            Part::Done => true,
+            HeaderPart::Fixed => self.count == FIXED,
+            HeaderPart::ExtraLength | HeaderPart::Sum(_) => self.count == 2,
+            HeaderPart::Extra(length) => self.count == usize::from(length),
+            HeaderPart::Name | HeaderPart::Comment => byte == 0,
+            HeaderPart::Done => true,
         }
     }
 
     /// Returns the part behind one that has ended.
-    fn next(&self) -> Part {
+    fn next(&self) -> HeaderPart {
         let has = |flag: u8| self.flags & flag != 0;
         let behind = |part: u8| match part {
-            0 if has(EXTRA) => Part::ExtraLength,
-            0 | 1 if has(NAME) => Part::Name,
-            0..=2 if has(COMMENT) => Part::Comment,
-            0..=3 if has(SUM) => Part::Sum(self.sum.sum() as u16),
-            _ => Part::Done,
+            0 if has(EXTRA) => HeaderPart::ExtraLength,
+            0 | 1 if has(NAME) => HeaderPart::Name,
+            0..=2 if has(COMMENT) => HeaderPart::Comment,
+            0..=3 if has(SUM) => HeaderPart::Sum(self.sum.sum() as u16),
+            _ => HeaderPart::Done,
         };
         match self.part {
-            Part::Fixed => behind(0),
-            Part::ExtraLength if self.last > 0 => Part::Extra(self.last),
-            Part::ExtraLength | Part::Extra(_) => behind(1),
-            Part::Name => behind(2),
-            Part::Comment => behind(3),
-            Part::Sum(_) | Part::Done => Part::Done,
+            HeaderPart::Fixed => behind(0),
+            HeaderPart::ExtraLength if self.last > 0 => HeaderPart::Extra(self.last),
+            HeaderPart::ExtraLength | HeaderPart::Extra(_) => behind(1),
+            HeaderPart::Name => behind(2),
+            HeaderPart::Comment => behind(3),
+            HeaderPart::Sum(_) | HeaderPart::Done => HeaderPart::Done,
         }
     }
 }

@@ -33,7 +33,7 @@ mod zstd;
 
 use bytes::{Buf as _, Bytes};
 pub use codec::Undecodable;
-use codec::{Codec, Mark, Step};
+use codec::{Codec, CodecStep, Mark};
 
 pub(super) use head::accept;
 pub use head::{Accepted, asked_codings, content_coding, decoded_head};
@@ -205,7 +205,7 @@ impl Decoder {
         Ok(self.codec.mark())
     }
 
-    fn count(&mut self, step: Step) -> Result<(), Undecodable> {
+    fn count(&mut self, step: CodecStep) -> Result<(), Undecodable> {
         self.read += step.read as u64;
         self.written += step.written as u64;
         let too_much = self.written > FREE && self.written / RATIO > self.read;

@@ -2,7 +2,7 @@
 
 use zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer};
 
-use super::codec::{Codec, Mark, Step, Undecodable, WINDOW_BITS};
+use super::codec::{Codec, CodecStep, Mark, Undecodable, WINDOW_BITS};
 
 /// A body of zstd frames.
 pub(super) struct Zstd {
@@ -27,7 +27,7 @@ impl Codec for Zstd {
         self.frame.stretch(input)
     }
 
-    fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<Step, Undecodable> {
+    fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<CodecStep, Undecodable> {
         if self.frame.at == ZstdState::Wrong {
             return Err(Undecodable::Malformed);
         }
@@ -37,7 +37,7 @@ impl Codec for Zstd {
             let window = zstd_safe::get_error_name(code).contains("too much memory");
             return Err(if window { Undecodable::Window } else { Undecodable::Malformed });
         }
-        let step = Step { read: from.pos(), written: to.pos(), turns: false };
+        let step = CodecStep { read: from.pos(), written: to.pos(), turns: false };
         self.block += step.written;
         Ok(step)
     }

@@ -41,7 +41,7 @@ struct Rig {
 }
 
 impl Rig {
-    async fn new(first: &'static [u8], bounds: Bounds) -> Self {
+    async fn new(first: &'static [u8], bounds: RelayTimeouts) -> Self {
         let (agent, gateway_agent) = connection().await;
         let (gateway_upstream, upstream) = connection().await;
         let traffic = Arc::new(Traffic::default());
@@ -61,8 +61,8 @@ impl Rig {
     }
 }
 
-fn bounds(idle: Duration, half_open: Duration) -> Bounds {
-    Bounds { idle, half_open, lasting: LONG }
+fn bounds(idle: Duration, half_open: Duration) -> RelayTimeouts {
+    RelayTimeouts { idle, half_open, lasting: LONG }
 }
 
 /// Returns two ends of a loopback connection with small buffers, so that writes are partial.
@@ -363,7 +363,7 @@ async fn a_flow_that_lasts_notices_peers_that_are_gone() {
         socket.keepalive().expect("told") && socket.tcp_user_timeout().expect("told").is_some()
     };
     let relay = tokio::spawn(async move {
-        let bounds = Bounds { lasting: BOUND, ..bounds(LONG, LONG) };
+        let bounds = RelayTimeouts { lasting: BOUND, ..bounds(LONG, LONG) };
         let traffic = Traffic::default();
         Relay::new(gateway_agent, gateway_upstream, &traffic, bounds).run(Bytes::new()).await
     });

@@ -22,18 +22,18 @@ use crate::ca::SAID;
 
 #[derive(Deserialize)]
 struct ListedRules {
-    data: Rules,
+    data: WrittenRules,
 }
 
 #[derive(Deserialize)]
-struct Rules {
-    exact_paths: BTreeMap<String, Rule>,
+struct WrittenRules {
+    exact_paths: BTreeMap<String, WrittenRule>,
     /// Rules whose path ends in an asterisk, which Vault leaves out, or has a plus inside.
-    glob_paths: BTreeMap<String, Rule>,
+    glob_paths: BTreeMap<String, WrittenRule>,
 }
 
 #[derive(Deserialize)]
-struct Rule {
+struct WrittenRule {
     capabilities: BTreeSet<String>,
     #[serde(flatten)]
     written: WritableParameters,
@@ -86,12 +86,12 @@ impl Doctor<'_> {
     }
 
     /// Returns every rule that allows something, by its path as a policy writes it.
-    async fn rules(&self, client: &TokenClient) -> Option<Vec<(String, Rule)>> {
+    async fn rules(&self, client: &TokenClient) -> Option<Vec<(String, WrittenRule)>> {
         let body = client.call(OwnRules).await.ok()?;
         let ListedRules { data } = serde_json::from_slice(&body).ok()?;
         let globs = data.glob_paths.into_iter().map(|(path, rule)| (as_written(path), rule));
         let rules = data.exact_paths.into_iter().chain(globs);
-        let allows = |rule: &Rule| !rule.capabilities.contains("deny");
+        let allows = |rule: &WrittenRule| !rule.capabilities.contains("deny");
         let rules = rules.filter(|(_, rule)| allows(rule));
         Some(rules.map(|(path, rule)| (self.within_namespace(path), rule)).collect())
     }
@@ -107,7 +107,7 @@ impl Doctor<'_> {
     }
 }
 
-impl Rule {
+impl WrittenRule {
     /// Whether Vault's own default policy has the rule, by which a token reaches itself alone.
     fn is_usual(&self, path: &str) -> bool {
         let own = |(start, held): &(&str, &[&str])| {
@@ -167,9 +167,9 @@ const USUAL: [(&str, &[&str]); 12] = [
 mod tests {
     use super::*;
 
-    fn rule(held: &[&str]) -> Rule {
+    fn rule(held: &[&str]) -> WrittenRule {
         let capabilities = held.iter().map(|it| (*it).to_owned()).collect();
-        Rule { capabilities, written: WritableParameters::default() }
+        WrittenRule { capabilities, written: WritableParameters::default() }
     }
 
     #[test]

@@ -110,7 +110,7 @@ impl Lender {
         loop {
             let generation = self.generation;
             for request in self.scheduler.take_due(self.now, |_| generation).0 {
-                if matches!(request.about, About::Renew(_)) {
+                if matches!(request.about, LaneTask::Renew(_)) {
                     return request;
                 }
                 let outcome = self.answer(&request);
@@ -121,14 +121,14 @@ impl Lender {
     }
 
     fn answer(&mut self, request: &SourceRequest) -> SourceReply {
-        self.checks += usize::from(matches!(request.about, About::Check(_)));
+        self.checks += usize::from(matches!(request.about, LaneTask::Check(_)));
         match &request.about {
-            About::Read => SourceReply::Read(self.lend(request.references.len())),
-            About::Renew(lease) => SourceReply::Renewed(self.renew(lease)),
-            About::Check(_) if self.down => SourceReply::Checked(Err(DOWN)),
-            About::Check(_) if self.doubtful => SourceReply::Checked(Ok(Standing::Doubtful)),
-            About::Check(_) if self.denied => SourceReply::Checked(Err(DENIED)),
-            About::Check(lease) => SourceReply::Checked(Ok(match self.stands(number(lease)) {
+            LaneTask::Read => SourceReply::Read(self.lend(request.references.len())),
+            LaneTask::Renew(lease) => SourceReply::Renewed(self.renew(lease)),
+            LaneTask::Check(_) if self.down => SourceReply::Checked(Err(DOWN)),
+            LaneTask::Check(_) if self.doubtful => SourceReply::Checked(Ok(Standing::Doubtful)),
+            LaneTask::Check(_) if self.denied => SourceReply::Checked(Err(DENIED)),
+            LaneTask::Check(lease) => SourceReply::Checked(Ok(match self.stands(number(lease)) {
                 true => Standing::Good,
                 false => Standing::Ended,
             })),

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{fake::*, *};
+use super::super::{fake::*, *};
 use crate::policy::PickPart;
 
 const RENEW_LEASE: &str = "/v1/sys/leases/renew";

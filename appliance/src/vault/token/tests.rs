@@ -5,7 +5,7 @@ use std::{
     time::Instant,
 };
 
-use super::{
+use super::super::{
     fake::*,
     session::{MAX_RETIRED, RetiredToken},
     *,
