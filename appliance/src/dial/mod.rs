@@ -106,6 +106,8 @@ fn refusal_of_elsewhere(permit: &Permit, resolver: &Resolver, found: &Resolved) 
     }
 }
 
+/// Connects to the first address that may be dialled and answers. Where one could have been dialled,
+/// the reason is that none answered, whatever the others are.
 async fn connect_any(
     permit: &Permit,
     resolver: &Resolver,
@@ -114,7 +116,9 @@ async fn connect_any(
     let mut refused = Reason::ResolveFailed;
     for &address in addresses.iter().take(MAX_ADDRESSES) {
         if !resolver.off_limits().allows(address, permit.upstream()) {
-            refused = Reason::PrivateAddress;
+            if refused == Reason::ResolveFailed {
+                refused = Reason::PrivateAddress;
+            }
             continue;
         }
         match timeout(CONNECT_TIME, connect_to(SocketAddr::new(address, permit.port()))).await {
