@@ -117,6 +117,59 @@ fn first_cells(heading: &str) -> Vec<String> {
 }
 
 #[test]
+fn no_two_modules_have_a_type_of_one_name() {
+    let mut twice = types_of_one_name(&sources());
+    for (name, why) in SHARED_NAMES {
+        assert!(twice.remove(name).is_some(), "{name} is in one module alone: {why}");
+    }
+    assert!(twice.is_empty(), "{twice:#?}");
+}
+
+#[test]
+fn a_type_of_one_name_is_seen_outside_tests() {
+    let house = |left: &str| {
+        [("left.rs", left), ("right.rs", "pub struct Thing;"), ("left/tests.rs", "enum Thing {}")]
+            .map(|(file, text)| (PathBuf::from(file), text.to_owned()))
+            .into()
+    };
+    for planted in ["struct Thing;", "pub(in crate::top) enum Thing {", "type Thing<'a> = &'a str;"]
+    {
+        let found = types_of_one_name(&house(planted));
+        assert_eq!(found.into_keys().collect::<Vec<_>>(), ["Thing"], "{planted}");
+    }
+    for planted in ["    type Thing = u8;", "#[cfg(test)]\nmod tests {\nstruct Thing;", ""] {
+        assert!(types_of_one_name(&house(planted)).is_empty(), "{planted}");
+    }
+}
+
+/// Returns the types that files of the product define under one name, with the files. An associated
+/// type is indented, and its trait names it.
+fn types_of_one_name(sources: &BTreeMap<PathBuf, String>) -> BTreeMap<String, BTreeSet<String>> {
+    let of_tests = |path: &Path| {
+        path.iter().any(|part| ["tests", "tests.rs", "kernel_tests"].iter().any(|it| part == *it))
+    };
+    let mut defined: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (path, text) in sources.iter().filter(|(path, _)| !of_tests(path)) {
+        let product = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        for name in product.lines().filter_map(type_of) {
+            defined.entry(name).or_default().insert(path.display().to_string());
+        }
+    }
+    defined.retain(|_, files| files.len() > 1);
+    defined
+}
+
+/// Returns the name of the type that this line begins to define.
+fn type_of(line: &str) -> Option<String> {
+    let mut words =
+        line.split(' ').skip_while(|word| word.starts_with("pub") || word.ends_with(')'));
+    let kind = words.next()?;
+    ["struct", "enum", "trait", "type", "union"].contains(&kind).then_some(())?;
+    let name = words.next()?.split(|letter: char| !letter.is_alphanumeric()).next()?;
+    Some(name.to_owned())
+}
+
+#[test]
 fn a_tests_name_has_at_most_ten_words() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let folders = ["appliance", "tests", "benches"].map(|folder| read(&root.join(folder)));
@@ -138,6 +191,13 @@ fn a_test_is_found_however_it_is_written() {
     }
     assert_eq!(tests("fn it_works() {"), [""; 0]);
 }
+
+/// Names of several types, each with the reason.
+const SHARED_NAMES: [(&str, &str); 3] = [
+    ("Asked", "what a WebSocket's handshake asks, and what a command line asks: no file has both"),
+    ("Inner", "the private state behind a handle, each in the file of its handle"),
+    ("Vectors", "one type, of machines with vector instructions and of those without"),
+];
 
 const MOST_WORDS: usize = 10;
 
