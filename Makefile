@@ -85,8 +85,8 @@ build: prerequisites
 	$(CARGO) build $(TESTED) --bins
 
 unit: prerequisites
-	@echo "== Unit tests, and which module takes from which"
-	$(CARGO) test $(TESTED) --lib --bins --test floor_plan
+	@echo "== Unit tests, which module takes from which, and how sentences are made"
+	$(CARGO) test $(TESTED) --lib --bins --test floor_plan --test sentences
 
 lab: build vault clients
 	@echo "== Properties, in namespaces, against the built program"

@@ -209,7 +209,7 @@ fn needed(manager: &Manager) -> BTreeSet<(String, u16)> {
     manager.hosts.iter().map(|(host, port)| ((*host).to_owned(), *port)).collect()
 }
 
-/// Without any rule the package manager fails and nothing of it arrives. What `suggest` prints is
+/// Without any rule the package manager fails and nothing of it arrives. The output of `suggest` is
 /// put into the configuration as it is, until there is nothing to suggest: then it works, and has
 /// rules for the hosts that it reached and no others.
 #[track_caller]

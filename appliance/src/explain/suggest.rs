@@ -56,7 +56,7 @@ pub fn suggest(
     let mut values: BTreeMap<(TableAt, &'static str), usize> = BTreeMap::new();
     let mut askers: BTreeMap<_, BTreeSet<String>> = BTreeMap::new();
     let mut hosts: BTreeMap<String, Suggestion> = BTreeMap::new();
-    // What is known goes first: it may leave nothing to guess.
+    // Known refusals go first: they may leave nothing to guess.
     let is_guess = |it: &&Refusals| it.recorded.guessed && it.recorded.looked_up().is_some();
     let known = refusals.iter().filter(|it| !is_guess(it));
     for Refusals { recorded, count } in known.chain(refusals.iter().filter(is_guess)) {
