@@ -25,15 +25,15 @@ fn networkd_gives_agents_what_they_need_beside_the_gateway() {
         let machine = Machine::boot(&lab);
         let config = config().gateway("agent_services", ["dhcp"]);
         machine.install(&lab, &config);
-        let example = tools::repository().join("image/examples/two-vlans");
         let into = |folder: &str, file: &str| {
-            let text = fs::read_to_string(example.join(file)).expect("the example is there");
-            let name = file.rsplit('/').next().expect("a name");
+            let file = tools::repository().join("image").join(file);
+            let text = fs::read_to_string(&file).expect("the file is there");
+            let name = file.file_name().expect("a name").display();
             machine
                 .run(&format!("mkdir -p {folder}; cat > {folder}/{name} <<'END'\n{text}\nEND\n"));
         };
-        into("/run/systemd/network", "30-agents0.network");
-        into("/run/systemd/network", "30-agents1.network");
+        into("/run/systemd/network", "examples/two-vlans/30-agents0.network");
+        into("/run/systemd/network", "examples/two-vlans/30-agents1.network");
         into("/run/systemd/networkd.conf.d", "networkd.conf.d/50-cloakroom.conf");
         machine.run("systemctl start cloakroom");
         let frames = lab.capture(AGENT);

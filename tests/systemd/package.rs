@@ -101,6 +101,7 @@ fn assert_installed(machine: &Machine) {
         assert_eq!(state(machine, "is-enabled", unit), "disabled", "{unit}");
     }
     machine.run("test -s /usr/lib/sysctl.d/99-cloakroom.conf");
+    machine.run("test -s /usr/lib/systemd/networkd.conf.d/50-cloakroom.conf");
     machine.run("systemd-analyze verify --man=no cloakroom.service cloakroom-guard.service");
     for page in ["cloakroom", "cloakroom-run", "cloakroom-ca-issue", "cloakroom-vault-doctor"] {
         machine.run(&format!("zcat /usr/share/man/man1/{page}.1.gz | grep -q '^.TH {page} 1'"));

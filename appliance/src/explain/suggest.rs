@@ -177,7 +177,7 @@ const QUIET: &str =
 
 /// The note on a name of one label.
 const NEARBY: &str = "A name of one label is no host of the internet, and most often the agent's own, \
-    which belongs into its /etc/hosts; where a host of yours has it, write a rule for it.";
+    which belongs in its /etc/hosts; where a host of yours has it, write a rule for it.";
 
 /// The note where the record's reason no longer applies, but another does.
 const OTHER_REASON: &str = "By the configuration as it is now it is refused for another reason; \
