@@ -6,7 +6,11 @@ mod nameless;
 mod relay;
 mod special;
 
-use std::{io::Write as _, net::IpAddr, time::Duration};
+use std::{
+    io::Write as _,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use lab::{
     World,
@@ -291,6 +295,24 @@ fn mixed_answers_never_lead_to_a_private_address() {
         let places = world.origin.log().connections();
         assert!(places.iter().all(|connection| connection.local.ip() == OPENAI.v4()));
         assert!(own.iter().all(|service| service.accept().is_err()), "loopback was dialled");
+    });
+}
+
+#[test]
+fn an_address_that_does_not_answer_outweighs_a_private_one() {
+    sandboxed(|| {
+        let world = World::usual();
+        // Nobody has the first.
+        let silent = IpAddr::from([203, 0, 113, 250]);
+        for addresses in
+            [[silent, IpAddr::from([127, 0, 0, 1])], [IpAddr::from([127, 0, 0, 1]), silent]]
+        {
+            world.dns.set(OPENAI.name, &addresses);
+            let mut tls = world.must_h1(AGENT, SocketAddr::new(silent, 443), OPENAI.name);
+            let answer = tls.ask(get(&[TICKET])).expect("an answer");
+            assert_eq!(answer.reason().as_deref(), Some("upstream_unreachable"), "{addresses:?}");
+        }
+        world.origin.log().assert_untouched();
     });
 }
 
