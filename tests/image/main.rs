@@ -5,14 +5,19 @@ mod router;
 mod story;
 mod update;
 
-use std::{thread, time::Instant};
+use std::{
+    fs,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
 use lab::{
     Lab,
     client::{Hello, Tls},
     dns::Dns,
     gateway,
-    net::{AGENT, INTERNET, OPENAI, PYPI},
+    net::{AGENT, AGENT2, INTERNET, OPENAI, PYPI},
     origin::Origin,
     sandbox,
     vault::Vault,
@@ -20,6 +25,7 @@ use lab::{
     wire::Wire,
 };
 use policy_builder::{Config, Table, group};
+use serde_json::json;
 
 use router::{Disk, Router, WAN_ADDRESS, files, patience, plug};
 
@@ -50,9 +56,15 @@ fn the_image_serves_two_vlans_from_power_on_to_off() {
         let begun = Instant::now();
         let router = disk.boot();
         router.wait_ready();
-        println!("ready after {:?}", begun.elapsed());
+        let start = begun.elapsed();
+        println!("ready after {start:?}");
         story::trust(&lab, &router);
         story::tell(&lab, &router, &origin, &wire);
+        is_bare(&router);
+        reports(&lab, &router);
+        let other = Tls::open(AGENT2, OPENAI.port(443), &hello(&lab, &router, OPENAI.name));
+        let answer = other.expect("the second VLAN").ask(&CHAT.replace(" OPENAI_", " OPS_OPENAI_"));
+        assert_eq!(answer.expect("an answer").status, 200);
 
         // The guard was loaded before any link was up, and the daemon was ready after that.
         let journal = router.run("journalctl --no-pager -b -o short-monotonic");
@@ -85,8 +97,56 @@ fn the_image_serves_two_vlans_from_power_on_to_off() {
         wait::until(patience(), || open().then_some(())).expect("it is the gateway again");
         router.cut();
         originated(&uplink.packets());
+        assert!(start < BOOT, "ready after {start:?}, on a machine without other work?");
     });
 }
+
+/// Checks that the image has no package manager and no compiler, that nobody has a password, and
+/// that no SSH server runs where nobody may log in.
+fn is_bare(router: &Router) {
+    let found = router.run(&format!(
+        "for it in {TOOLS}; do command -v $it; done; \
+         find / -xdev -name 'dpkg*' -type f -perm /111"
+    ));
+    assert_eq!(found, "");
+    let passwords = router.run("cut -d: -f1,2 /etc/shadow");
+    assert!(passwords.lines().count() > 3, "{passwords}");
+    let locked = |line: &str| line.split_once(':').is_some_and(|it| it.1.starts_with(['*', '!']));
+    assert!(passwords.lines().all(locked), "{passwords}");
+    assert_eq!(router.run("systemctl is-active ssh").trim(), "inactive");
+    let root = router.run("grep ' / ' /proc/mounts; touch /usr/x 2>&1");
+    assert!(root.contains(" erofs ro") && root.contains("Read-only file system"), "{root}");
+}
+
+/// Checks that status and console report the version, the slot and the root of the agents' CA.
+fn reports(lab: &Lab, router: &Router) {
+    let status = router.run("cloakroom status --json");
+    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+    let image = &status["image"];
+    assert_eq!(image["version"], json!(update::running(router)), "{image}");
+    assert_eq!((&image["slot"], &image["others"]), (&json!("A"), &json!([])), "{image}");
+    assert_eq!(image["state_partition"], json!("not encrypted"), "{image}");
+    fs::write(lab.dir.join("root.pem"), router.run("cat /var/lib/cloakroom-root/ca/root.pem"))
+        .expect("writable");
+    let mut openssl = Command::new("openssl");
+    openssl
+        .args(["x509", "-noout", "-fingerprint", "-sha256", "-in"])
+        .arg(lab.dir.join("root.pem"));
+    let printed = String::from_utf8(openssl.output().expect("openssl starts").stdout);
+    let printed = printed.expect("UTF-8");
+    let (_, fingerprint) = printed.trim().split_once('=').expect("a fingerprint");
+    assert_eq!(image["agents_ca"], json!(fingerprint), "{image}");
+    let version = image["version"].as_str().expect("text");
+    router.wait_console(&format!("version {version} in slot A"));
+    router.wait_console(&format!("agents' CA    {fingerprint}"));
+}
+
+/// Programs that would serve an intruder.
+const TOOLS: &str =
+    "apt apt-get dpkg dpkg-deb rpm snap pip gcc cc c++ ld as make curl wget python3";
+
+/// Longest time from power on until the daemon is ready, also under emulation.
+const BOOT: Duration = Duration::from_secs(300);
 
 #[test]
 fn with_a_tpm_the_state_is_encrypted() {
@@ -101,7 +161,7 @@ fn with_a_tpm_the_state_is_encrypted() {
         let on = "findmnt --noheadings --output SOURCE /var; \
             blkid --probe --match-tag TYPE --output value /dev/disk/by-partlabel/cloakroom-state";
         assert_eq!(router.run(on), "/dev/mapper/cloakroom-state\ncrypto_LUKS\n");
-        router.wait_console("state partition: encrypted");
+        router.wait_console("the state partition is encrypted");
 
         // The next boot opens it by itself, and the daemon goes on with what it kept.
         let note = "a note of the router";
@@ -163,9 +223,12 @@ fn a_wrong_or_missing_configuration_is_said_on_the_console() {
         router.cut();
 
         let wrong = config().with(Table::one_of("grup"));
-        disk.configure(&files(&lab, &wrong));
+        // This time as cloud-init's disk, in the form that tools for it write.
+        disk.configure_as("CIDATA", &files(&lab, &wrong));
         let router = disk.boot();
-        router.wait_console("cloakroom.toml:");
+        let line =
+            1 + wrong.to_string().lines().position(|it| it == "[[grup]]").expect("it is there");
+        router.wait_console(&format!("cloakroom.toml:{line}:3"));
         assert!(router.console().contains("grup"), "{}", router.console());
         assert!(Tls::open(AGENT, PYPI.port(443), &Hello::h1(PYPI.name)).is_err());
         assert!(origin.log().connections().is_empty());

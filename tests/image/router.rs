@@ -126,13 +126,18 @@ impl Disk {
 
     /// Puts the configuration on a FAT disk, as a person would.
     pub fn configure(&self, files: &[(String, String)]) {
+        self.configure_as("CLOAKROOM", files);
+    }
+
+    /// Does the same on a disk with this label.
+    pub fn configure_as(&self, label: &str, files: &[(String, String)]) {
         let medium = self.path("config.img");
         let folder = self.path("config");
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).expect("writable");
         fs::write(&medium, vec![0; 4 << 20]).expect("writable");
         let made = Command::new("/usr/sbin/mkfs.vfat")
-            .args(["-n", "CLOAKROOM"])
+            .args(["-n", label])
             .arg(&medium)
             .stdout(Stdio::null())
             .status();

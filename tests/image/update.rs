@@ -48,8 +48,10 @@ fn what_is_signed_and_well_is_kept() {
         let kept = format!("cloakroom_{}.efi", scene.next);
         wait::until(patience(), || kernels(router).filter(|it| it.contains(&kept)))
             .expect("it is blessed");
-        router.wait_console(&format!("Cloakroom {}", scene.next));
+        router.wait_console(&format!("version {} in slot B", scene.next));
         router.wait_console(&format!("version {} is kept beside it", scene.first));
+        let status = router.run("cloakroom status");
+        assert!(status.contains(&format!("version {} is kept", scene.first)), "{status}");
         let public = Hello::h1(PYPI.name).trusting(scene.lab.public.pem());
         wait::until(patience(), || Tls::open(AGENT, PYPI.port(443), &public).ok())
             .expect("spliced");
@@ -157,6 +159,8 @@ impl Scene {
         let there = router.run("ls /boot/EFI/Linux");
         assert!(there.contains(&failed), "{there}");
         router.wait_console(&format!("version {bad} FAILED"));
+        let status = router.run("cloakroom status");
+        assert!(status.contains(&format!("version {bad} FAILED")), "{status}");
         assert_eq!(router.boots(), 1 + TRIES + 1);
     }
 }
@@ -186,7 +190,7 @@ fn confined(router: &Router) {
 }
 
 /// Returns the version that runs, as its root says.
-fn running(router: &Router) -> String {
+pub fn running(router: &Router) -> String {
     let text = router.run("sed -n 's/^IMAGE_VERSION=//p' /usr/lib/os-release");
     text.trim().trim_matches('"').to_owned()
 }

@@ -6,7 +6,9 @@ use std::{
 };
 
 use clap::Args;
+use serde_json::Value;
 
+use super::image::ImageStatus;
 use crate::{
     config::{self, DEFAULT_CONFIG},
     control::{self, Order, OrderReply},
@@ -64,13 +66,25 @@ pub fn tell(target: &Target, order: &Order) -> OrderOutcome {
     say(target, order, |answer| answer.text)
 }
 
-/// Asks the daemon for its status.
-pub fn status(StatusArgs { json, target }: &StatusArgs) -> OrderOutcome {
-    let as_json = |status| serde_json::to_string_pretty(&status).ok();
+/// Asks the daemon for its status, and adds that of the router image where it runs in one.
+pub fn status(
+    StatusArgs { json, target }: &StatusArgs,
+    image: Option<&ImageStatus>,
+) -> OrderOutcome {
     say(target, &Order::Status, |answer| match json {
-        true => answer.status.and_then(as_json),
-        false => answer.text,
+        true => answer.status.and_then(|status| as_json(status, image)),
+        false => answer.text.map(|text| match image {
+            Some(image) => format!("{text}\n{}", image.words().trim_end()),
+            None => text,
+        }),
     })
+}
+
+fn as_json(mut status: Value, image: Option<&ImageStatus>) -> Option<String> {
+    if let Some(image) = image {
+        status.as_object_mut()?.insert("image".into(), serde_json::to_value(image).ok()?);
+    }
+    serde_json::to_string_pretty(&status).ok()
 }
 
 fn say(

@@ -7,6 +7,7 @@ pub mod control;
 pub mod env;
 pub mod explain;
 pub mod guard;
+mod image;
 mod journal;
 mod noise;
 pub mod providers;
@@ -36,6 +37,7 @@ use self::{
     env::EnvArgs,
     explain::{ExplainArgs, NoAnswer},
     guard::GuardArgs,
+    image::ImageStatus,
     journal::Prioritized,
     providers::ProvidersArgs,
     secret::{SecretCommand, SecretCommandError},
@@ -226,7 +228,7 @@ fn dispatch(command: Command) -> Result<(), CliError> {
         Command::Secret(command) => run_secret(command),
         Command::Vault(command) => run_vault(command),
         Command::Reload(target) => say(control::tell(&target, &Order::Reload)),
-        Command::Status(status) => say(control::status(&status)),
+        Command::Status(args) => status(&args),
         Command::Quarantine(named) => say(control::tell_of(named, Order::Quarantine)),
         Command::Release(named) => say(control::tell_of(named, Order::Release)),
     }
@@ -378,6 +380,20 @@ fn say(said: OrderOutcome) -> Result<(), CliError> {
         OrderOutcome::Done(text) => print(&text),
         OrderOutcome::Failed(exit, text) => Err(CliError::Told(exit, text)),
     }
+}
+
+/// Prints the image's report also where no daemon answers: that is when an operator asks for it.
+fn status(args: &StatusArgs) -> Result<(), CliError> {
+    let image = ImageStatus::read(Path::new(image::REPORT)).unwrap_or_else(|error| {
+        // There is nowhere left to report to where standard error is closed.
+        let _ = writeln!(io::stderr(), "cloakroom: {}: {error}", image::REPORT);
+        None
+    });
+    let outcome = control::status(args, image.as_ref());
+    if let (OrderOutcome::Failed(..), Some(image)) = (&outcome, &image) {
+        print(&image.words())?;
+    }
+    say(outcome)
 }
 
 fn watch(args: &WatchArgs) -> Result<(), CliError> {
