@@ -49,6 +49,22 @@ impl Machine {
         Self::start(lab, &told("CLOAKROOM_MACHINE"), shipped.chain(own))
     }
 
+    /// Boots a Debian with the program and these files of the router image, and does not wait. The
+    /// options are for systemd-nspawn.
+    pub fn as_router(
+        lab: &Lab,
+        files: &[(PathBuf, String)],
+        options: impl Iterator<Item = String>,
+    ) -> Self {
+        let user = tools::repository().join("image/package/sysusers.conf");
+        let own = [
+            (tools::cloakroom(), "/usr/bin/cloakroom".to_owned()),
+            (user, "/usr/lib/sysusers.d/cloakroom.conf".into()),
+        ];
+        let bound = own.iter().chain(files).map(|(here, there)| bound("bind-ro", here, there));
+        Self::start(lab, &told("CLOAKROOM_MACHINE"), bound.chain(options))
+    }
+
     /// Boots the Debian at `root` as it is, with this file of the host's in it, read-only.
     pub fn with(lab: &Lab, root: &str, (here, there): (&Path, &str)) -> Self {
         let etc = lab.dir.join("etc");

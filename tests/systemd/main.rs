@@ -11,6 +11,7 @@ mod health;
 mod load;
 mod machine;
 mod package;
+mod router;
 mod watch;
 
 use std::{
