@@ -67,6 +67,8 @@ causes! {
     InterfaceUnserved = "interface_unserved" Degraded,
     /// Another program changes packet marks after the gateway's rules have set them.
     ForeignMarks = "foreign_marks" Degraded,
+    /// Another program's rules may end what the gateway's rules have captured.
+    ForeignFilter = "foreign_filter" Degraded,
     /// The kernel does not confine the daemon to the folders that it needs.
     Unconfined = "unconfined" Degraded,
     /// A secret has no value, or its binding cannot use the value.

@@ -169,6 +169,54 @@ ip -n agent route add ::/0 via 2001:db8:a::11
 const NARROW: Duration = Duration::from_secs(3);
 
 #[test]
+fn a_filter_that_ends_captured_packets_is_named() {
+    sandboxed(|| {
+        let lets_in = |rule: &str| {
+            format!(
+                "flush table inet firewall; table inet firewall {{ chain rest {{ reject; }}; \
+                 chain input {{ type filter hook input priority 0; iifname lo accept; \
+                 ct state established,related accept; tcp dport 22 accept; {rule} jump rest; }}; }}"
+            )
+        };
+        let load = |rule: &str| drop(GATEWAY.shell(&format!("nft '{}'", lets_in(rule))));
+        let world = World::prepared(&often_asserted(), |_, _| {
+            drop(GATEWAY.shell("nft 'table inet firewall { }'"));
+        });
+        let named = || causes(&world, "foreign_filter").join("\n");
+        assert_eq!(named(), "");
+        assert_eq!(world.ask(&get(&[TICKET])).status, 200);
+
+        load("");
+        wait::expect("it is named", || named().contains("names agents0, agents1"));
+        assert!(named().contains("chain input of table inet firewall refuses"), "{}", named());
+        AGENT.connect(OPENAI.port(443)).expect_err("as it says, nothing works");
+        load("iifname agents1 accept;");
+        wait::expect("the other one is not", || named().contains("names agents0:"));
+        for rule in
+            ["iifname \"agents*\" accept;", "iifname != wan0 accept;", "meta mark 0xc10a accept;"]
+        {
+            load(rule);
+            wait::expect("one that knows is not", || named().is_empty());
+            assert_eq!(world.ask(&get(&[TICKET])).status, 200, "{rule}");
+        }
+
+        // By the mark of what is captured every address leads to this machine.
+        load("iifname \"agents*\" accept;");
+        GATEWAY.shell(
+            "nft 'table inet firewall { chain back { type filter hook prerouting priority 10; \
+             meta nfproto ipv6 fib saddr . mark . iif oif missing drop; }; }'",
+        );
+        wait::expect("it is named", || named().contains("chain back of table inet firewall"));
+        AGENT.connect(OPENAI.port6(443)).expect_err("as it says, nothing works");
+        let said = world.gateway.stderr();
+        assert_eq!(said.matches("chain back of table").count(), 1, "{said}");
+        GATEWAY.shell("nft delete table inet firewall");
+        wait::expect("it is forgotten", || named().is_empty());
+        AGENT.connect(OPENAI.port6(443)).expect("open again");
+    });
+}
+
+#[test]
 fn whoever_else_writes_packet_marks_is_named() {
     sandboxed(|| {
         let harmless = "table ip early { chain before { type filter hook prerouting priority -151; meta mark set 0x7; }; \

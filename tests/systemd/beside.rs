@@ -3,7 +3,14 @@
 
 use std::{net::UdpSocket, time::Duration};
 
-use lab::{Lab, dns::Dns, net::GATEWAY, origin::Origin, sandboxed};
+use lab::{
+    Lab,
+    datagrams::{Sending, Target},
+    dns::Dns,
+    net::{AGENT, GATEWAY, GATEWAY_V4, GATEWAY_V6, INTERNET, OPENAI, OTHER},
+    origin::Origin,
+    sandboxed, tools,
+};
 
 use crate::{
     assert_served,
@@ -97,4 +104,68 @@ fn stub_answers() -> bool {
                 .recv(&mut answer)
                 .is_ok_and(|length| answer[..length].ends_with(&[192, 0, 2, 99]))
     })
+}
+
+/// The commands are those of the operations' page.
+#[test]
+fn firewalld_beside_it_is_named_until_it_lets_agents_in() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let machine = Machine::boot(&lab);
+        machine.install(&lab, &config().gateway("assert_every", "1s"));
+        machine.run("systemctl start cloakroom");
+        assert_served(&lab, &origin);
+        machine.run("systemctl start firewalld");
+        let status = || machine.run("cloakroom status");
+        for chain in ["filter_INPUT", "filter_PREROUTING"] {
+            let named = format!("chain {chain} of table inet firewalld");
+            let causes = || machine.run("cloakroom status --json");
+            machine.wait_until("named", || causes().contains(&named));
+        }
+        assert!(AGENT.connect(OPENAI.port(443)).is_err(), "as it says, nothing works");
+
+        for line in commands() {
+            machine.run(&line);
+            machine.run(&line.replace("agents0", "agents1"));
+        }
+        machine.wait_until("healthy", || status().starts_with("healthy"));
+        let all_served = || {
+            assert_served(&lab, &origin);
+            AGENT.connect(OPENAI.port6(443)).expect("IPv6");
+            assert!(agents_are_answered());
+        };
+        all_served();
+        let service = Target::of(GATEWAY, [GATEWAY_V4.into(), GATEWAY_V6.into()]);
+        let outside = Target::of(INTERNET, [OTHER.v4().into(), OTHER.v6().into()]);
+        let sending = Sending::to(&[&service, &outside]);
+        for order in [
+            "firewall-cmd --reload",
+            "systemctl restart firewalld",
+            "firewall-cmd --complete-reload",
+        ] {
+            machine.run(order);
+            all_served();
+        }
+        machine.run("systemctl stop firewalld");
+        all_served();
+        assert!(sending.ended() > 100, "the agent sent nothing");
+        assert!(service.reached().is_empty(), "a service of the gateway was reached");
+        assert!(outside.reached().is_empty(), "packets reached the internet");
+        assert!(status().starts_with("healthy"), "{}", status());
+    });
+}
+
+/// Returns the commands that the page gives for firewalld.
+fn commands() -> Vec<String> {
+    let page = tools::repository().join("docs/operations.md");
+    let page = std::fs::read_to_string(page).expect("it is there");
+    let (_, section) = page.split_once("### A firewall beside it").expect("the section");
+    let (section, _) = section.split_once("\n## ").expect("another section follows");
+    let lines = section.lines().filter_map(|line| line.strip_prefix("    "));
+    let lines: Vec<_> =
+        lines.map(|line| line.split(" #").next().unwrap_or_default().to_owned()).collect();
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    lines
 }

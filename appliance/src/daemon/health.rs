@@ -13,7 +13,7 @@ use crate::{
     ca::RuleCa,
     harden::Enforced,
     health::{Finding, Health, HealthCause},
-    packets::ListenerClaim,
+    packets::{ForeignRules, ListenerClaim},
     phase::Phase,
     policy::{Api, Binding, GroupName},
     policy_snapshot::PolicySnapshot,
@@ -27,8 +27,8 @@ pub(super) struct Vitals {
     pub(super) gateway: Arc<Gateway>,
     /// The doubt about the kernel's settings that keeps new connections out, if there is one.
     pub(super) doubt: watch::Receiver<Option<String>>,
-    /// The other programs that write packet marks after the gateway's rules, in a sentence each.
-    pub(super) marks: watch::Receiver<Vec<String>>,
+    /// The rules of other programs that may keep captured packets from the gateway.
+    pub(super) foreign: watch::Receiver<ForeignRules>,
     /// Knows which interfaces nobody listens on.
     pub(super) claim: Arc<ListenerClaim>,
     /// The extent to which Landlock confines the daemon.
@@ -89,14 +89,17 @@ impl Vitals {
             );
             Finding::new(HealthCause::InterfaceUnserved, text)
         });
-        let marks = self.marks.borrow().clone();
-        let marks = marks.into_iter().map(|mark| Finding::new(HealthCause::ForeignMarks, mark));
+        let ForeignRules { marks, filters } = self.foreign.borrow().clone();
+        let marks =
+            marks.into_iter().map(|it| Finding::new(HealthCause::ForeignMarks, it.to_string()));
+        let filters = filters.into_iter();
+        let filters = filters.map(|it| Finding::new(HealthCause::ForeignFilter, it.to_string()));
         let open = (self.landlock == Enforced::Not).then(|| {
             let text = "the kernel has no Landlock, or it is off (lsm=): the file system is open to \
                         the daemon as its user's permissions say";
             Finding::new(HealthCause::Unconfined, text)
         });
-        unserved.chain(marks).chain(open)
+        unserved.chain(marks).chain(filters).chain(open)
     }
 
     fn of_ca(&self, ca: &RuleCa, now: SystemTime) -> Option<Finding> {

@@ -26,7 +26,7 @@ use tokio::{
 use super::error::{DaemonError, other};
 use crate::{
     audit::{self, HostCheckEvent, Sink},
-    packets::{self, Capture, ListenerClaim, Monitor, PacketsError},
+    packets::{self, Capture, ForeignRules, ListenerClaim, Monitor, PacketsError},
 };
 
 /// The daemon's handle of the thread.
@@ -34,7 +34,7 @@ use crate::{
 pub(super) struct HostChecks {
     orders: mpsc::Sender<InstallRequest>,
     doubt: watch::Receiver<Option<String>>,
-    marks: watch::Receiver<Vec<String>>,
+    foreign: watch::Receiver<ForeignRules>,
     failed: oneshot::Receiver<PacketsError>,
     thread: JoinHandle<()>,
 }
@@ -54,9 +54,9 @@ impl HostChecks {
         let (listening, listens) = oneshot::channel();
         let doubting = watch::Sender::default();
         let doubt = doubting.subscribe();
-        let marking = watch::Sender::default();
-        let marks = marking.subscribe();
-        let keeper = Keeper::new(capture, (doubting, marking), (claim, audit));
+        let finding = watch::Sender::default();
+        let foreign = finding.subscribe();
+        let keeper = Keeper::new(capture, (doubting, finding), (claim, audit));
         let keep = async move || {
             let (said, monitor) = match Monitor::open() {
                 Ok(monitor) => (Ok(()), Some(monitor)),
@@ -71,7 +71,7 @@ impl HostChecks {
         };
         let thread = thread(keep).map_err(|error| other("cannot start a thread", &error))?;
         listens.await.map_err(|_| gone())??;
-        Ok(Self { orders, doubt, marks, failed, thread })
+        Ok(Self { orders, doubt, foreign, failed, thread })
     }
 
     /// Returns why the gateway is closed to new connections, if it is.
@@ -79,10 +79,9 @@ impl HostChecks {
         self.doubt.clone()
     }
 
-    /// Returns the other programs that write packet marks after the gateway's rules, in a sentence
-    /// each.
-    pub(super) fn marks(&self) -> watch::Receiver<Vec<String>> {
-        self.marks.clone()
+    /// Returns the rules of other programs that may keep captured packets from the gateway.
+    pub(super) fn foreign(&self) -> watch::Receiver<ForeignRules> {
+        self.foreign.clone()
     }
 
     /// Installs the rules of a new policy. If that fails, the old ones stay in force.
@@ -135,8 +134,8 @@ struct Keeper {
     uninstalled: Option<(Instant, String)>,
     /// The first of these three, which keeps new connections out.
     doubt: watch::Sender<Option<String>>,
-    /// The other programs that write packet marks.
-    marks: watch::Sender<Vec<String>>,
+    /// The rules of other programs that may keep captured packets from the gateway.
+    foreign: watch::Sender<ForeignRules>,
     claim: Arc<ListenerClaim>,
     audit: Sink,
 }
@@ -144,12 +143,12 @@ struct Keeper {
 impl Keeper {
     fn new(
         capture: Capture,
-        (doubt, marks): (watch::Sender<Option<String>>, watch::Sender<Vec<String>>),
+        (doubt, foreign): (watch::Sender<Option<String>>, watch::Sender<ForeignRules>),
         (claim, audit): (Arc<ListenerClaim>, Sink),
     ) -> Self {
         let in_force = capture.clone();
         let (unguarded, unsettled, uninstalled) = (None, None, None);
-        Self { capture, in_force, unguarded, unsettled, uninstalled, doubt, marks, claim, audit }
+        Self { capture, in_force, unguarded, unsettled, uninstalled, doubt, foreign, claim, audit }
     }
 
     async fn keep(
@@ -159,7 +158,7 @@ impl Keeper {
         every: Duration,
     ) -> Result<(), PacketsError> {
         let mut rounds = rounds(every);
-        self.look_for_marks();
+        self.look_for_others();
         loop {
             tokio::select! {
                 order = orders.recv() => match order {
@@ -171,7 +170,7 @@ impl Keeper {
                 },
                 () = monitor.changed() => self.look(&mut monitor)?,
                 _ = rounds.tick() => {
-                    self.look_for_marks();
+                    self.look_for_others();
                     self.assert_settings().await;
                     self.look(&mut monitor)?;
                 }
@@ -205,16 +204,20 @@ impl Keeper {
     }
 
     /// Logs each other program that writes packet marks, once.
-    fn look_for_marks(&self) {
-        let found = match packets::foreign_marks() {
-            Ok(found) => found.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    /// Looks for rules of others that are in the way, and logs those that were not there before.
+    fn look_for_others(&self) {
+        let found = match packets::foreign_rules(&self.capture.interface_names()) {
+            Ok(found) => found,
             Err(error) => return tracing::warn!("{error}"),
         };
-        let told = self.marks.borrow().clone();
-        for mark in found.iter().filter(|mark| !told.contains(mark)) {
+        let before = self.foreign.borrow().clone();
+        for mark in found.marks.iter().filter(|it| !before.marks.contains(it)) {
             tracing::warn!("{mark}");
         }
-        self.marks.send_replace(found);
+        for filter in found.filters.iter().filter(|it| !before.filters.contains(it)) {
+            tracing::warn!("{filter}");
+        }
+        self.foreign.send_replace(found);
     }
 
     /// Checks that guard and rules are there, and installs the rules where they are not. An error

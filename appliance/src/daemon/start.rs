@@ -253,7 +253,7 @@ impl Leasing {
         let vitals = Vitals {
             gateway: Arc::clone(&gateway),
             doubt: host_checks.doubt(),
-            marks: host_checks.marks(),
+            foreign: host_checks.foreign(),
             claim,
             landlock: host.confinement.enforced(),
             vault_signs: rotation.is_some(),

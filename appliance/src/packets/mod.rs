@@ -29,7 +29,7 @@ pub use host::{check_sysctls, misfits};
 pub use listeners::{
     DaemonState, DnsSockets, HeldName, InheritedListeners, Listener, ListenerClaim, claim,
 };
-pub use nft::{ForeignMark, Headers, Monitor, PacketLog, RefusedPacket, foreign_marks, unlogged};
+pub use nft::{ForeignRules, Headers, Monitor, PacketLog, RefusedPacket, foreign_rules, unlogged};
 pub use ruleset::{Capture, CaptureInterface, guard};
 
 use self::{

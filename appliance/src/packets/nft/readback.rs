@@ -143,6 +143,13 @@ pub(crate) struct ChainFacts {
     device: Option<String>,
 }
 
+impl ChainFacts {
+    /// Whether the chain's policy ends the packets that none of its rules decides.
+    pub(crate) fn drops(&self) -> bool {
+        self.policy == libc::NF_DROP as u32
+    }
+}
+
 fn same<T: PartialEq>(place: &str, found: &T, meant: &T) -> Result<(), PacketsError> {
     if found == meant {
         return Ok(());
