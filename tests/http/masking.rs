@@ -8,14 +8,14 @@ mod seen;
 mod shapes;
 mod spellings;
 
-use std::thread;
+use std::{io, thread};
 
 use lab::{
     World,
     audit::Record,
     gateway::OPENAI_SECRET,
     net::OPENAI,
-    sandboxed,
+    sandboxed, wait,
     world::{TICKET, get_path},
 };
 
@@ -59,10 +59,15 @@ fn chunks(world: &World, body: &str) -> Vec<usize> {
 
 /// Returns the sizes of the DATA frames.
 fn frames(world: &World, body: &str) -> Vec<usize> {
+    over_h2(world, &path(), body).expect("an answer")
+}
+
+/// Posts this body over HTTP/2, and returns the sizes of the answer's DATA frames.
+fn over_h2(world: &World, path: &str, body: &str) -> io::Result<Vec<usize>> {
     let mut h2 = world.h2(OPENAI).expect("a connection");
-    let body = body.to_owned();
+    let (path, body) = (path.to_owned(), body.to_owned());
     let sizes = h2.run(|requests| async move {
-        let request = http::Request::post(format!("https://{}{}", OPENAI.name, path()))
+        let request = http::Request::post(format!("https://{}{path}", OPENAI.name))
             .header("authorization", "Bearer OPENAI_API_KEY");
         let request = request.body(()).expect("a request");
         let (answer, mut send) = requests.ready().await?.send_request(request, false)?;
@@ -75,7 +80,7 @@ fn frames(world: &World, body: &str) -> Vec<usize> {
         }
         Ok(sizes)
     });
-    sizes.expect("an answer").into_iter().filter(|size| *size > 0).collect()
+    Ok(sizes?.into_iter().filter(|size| *size > 0).collect())
 }
 
 #[test]
@@ -116,6 +121,10 @@ fn an_agent_that_keeps_guessing_has_its_answers_cut() {
         assert!(ask(&guess.repeat(4000)).is_err(), "all of it arrived");
         let probed = |record: &Record| record["reason"] == "secret_probed";
         world.gateway.audit.wait_for(probed);
+        let h2 = |body: &str| over_h2(&world, "/v1/pieces?bytes=60000&ms=1", body);
+        assert!(h2(&guess.repeat(4000)).is_err(), "all of it arrived over HTTP/2");
+        let probes = || world.gateway.audit.records().into_iter().filter(probed).count();
+        wait::expect("a record each", || probes() == 2);
         // Text without a guess passes as before.
         assert_eq!(ask("plain text").expect("an answer").text(), "plain text");
         world.assert_secrets_untold();

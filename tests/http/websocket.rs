@@ -321,6 +321,23 @@ fn no_form_of_the_key_comes_back_in_frames() {
 }
 
 #[test]
+fn an_agent_that_guesses_in_messages_is_cut() {
+    sandboxed(|| {
+        let guess = format!("{} ", &OPENAI_SECRET[..OPENAI_SECRET.len() - 1]);
+        let said = |times| frame(false, true, TEXT, guess.repeat(times).as_bytes());
+        let live = Live::saying(vec![said(1), said(4000)]);
+        let (mut agent, _) = live.connect("/v1/say/0", BEARER);
+        assert_eq!(agent.message(), (TEXT, guess.clone().into_bytes()), "one is nothing");
+        let (mut agent, _) = live.connect("/v1/say/1", BEARER);
+        agent.rest();
+        assert!(agent.received.len() < 4000 * guess.len(), "all of it arrived");
+        let (_, request) = live.record(agent.tls());
+        assert_eq!(request["reason"], "secret_probed", "{request}");
+        live.ends_well();
+    });
+}
+
+#[test]
 fn a_message_is_handed_on_before_the_next_one() {
     sandboxed(|| {
         let text = "no space and no line end";
