@@ -7,7 +7,6 @@
 //!
 //! Stop: nothing new is accepted, then open connections may finish, then they are cut. The rules
 //! stay, so that the gateway is closed after the daemon.
-//! gateway is closed after the daemon.
 
 mod control;
 mod error;
