@@ -40,14 +40,19 @@ pub(super) struct HostChecks {
 }
 
 /// The capture of a new policy, and the channel that reports whether it is in force.
-type InstallRequest = (Capture, oneshot::Sender<Result<(), PacketsError>>);
+struct InstallRequest {
+    capture: Capture,
+    done: oneshot::Sender<Result<(), PacketsError>>,
+}
 
 impl HostChecks {
     /// Starts to check the rules of this capture, which are in force. It listens for changes before
     /// the first check, so that none is missed.
     pub(super) async fn start(
         capture: Capture,
-        (every, claim, audit): (Duration, Arc<ListenerClaim>, Sink),
+        every: Duration,
+        claim: Arc<ListenerClaim>,
+        audit: Sink,
     ) -> Result<Self, DaemonError> {
         let (orders, ordered) = mpsc::channel(1);
         let (failing, failed) = oneshot::channel();
@@ -56,7 +61,7 @@ impl HostChecks {
         let doubt = doubting.subscribe();
         let marking = watch::Sender::default();
         let marks = marking.subscribe();
-        let keeper = Keeper::new(capture, (doubting, marking), (claim, audit));
+        let keeper = Keeper::new(capture, doubting, marking, claim, audit);
         let keep = async move || {
             let (said, monitor) = match Monitor::open() {
                 Ok(monitor) => (Ok(()), Some(monitor)),
@@ -88,7 +93,8 @@ impl HostChecks {
     /// Installs the rules of a new policy. If that fails, the old ones stay in force.
     pub(super) async fn take(&self, capture: Capture) -> Result<(), DaemonError> {
         let (done, told) = oneshot::channel();
-        self.orders.send((capture, done)).await.map_err(|_| gone())?;
+        let request = InstallRequest { capture, done };
+        self.orders.send(request).await.map_err(|_| gone())?;
         Ok(told.await.map_err(|_| gone())??)
     }
 
@@ -131,8 +137,8 @@ struct Keeper {
     unguarded: Option<String>,
     /// The faults of the kernel's settings or the routes.
     unsettled: Option<String>,
-    /// The time since which the rules cannot be installed, and the error.
-    uninstalled: Option<(Instant, String)>,
+    /// The fault of rules that cannot be installed.
+    uninstalled: Option<Uninstalled>,
     /// The first of these three, which keeps new connections out.
     doubt: watch::Sender<Option<String>>,
     /// The other programs that write packet marks.
@@ -141,11 +147,19 @@ struct Keeper {
     audit: Sink,
 }
 
+/// The fault of rules that cannot be installed.
+struct Uninstalled {
+    since: Instant,
+    error: String,
+}
+
 impl Keeper {
     fn new(
         capture: Capture,
-        (doubt, marks): (watch::Sender<Option<String>>, watch::Sender<Vec<String>>),
-        (claim, audit): (Arc<ListenerClaim>, Sink),
+        doubt: watch::Sender<Option<String>>,
+        marks: watch::Sender<Vec<String>>,
+        claim: Arc<ListenerClaim>,
+        audit: Sink,
     ) -> Self {
         let in_force = capture.clone();
         let (unguarded, unsettled, uninstalled) = (None, None, None);
@@ -163,7 +177,7 @@ impl Keeper {
         loop {
             tokio::select! {
                 order = orders.recv() => match order {
-                    Some((capture, done)) => {
+                    Some(InstallRequest { capture, done }) => {
                         // The one who asked may be gone.
                         let _ = done.send(self.take(capture));
                     }
@@ -227,8 +241,8 @@ impl Keeper {
         // Another program may have changed them meanwhile.
         tracing::debug!("{error}");
         monitor.look_again();
-        let (since, _) = self.uninstalled.get_or_insert_with(|| (begun, error.to_string()));
-        let failing = since.elapsed();
+        let fault = || Uninstalled { since: begun, error: error.to_string() };
+        let failing = self.uninstalled.get_or_insert_with(fault).since.elapsed();
         self.settle();
         if failing > UNINSTALLED_TIME { Err(error) } else { Ok(()) }
     }
@@ -283,8 +297,9 @@ impl Keeper {
     }
 
     fn doubt(&self) -> Option<&String> {
-        let lasting = |(since, _): &&(Instant, _)| since.elapsed() > RACE_TIME;
-        let uninstalled = self.uninstalled.as_ref().filter(lasting).map(|(_, error)| error);
+        let uninstalled = self.uninstalled.as_ref();
+        let lasting = uninstalled.filter(|fault| fault.since.elapsed() > RACE_TIME);
+        let uninstalled = lasting.map(|fault| &fault.error);
         self.unguarded.as_ref().or(self.unsettled.as_ref()).or(uninstalled)
     }
 

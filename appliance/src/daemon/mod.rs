@@ -101,7 +101,8 @@ pub async fn run(
         .remove_ready_file()
         .map_err(|error| other("cannot remove the file that says ready", &error))?;
     let mut daemon = Daemon::start(
-        (config, config_file),
+        config,
+        config_file,
         reach,
         &supervisor,
         InheritedListeners::new(surroundings.handed),
