@@ -27,7 +27,7 @@ ALONE = conformance::autobahn:: limits::agents_in_a_flood:: limits::floods:: pac
 ONLY ?=
 # The path of the Vault is the last line of what this prints.
 VAULT_PATH = $(if $(CLOAKROOM_VAULT),echo "$(CLOAKROOM_VAULT)",tests/vault/get)
-# What the booted image is updated to: a version above the package's.
+# The booted image is updated to this version, which is above the package's.
 NEXT = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1).2
 # Where nft and ip are; an ordinary user's PATH lacks it on Debian.
 export PATH := $(PATH):/usr/sbin:/sbin

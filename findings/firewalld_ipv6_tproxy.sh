@@ -51,7 +51,7 @@ RULES
 # CHECK: the answers over IPv4 and IPv6 with that value of IPv6_rpfilter.
 try() {
     unshare --mount --net --pid --fork sh -euc '
-        # What `ip netns` makes its mounts in has to be a mount itself.
+        # `ip netns` needs a root that is a mount itself.
         mount --bind "$1/root" "$1/root"
         cd "$1/root"
         mount -t proc proc proc

@@ -44,7 +44,7 @@ fn main() -> ExitCode {
     story.the_audit_says_what_happened();
     story.a_dead_gateway_passes_nothing();
     say(&format!("\nEverything above held; it took {:.1} s.", begun.elapsed().as_secs_f32()));
-    say(&format!("What to try next:\n{NEXT}"));
+    say(&format!("More to try:\n{NEXT}"));
     ExitCode::SUCCESS
 }
 
@@ -112,7 +112,7 @@ impl Story {
     }
 
     fn the_agent_has_nothing_worth_stealing(&self) {
-        chapter("What the agent holds");
+        chapter("The agent's key");
         let output = self.agent("echo $OPENAI_API_KEY");
         check(output.trim() == "OPENAI_API_KEY", "the variable holds its own name");
         let files = self.agent("env | grep -E 'KEY|TOKEN' | sort");

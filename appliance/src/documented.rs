@@ -5,7 +5,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use crate::{
-    audit::RecordKind,
+    audit::{AuditLine, RecordKind},
     catalogue::{Client, Provider, clients, providers},
     health,
     reason::{Reason, SecretCause, TlsCause},
@@ -111,6 +111,13 @@ fn the_audit_page_has_exactly_the_fields_of_records() {
     }
     told.extend(["time", "record"].map(str::to_owned));
     assert_eq!(told, fields_of_records());
+}
+
+#[test]
+fn the_reader_of_records_knows_exactly_their_fields() {
+    let line = serde_json::to_value(AuditLine::default()).unwrap();
+    let read: BTreeSet<String> = line.as_object().unwrap().keys().cloned().collect();
+    assert_eq!(read, fields_of_records());
 }
 
 #[test]

@@ -77,6 +77,7 @@ pub struct Wire {
 }
 
 /// Maps each reason to its forms: the one such map.
+#[expect(clippy::too_many_lines, reason = "a table, with one entry for each reason")]
 pub const fn wire(reason: Reason) -> Wire {
     use Reason as R;
     let (alert, status, text) = match reason {

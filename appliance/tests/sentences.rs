@@ -1,5 +1,6 @@
-//! The sentences of documents, comments and help are understood at first reading: each has a
-//! subject, and some quaint phrases stand in none.
+//! The sentences of documents, comments, help and messages are understood at first reading: each
+//! has a subject, and some quaint phrases stand in none. Sources, scripts, units and configuration
+//! are all read; generated inputs are not.
 
 #![allow(clippy::expect_used, clippy::panic)]
 
@@ -14,10 +15,17 @@ const NO_SUBJECTS: [&str; 3] = ["What ", "Who ", "Whose "];
 const QUAINT: [&str; 3] = ["anew", "but for", "of so many"];
 
 /// The folders that are read, below the repository's.
-const FOLDERS: [&str; 5] = ["appliance", "benches", "docs", "nft", "tests"];
+const FOLDERS: [&str; 7] = [".ci", "appliance", "benches", "docs", "image", "nft", "tests"];
 
-const FILES: [&str; 4] =
-    ["ARCHITECTURE.md", "README.md", "image/cloakroom.toml", "image/package/closed.toml"];
+const FILES: [&str; 7] = [
+    "ARCHITECTURE.md",
+    "Cargo.toml",
+    "Makefile",
+    "README.md",
+    "Vagrantfile",
+    "clippy.toml",
+    "deny.toml",
+];
 
 /// This file names the phrases.
 const OWN: &str = "appliance/tests/sentences.rs";
@@ -31,7 +39,8 @@ fn each_sentence_has_a_subject_and_plain_words() {
     let mut found = Vec::new();
     for file in files {
         let path = file.strip_prefix(&root).expect("below it").display().to_string();
-        let text = fs::read_to_string(&file).expect("a text");
+        // A file that is no text has no sentences.
+        let Ok(text) = fs::read_to_string(&file) else { continue };
         let of_file = prose(&path, &text);
         read += of_file.len();
         let bad = of_file.into_iter().filter(|(_, line)| is_quaint(line));
@@ -54,6 +63,11 @@ fn a_sentence_to_be_mended_is_seen_everywhere() {
         ("appliance/src/cli/a.rs", "after_help = \"Example\\n\\nWhat is printed\""),
         ("appliance/src/catalogue/clients/a.toml", "What is installed"),
         ("image/a.toml", "# What it is"),
+        ("image/a.service", "Description=What is kept"),
+        ("image/a", "    echo \"What is kept: $1\" >&2"),
+        ("tests/a.py", "    \"\"\"What is sent.\"\"\""),
+        ("appliance/src/vault/plan/a.rs", "text = \"# Whose tokens these are\";"),
+        ("appliance/src/vault/plan/a.rs", "    # What is trusted, here:\\n\\"),
     ] {
         assert!(prose(path, line).iter().any(|(_, line)| is_quaint(line)), "{path}: {line}");
     }
@@ -68,28 +82,49 @@ fn a_plain_sentence_or_a_heading_passes() {
         ("a.rs", "enum Who { What }"),
         ("a.rs", "let anew = \"anew\";"),
         ("image/a.toml", "anew = \"x\""),
+        ("image/a", "what=\"$1\""),
+        ("appliance/src/a.rs", "assert!(text.contains(\"## What is supported\"));"),
     ] {
         assert!(!prose(path, line).iter().any(|(_, line)| is_quaint(line)), "{path}: {line}");
     }
 }
 
-/// Returns the lines of prose with their numbers: all of a document, of the help and of the
-/// catalogue's notes, and the comments of everything else.
+/// Returns the lines of prose with their numbers: all of a document and of the catalogue's notes,
+/// and of everything else the comments and the texts in quotes. Of tests in Rust only the comments
+/// are read, because the texts there are data.
 fn prose<'a>(path: &str, text: &'a str) -> Vec<(usize, &'a str)> {
-    let mark = if path.ends_with(".rs") { "//" } else { "#" };
-    let is_whole = path.ends_with(".md") || path.contains("src/catalogue/");
-    let is_help = path.contains("src/cli/");
-    let of_line = |(at, line): (usize, &'a str)| {
-        let comment = line.split_once(mark).map(|(_, text)| text.trim_start_matches(['/', '!']));
-        let parts: Vec<&str> = match (is_whole, comment) {
-            (true, _) => vec![line],
-            (false, Some(comment)) => vec![comment],
-            (false, None) if is_help => line.split("\\n").collect(),
-            (false, None) => Vec::new(),
-        };
-        parts.into_iter().map(move |part| (at + 1, part.trim())).collect::<Vec<_>>()
+    let of_line: fn(&'a str) -> Vec<&'a str> = match path {
+        _ if path.ends_with(".md") || path.contains("src/catalogue/") => |line| vec![line],
+        _ if !path.ends_with(".rs") => |line| {
+            let value = line.split_once('=').map(|(_, value)| value);
+            comment(line, "#").into_iter().chain(value).chain(quoted(line)).collect()
+        },
+        _ if path.starts_with("appliance/src/") => {
+            |line| comment(line, "//").into_iter().chain(quoted(line)).collect()
+        }
+        _ => |line| comment(line, "//").into_iter().collect(),
     };
-    text.lines().enumerate().flat_map(of_line).collect()
+    let numbered = text
+        .lines()
+        .enumerate()
+        .flat_map(|(at, line)| of_line(line).into_iter().map(move |part| (at + 1, part.trim())));
+    numbered.collect()
+}
+
+/// Returns the comment that a line ends with.
+fn comment<'a>(line: &'a str, mark: &str) -> Option<&'a str> {
+    line.split_once(mark).map(|(_, text)| text.trim_start_matches(['/', '!']))
+}
+
+/// Returns the pieces of a line between quotes and line ends. The first piece is code, or the rest
+/// of a text that began on an earlier line.
+fn quoted(line: &str) -> impl Iterator<Item = &str> {
+    let is_code = |at: usize, piece: &str| at == 0 && piece.contains(['=', '(', '{', '[', ';']);
+    let pieces = line.split(['"', '\'']).flat_map(|piece| piece.split("\\n")).enumerate();
+    let texts =
+        pieces.filter(move |(at, piece)| !is_code(*at, piece)).map(|(_, piece)| piece.trim());
+    let sentences = texts.filter(|text| !text.starts_with("##"));
+    sentences.map(|text| text.trim_start_matches("# "))
 }
 
 fn is_quaint(line: &str) -> bool {
@@ -122,11 +157,7 @@ fn add(folder: &Path, files: &mut Vec<PathBuf>) {
                 add(&path, files);
             }
         } else if !path.ends_with(OWN) {
-            let is_note = path.to_string_lossy().contains("src/catalogue/");
-            let is_read = |ending: &std::ffi::OsStr| {
-                ending == "rs" || ending == "md" || (ending == "toml" && is_note)
-            };
-            files.extend(path.extension().is_some_and(is_read).then_some(path.clone()));
+            files.push(path);
         }
     }
 }

@@ -26,7 +26,7 @@ MINUTES = datetime.timedelta(minutes=5)
 
 
 def fault(method, target, host, headers, body, keys):
-    """What is wrong with the signature, or None. `headers` is a list of pairs."""
+    """Returns the fault of the signature, or None. `headers` is a list of pairs."""
     own = [value for name, value in headers if name.lower() == "authorization"]
     query = target.partition("?")[2]
     params = dict(parse_qsl(query, keep_blank_values=True))

@@ -224,9 +224,11 @@ fn known_again() -> bool {
     let mac = GATEWAY.shell("cat /sys/class/net/agents0/address");
     let entry = format!("{GATEWAY_V6} lladdr {} nud probe dev card", mac.trim());
     AGENT2.shell(&format!("ip -6 neigh replace {entry}"));
-    std::thread::sleep(Duration::from_secs(4));
-    let entry = AGENT2.shell(&format!("ip -6 neigh show {GATEWAY_V6} dev card"));
-    entry.contains("REACHABLE")
+    let show = format!("ip -6 neigh show {GATEWAY_V6} dev card");
+    (0..40).any(|_| {
+        std::thread::sleep(Duration::from_millis(100));
+        AGENT2.shell(&show).contains("REACHABLE")
+    })
 }
 
 /// Puts a second bound agent on the first one's wire. It is in the second agent's namespace, and

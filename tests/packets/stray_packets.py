@@ -36,7 +36,7 @@ def v6(**fields):
 
 
 def inner():
-    """What is carried: new connections to a port that is captured and to others, and datagrams."""
+    """Returns packets that are carried: new connections to a port that is captured and to others, and datagrams."""
     for port in (443, 22):
         yield TCP(sport=4000, dport=port, flags="S", seq=1) / MARK
     for port in (443, 53, 9):

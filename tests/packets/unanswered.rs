@@ -4,6 +4,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr, UdpSocket},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
@@ -54,19 +55,21 @@ fn refusals_that_wait_for_one_agent_keep_none_from_another() {
         AGENT.shell("sysctl -qw net.ipv6.ip_nonlocal_bind=1");
         let own = (0..250).map(|last| IpAddr::from([0x2001, 0xdb8, 0xa, 0, 1, 0, 0, last]));
         let own: Vec<IpAddr> = own.chain([AGENT_V4.into()]).collect();
-        let end = Instant::now() + Duration::from_secs(15);
+        let (end, over) = (Instant::now() + Duration::from_secs(15), AtomicBool::new(false));
         let refused = thread::scope(|scope| {
             for _ in 0..3 {
-                scope.spawn(|| AGENT.enter(|| be_refused_until(end, &own)));
+                scope.spawn(|| AGENT.enter(|| be_refused_until(end, &over, &own)));
             }
             thread::sleep(Duration::from_secs(2));
-            (0..10)
+            let refused = (0..10)
                 .map(|_| {
                     // In IPv6 the kernel sends one host one refusal a second.
                     thread::sleep(Duration::from_millis(1_100));
                     [OPENAI.port(443), OPENAI.port6(443)].map(is_refused)
                 })
-                .collect::<Vec<_>>()
+                .collect::<Vec<_>>();
+            over.store(true, Relaxed);
+            refused
         });
         let counts = [0, 1].map(|family| refused.iter().filter(|each| each[family]).count());
         assert_eq!(counts, [10, 10], "{refused:?}");
@@ -103,13 +106,13 @@ fn ask_until(end: Instant, from: IpAddr, server: SocketAddr) {
     }
 }
 
-/// Sends packets that the gateway refuses, from these addresses in random order: each refusal that
-/// is allowed goes to another address.
-fn be_refused_until(end: Instant, own: &[IpAddr]) {
+/// Sends packets that the gateway refuses, until the end or until it is over, from these addresses
+/// in random order: each refusal that is allowed goes to another address.
+fn be_refused_until(end: Instant, over: &AtomicBool, own: &[IpAddr]) {
     let bind = |from: &IpAddr| UdpSocket::bind((*from, 0)).expect("a socket");
     let sockets: Vec<UdpSocket> = own.iter().map(bind).collect();
     let mut state = 1_u32;
-    while Instant::now() < end {
+    while Instant::now() < end && !over.load(Relaxed) {
         for _ in 0..sockets.len() {
             // The generator of Numerical Recipes; its upper bits are the good ones.
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

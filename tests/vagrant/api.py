@@ -7,7 +7,7 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 LOG = "/var/log/origin.jsonl"
-# The longest body that is read.
+# No longer body is read.
 MOST = 1 << 20
 
 
@@ -44,7 +44,7 @@ def main(certificate, key):
     server = ThreadingHTTPServer(("", 443), Origin)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    # In the thread of the connection, so that one that says nothing keeps nobody waiting.
+    # This runs in the thread of the connection, so that a silent connection keeps nobody waiting.
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     server.serve_forever()
 

@@ -1,10 +1,10 @@
 #!/bin/sh
-# The world of the lab, from the folder with what `prepare` made: a resolver, the hosts of the APIs, and a
+# Starts the world of the lab, from the folder that `prepare` made: a resolver, the hosts of the APIs, and a
 # Vault that holds their keys. Vault is in development mode: it forgets everything when it ends.
 set -eu
 folder=$(cd "$(dirname "$0")" && pwd)
 link=${1:-eth1}
-# Waited for, half a minute at most.
+# Waits until a command succeeds, half a minute at most.
 until_it() {
     for _ in $(seq 150); do
         "$@" >/dev/null 2>&1 && return
@@ -47,7 +47,7 @@ vault secrets tune -max-lease-ttl=8760h pki
 cat "$folder/agents.pem" "$folder/agents.key" | vault write pki/config/ca pem_bundle=-
 sh "$folder/plan.sh"
 vault write auth/approle/role/cloakroom-gateway/custom-secret-id secret_id=- <"$folder/secret-id" >/dev/null
-# For whoever changes policies by hand: sudo lab-vault policy list
+# `sudo lab-vault policy list` and the like are for changes of policies by hand.
 cat >/usr/local/bin/lab-vault <<HAND
 #!/bin/sh
 VAULT_ADDR=$VAULT_ADDR VAULT_TOKEN=$VAULT_TOKEN exec $folder/vault "\$@"

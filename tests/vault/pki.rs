@@ -7,7 +7,7 @@ mod engine;
 mod python;
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering::SeqCst},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     thread,
     time::{Duration, Instant},
 };
@@ -162,6 +162,7 @@ fn rotation_under_load_fails_no_handshake() {
     sandboxed(|| {
         let it = Signed::start();
         let (done, begun) = (AtomicBool::new(false), Instant::now());
+        let (handshakes, rotated_twice) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let hello = it.world.hello(OPENAI.name);
         roots(&it.engine.root).expect("a root");
         let agent = || {
@@ -175,8 +176,10 @@ fn rotation_under_load_fails_no_handshake() {
                 assert_eq!(answer.status, 200, "{}", answer.text());
                 if shown.last().is_none_or(|(_, last)| *last != issuing) {
                     shown.push((begun.elapsed(), issuing));
+                    rotated_twice.fetch_add(usize::from(shown.len() == 3), SeqCst);
                 }
                 count += 1;
+                handshakes.fetch_add(1, SeqCst);
                 // All of them are one agent, which may open 250 connections a second.
                 thread::sleep(Duration::from_millis(25));
             }
@@ -184,7 +187,10 @@ fn rotation_under_load_fails_no_handshake() {
         };
         let seen = thread::scope(|scope| {
             let agents = [(); 4].map(|()| scope.spawn(agent));
-            thread::sleep(Duration::from_secs(27));
+            let is_seen = || rotated_twice.load(SeqCst) == 4 && handshakes.load(SeqCst) >= 500;
+            wait::until(Duration::from_secs(27), || is_seen().then_some(()));
+            // The last rotation is under load, too.
+            thread::sleep(Duration::from_secs(1));
             done.store(true, SeqCst);
             agents.map(|agent| agent.join().expect("no handshake failed"))
         });
@@ -203,7 +209,7 @@ fn rotation_under_load_fails_no_handshake() {
             serials.dedup();
             assert_eq!(serials.len(), shown.len(), "each is another");
         }
-        let handshakes: usize = seen.iter().map(|(count, _)| count).sum();
+        let handshakes = handshakes.into_inner();
         assert!(handshakes >= 500, "{handshakes} handshakes are no load");
         let issued = it.world.gateway.stderr().matches("Vault signed a new issuing CA").count();
         assert!(issued <= 3 * 4, "three rules, each replaced at half its life: {issued}");

@@ -1,22 +1,31 @@
 //! The faults of CAs, each in one line with its remedy. No key material.
 
-use std::{error, fmt, io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use thiserror::Error;
 
 use crate::policy::{Host, RuleName};
 
 /// Why a CA could not be made, loaded or used.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub enum CaError {
     /// A file or folder cannot be used.
+    #[error("{}: {fault}", path.display())]
     File {
         /// The file or folder.
         path: PathBuf,
         /// The fault.
+        #[source]
         fault: FileFault,
     },
     /// There is a root already, and a root is never overwritten.
+    #[error("{}: exists; a root is never overwritten, move it away first", .0.display())]
     RootExists(PathBuf),
     /// The root in this folder cannot be used.
+    #[error("{}", root_text(dir, fault))]
     Root {
         /// The folder.
         dir: PathBuf,
@@ -24,6 +33,7 @@ pub enum CaError {
         fault: Fault,
     },
     /// A rule's issuing CA cannot be used.
+    #[error("issuing CA of `{rule}`: {fault}{}", issuing_remedy(fault))]
     Issuing {
         /// The rule.
         rule: RuleName,
@@ -31,6 +41,7 @@ pub enum CaError {
         fault: Fault,
     },
     /// For a rule, Vault signed another certificate than the one that was requested.
+    #[error("what Vault signed for `{rule}` is not used: {fault}{}", signed_remedy(fault))]
     Signed {
         /// The rule.
         rule: RuleName,
@@ -38,6 +49,7 @@ pub enum CaError {
         fault: Fault,
     },
     /// The operator's file with the root that agents trust cannot be used.
+    #[error("root_file {}: {fault}", path.display())]
     Anchor {
         /// The file.
         path: PathBuf,
@@ -45,8 +57,10 @@ pub enum CaError {
         fault: Fault,
     },
     /// The rule's names cannot be put into a name constraint, because it has none or says `*`.
+    #[error("`{0}` ends TLS for every name or for none; a CA can only be limited to names")]
     Unconstrainable(RuleName),
     /// The rule has more names than a handshake can carry.
+    #[error("`{rule}` ends TLS for more than {most} names; split it")]
     TooManyNames {
         /// The rule.
         rule: RuleName,
@@ -54,10 +68,13 @@ pub enum CaError {
         most: usize,
     },
     /// Two rules that end TLS have this name, so their files would be the same.
+    #[error("two rules that end TLS are named `{0}`")]
     SameName(RuleName),
     /// The folder of the issuing CAs is also that of the root, which the daemon must not read.
+    #[error("{}: holds the root; issuing CAs need a folder of their own", .0.display())]
     SameFolder(PathBuf),
     /// A leaf was asked for a host that is none of the rule's names.
+    #[error("`{rule}` does not name {host}")]
     OutsideNames {
         /// The rule.
         rule: RuleName,
@@ -65,42 +82,56 @@ pub enum CaError {
         host: Host,
     },
     /// The root's label is empty, too long or not printable ASCII.
+    #[error("the name of a root is 1 to 48 printable ASCII characters")]
     Label,
     /// The system has no public CAs, so a bundle would cut agents off from spliced hosts.
+    #[error("no system CAs found; install ca-certificates")]
     NoSystemRoots,
     /// The clock shows a time that no certificate can hold.
+    #[error("the clock says a time that no certificate can")]
     Clock,
     /// The system returned no random bytes.
+    #[error("no randomness from the system")]
     Random,
     /// A certificate could not be encoded or signed.
-    Encode(rcgen::Error),
+    #[error("cannot sign: {0}")]
+    Encode(#[from] rcgen::Error),
     /// The TLS library refuses a key that has just been made.
-    Key(rustls::Error),
+    #[error("cannot use a new key: {0}")]
+    Key(#[source] rustls::Error),
 }
 
 /// The fault of a file.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub enum FileFault {
     /// The system call failed.
-    Io(io::Error),
+    #[error(transparent)]
+    Io(#[from] io::Error),
     /// It is a link, a device or a folder.
+    #[error("not a plain file")]
     NotAFile,
     /// It belongs to another user (this user id).
+    #[error("belongs to another user (uid {0})")]
     Foreign(u32),
     /// Its mode lets others read it (a key) or write to it (a folder).
+    #[error("open to other users (mode {0:04o})")]
     Exposed(u32),
     /// It is larger than such a file can be.
+    #[error("too large for what it should hold")]
     TooLarge,
     /// Another `cloakroom ca` holds the folder's lock.
+    #[error("another `cloakroom ca` is at work here; try again")]
     Locked,
 }
 
 /// The fault of a certificate and its key.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub enum Fault {
     /// The certificate or its key is missing.
+    #[error("there is none")]
     Missing,
     /// The file of the key or of the certificate cannot be trusted.
+    #[error("{name}: {fault}")]
     File {
         /// Its name in the folder.
         name: String,
@@ -108,37 +139,35 @@ pub enum Fault {
         fault: FileFault,
     },
     /// The file does not hold exactly one certificate in PEM.
+    #[error("its file does not hold one certificate (PEM)")]
     NotOneCertificate,
     /// The file does not hold exactly one P-256 key (PKCS#8, PEM).
+    #[error("its file does not hold one P-256 key (PKCS#8 PEM)")]
     NotOneKey,
     /// The certificate is not what Cloakroom makes; the word says what differs.
+    #[error("not as it should be: {0}")]
     Shape(&'static str),
     /// The key is not that of the certificate.
+    #[error("its key is not that of its certificate")]
     KeyMismatch,
     /// Its constraints are not exactly the rule's names and no IP address.
+    #[error("its names are not those of the rule")]
     NamesDiffer,
     /// It does not exclude every IP address.
+    #[error("it does not exclude every IP address")]
     AddressesFree,
     /// Another root signed it.
+    #[error("another root signed it")]
     OtherRoot,
     /// An agent would not accept it.
+    #[error("agents would not believe it: {0}")]
     Untrusted(rustls::Error),
     /// It is not valid yet.
+    #[error("it is not valid yet; is the clock right?")]
     NotYetValid,
     /// It has ended or is about to end: this many seconds are left.
+    #[error("{}", time_left(*.0))]
     EndsSoon(i64),
-}
-
-impl From<rcgen::Error> for CaError {
-    fn from(error: rcgen::Error) -> Self {
-        Self::Encode(error)
-    }
-}
-
-impl From<io::Error> for FileFault {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
 }
 
 impl From<rustix::io::Errno> for FileFault {
@@ -147,105 +176,39 @@ impl From<rustix::io::Errno> for FileFault {
     }
 }
 
-// Not derived: the source of `File` is inside its fault, and no attribute can point there.
-impl fmt::Display for CaError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File { path, fault } => write!(f, "{}: {fault}", path.display()),
-            Self::RootExists(path) => write!(
-                f,
-                "{}: exists; a root is never overwritten, move it away first",
-                path.display()
-            ),
-            Self::Root { dir, fault: Fault::Missing } => {
-                write!(f, "{0}: no root here; run `cloakroom ca init --dir {0}`", dir.display())
-            }
-            Self::Root { dir, fault } => write!(f, "{}: root: {fault}", dir.display()),
-            // A replacement would not help where the system refuses the file.
-            Self::Issuing { rule, fault: fault @ Fault::File { fault: FileFault::Io(_), .. } } => {
-                write!(f, "issuing CA of `{rule}`: {fault}")
-            }
-            Self::Issuing { rule, fault } => {
-                write!(f, "issuing CA of `{rule}`: {fault}; run `cloakroom ca issue`")
-            }
-            Self::Signed { rule, fault: fault @ Fault::AddressesFree } => write!(
-                f,
-                "what Vault signed for `{rule}` is not used: {fault}; OpenBao makes no other, \
-                 and accept_without_ip_exclusion takes it"
-            ),
-            Self::Signed { rule, fault } => {
-                write!(f, "what Vault signed for `{rule}` is not used: {fault}")
-            }
-            Self::Anchor { path, fault } => write!(f, "root_file {}: {fault}", path.display()),
-            Self::Unconstrainable(rule) => write!(
-                f,
-                "`{rule}` ends TLS for every name or for none; a CA can only be limited to names"
-            ),
-            Self::TooManyNames { rule, most } => {
-                write!(f, "`{rule}` ends TLS for more than {most} names; split it")
-            }
-            Self::SameName(rule) => write!(f, "two rules that end TLS are named `{rule}`"),
-            Self::SameFolder(path) => write!(
-                f,
-                "{}: holds the root; issuing CAs need a folder of their own",
-                path.display()
-            ),
-            Self::OutsideNames { rule, host } => write!(f, "`{rule}` does not name {host}"),
-            Self::Label => f.write_str("the name of a root is 1 to 48 printable ASCII characters"),
-            Self::NoSystemRoots => f.write_str("no system CAs found; install ca-certificates"),
-            Self::Clock => f.write_str("the clock says a time that no certificate can"),
-            Self::Random => f.write_str("no randomness from the system"),
-            Self::Encode(error) => write!(f, "cannot sign: {error}"),
-            Self::Key(error) => write!(f, "cannot use a new key: {error}"),
-        }
+fn root_text(dir: &Path, fault: &Fault) -> String {
+    let dir = dir.display();
+    match fault {
+        Fault::Missing => format!("{dir}: no root here; run `cloakroom ca init --dir {dir}`"),
+        fault => format!("{dir}: root: {fault}"),
     }
 }
 
-impl fmt::Display for FileFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Io(error) => error.fmt(f),
-            Self::NotAFile => f.write_str("not a plain file"),
-            Self::Foreign(uid) => write!(f, "belongs to another user (uid {uid})"),
-            Self::Exposed(mode) => write!(f, "open to other users (mode {mode:04o})"),
-            Self::TooLarge => f.write_str("too large for what it should hold"),
-            Self::Locked => f.write_str("another `cloakroom ca` is at work here; try again"),
-        }
+/// Returns the end of an issuing CA's fault: its remedy, except where the system refuses the file,
+/// because another file would be refused, too.
+const fn issuing_remedy(fault: &Fault) -> &'static str {
+    match fault {
+        Fault::File { fault: FileFault::Io(_), .. } => "",
+        _ => "; run `cloakroom ca issue`",
     }
 }
 
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Missing => f.write_str("there is none"),
-            Self::File { name, fault } => write!(f, "{name}: {fault}"),
-            Self::NotOneCertificate => f.write_str("its file does not hold one certificate (PEM)"),
-            Self::NotOneKey => f.write_str("its file does not hold one P-256 key (PKCS#8 PEM)"),
-            Self::Shape(what) => write!(f, "not as it should be: {what}"),
-            Self::KeyMismatch => f.write_str("its key is not that of its certificate"),
-            Self::NamesDiffer => f.write_str("its names are not those of the rule"),
-            Self::AddressesFree => f.write_str("it does not exclude every IP address"),
-            Self::OtherRoot => f.write_str("another root signed it"),
-            Self::Untrusted(error) => write!(f, "agents would not believe it: {error}"),
-            Self::NotYetValid => f.write_str("it is not valid yet; is the clock right?"),
-            Self::EndsSoon(left) if *left <= 0 => f.write_str("it has ended"),
-            Self::EndsSoon(left) if *left < 172_800 => {
-                write!(f, "only {} hours of its life are left", left / 3_600)
-            }
-            Self::EndsSoon(left) => {
-                write!(f, "only {} days of its life are left", left / 86_400)
-            }
+const fn signed_remedy(fault: &Fault) -> &'static str {
+    match fault {
+        Fault::AddressesFree => {
+            "; OpenBao makes no other, and accept_without_ip_exclusion takes it"
         }
+        _ => "",
     }
 }
 
-impl error::Error for CaError {
-    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
-        match self {
-            Self::File { fault: FileFault::Io(error), .. } => Some(error),
-            Self::Encode(error) => Some(error),
-            Self::Key(error) => Some(error),
-            _ => None,
-        }
+fn time_left(seconds: i64) -> String {
+    match seconds {
+        ..=0 => "it has ended".to_owned(),
+        1..TWO_DAYS => format!("only {} hours of its life are left", seconds / 3_600),
+        TWO_DAYS.. => format!("only {} days of its life are left", seconds / 86_400),
     }
 }
+
+/// Seconds from which a time is told in days.
+const TWO_DAYS: i64 = 172_800;

@@ -6,10 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde_json::Value;
-
 use crate::{
-    audit,
+    audit::{self, AuditLine},
     config::{AuditTarget, Settings},
 };
 
@@ -22,7 +20,7 @@ use crate::{
 pub(super) fn records(
     file: Option<&Path>,
     settings: &Settings,
-    take: impl FnMut(Value),
+    take: impl FnMut(AuditLine),
 ) -> Result<(), String> {
     match (file, &settings.audit) {
         (Some(file), _) if file.as_os_str() == "-" => {
@@ -44,7 +42,7 @@ pub(super) fn records(
     }
 }
 
-fn read_files(paths: &[PathBuf], mut take: impl FnMut(Value)) -> Result<(), String> {
+fn read_files(paths: &[PathBuf], mut take: impl FnMut(AuditLine)) -> Result<(), String> {
     for path in paths {
         let error = |error: io::Error| {
             let hint = match error.kind() {
@@ -64,10 +62,10 @@ fn read_files(paths: &[PathBuf], mut take: impl FnMut(Value)) -> Result<(), Stri
 }
 
 /// Reads records line by line. Skips a line that is no record.
-fn read(mut lines: impl BufRead, mut take: impl FnMut(Value)) -> io::Result<()> {
+fn read(mut lines: impl BufRead, mut take: impl FnMut(AuditLine)) -> io::Result<()> {
     let mut line = Vec::new();
     while lines.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)? > 0 {
-        serde_json::from_slice(&line).ok().into_iter().for_each(&mut take);
+        AuditLine::read(&line).into_iter().for_each(&mut take);
         line.clear();
     }
     Ok(())

@@ -127,7 +127,7 @@ fn of_flow(args: &ExplainArgs) -> Result<String, NoAnswer> {
     let (mut refused, mut seen) = (Vec::new(), HashSet::new());
     let (mut found, mut more) = (false, 0_u64);
     audited::records(args.audit.as_deref(), &config.settings, |record| {
-        if record.get("flow").and_then(serde_json::Value::as_str) == Some(&args.what) {
+        if record.flow.as_ref() == Some(&args.what) {
             found = true;
             let Some(recorded) = recorded(&record, &config.policy) else { return };
             let key = (recorded.asked.clone(), recorded.reason);

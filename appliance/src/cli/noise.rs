@@ -7,9 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
-
 use crate::{
+    audit::{AuditLine, RecordKind},
     explain::does_without,
     policy::{GroupName, Host, Policy},
     reason::Reason,
@@ -25,7 +24,7 @@ pub(super) struct Noise {
 
 impl Noise {
     /// Counts a record that is one of them. Any other stays to be shown.
-    pub(super) fn takes(&mut self, record: &Value, policy: &Policy) -> bool {
+    pub(super) fn takes(&mut self, record: &AuditLine, policy: &Policy) -> bool {
         let of = of(record, policy);
         let taken = of.is_some();
         if let Some(of) = of {
@@ -57,13 +56,15 @@ impl Noise {
 /// Returns the group and the program that a refused query is of: no rule of the group lists the
 /// name, and a program of the group is known to ask for it. Nothing else is counted: the gateway
 /// gave no address for the name, so whoever connects under it has the address from elsewhere.
-fn of(record: &Value, policy: &Policy) -> Option<(GroupName, &'static str)> {
-    let word = |key| record.get(key).and_then(Value::as_str);
-    let is_query = word("record") == Some("dns") && word("decision") == Some("refuse");
-    let is_unlisted = word("reason") == Some(Reason::DnsDenied.as_str());
-    let is_usual = word("type").is_some_and(|kind| BEFORE_A_CONNECTION.contains(&kind));
-    let host = Host::parse(word("name").filter(|_| is_query && is_unlisted && is_usual)?).ok()?;
-    let group = policy.groups.iter().find(|group| Some(group.name.as_str()) == word("group"))?;
+fn of(record: &AuditLine, policy: &Policy) -> Option<(GroupName, &'static str)> {
+    let is_query = record.kind() == Some(RecordKind::Dns) && record.is_refusal();
+    let is_unlisted = record.known_reason() == Some(Reason::DnsDenied);
+    let query_type = record.query_type.as_deref();
+    let is_usual = query_type.is_some_and(|it| BEFORE_A_CONNECTION.contains(&it));
+    let name = record.name.as_deref().filter(|_| is_query && is_unlisted && is_usual);
+    let host = Host::parse(name?).ok()?;
+    let group = record.group.as_deref();
+    let group = policy.groups.iter().find(|own| Some(own.name.as_str()) == group)?;
     Some((group.name.clone(), does_without(policy, group, &host)?))
 }
 
@@ -76,7 +77,7 @@ const PAUSE: Duration = Duration::from_secs(60);
 #[cfg(test)]
 mod tests {
     use policy_builder::{Config, group, splice};
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::config::testing;
@@ -105,7 +106,8 @@ mod tests {
     #[test]
     fn only_names_the_groups_program_does_without_are_counted() {
         let policy_of_none = policy(None);
-        let takes = |record: &Value| Noise::default().takes(record, &policy_of_none);
+        let line = |record: &Value| AuditLine::of(record.clone()).unwrap();
+        let takes = |record: &Value| Noise::default().takes(&line(record), &policy_of_none);
         assert!(takes(&query("research", "chatgpt.com")));
         for shown in [
             query("others", "chatgpt.com"),
@@ -126,20 +128,21 @@ mod tests {
         service["type"] = json!("SRV");
         assert!(takes(&service));
         let named = policy(Some("chatgpt.com"));
-        assert!(!Noise::default().takes(&query("research", "chatgpt.com"), &named));
+        assert!(!Noise::default().takes(&line(&query("research", "chatgpt.com")), &named));
     }
 
     #[test]
     fn counts_are_said_at_once_and_then_once_a_minute() {
         let (policy, begin) = (policy(None), Instant::now());
+        let line = |name: &str| AuditLine::of(query("research", name)).unwrap();
         let mut noise = Noise::default();
         assert_eq!(noise.due(begin), None);
         for _ in 0..3 {
-            noise.takes(&query("research", "chatgpt.com"), &policy);
+            noise.takes(&line("chatgpt.com"), &policy);
         }
         let said = noise.due(begin).unwrap();
         assert!(said.starts_with("# 3 more in research: names that codex asks for"), "{said}");
-        noise.takes(&query("research", "github.com"), &policy);
+        noise.takes(&line("github.com"), &policy);
         assert_eq!(noise.due(begin + PAUSE / 2), None);
         assert!(noise.due(begin + PAUSE).unwrap().starts_with("# 1 more"));
         assert_eq!(noise.due(begin + PAUSE * 3), None, "nothing new");

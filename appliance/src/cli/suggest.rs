@@ -9,7 +9,6 @@ use std::{
 };
 
 use clap::Args;
-use serde_json::Value;
 
 use super::{
     audited,
@@ -18,7 +17,7 @@ use super::{
     watch::escaped,
 };
 use crate::{
-    audit,
+    audit::{self, AuditLine},
     config::{self, DEFAULT_CONFIG},
     explain::{Recorded, Refusals, Source, Suggestion, Who, recorded, suggest},
     policy::{GroupName, Policy},
@@ -72,13 +71,14 @@ pub(super) fn answer(args: &SuggestArgs, now: SystemTime) -> Result<String, NoAn
 }
 
 impl SuggestArgs {
-    fn wants(&self, record: &Value, from: Option<SystemTime>) -> bool {
-        let word = |key| record.get(key).and_then(Value::as_str);
+    fn wants(&self, record: &AuditLine, from: Option<SystemTime>) -> bool {
         let late = |from| {
-            word("time").and_then(audit::time_of).is_some_and(|time: SystemTime| time >= from)
+            let time = record.time.as_deref().and_then(audit::time_of);
+            time.is_some_and(|time: SystemTime| time >= from)
         };
+        let group = record.group.as_deref();
         from.is_none_or(late)
-            && self.group.as_ref().is_none_or(|group| word("group") == Some(group.as_str()))
+            && self.group.as_ref().is_none_or(|wanted| group == Some(wanted.as_str()))
     }
 }
 
@@ -95,7 +95,7 @@ struct RefusalCounts {
 }
 
 impl RefusalCounts {
-    fn note(&mut self, record: &Value, policy: &Policy) {
+    fn note(&mut self, record: &AuditLine, policy: &Policy) {
         let Some(recorded) = recorded(record, policy) else { return };
         let key = (format!("{:?}", recorded.question.who), told(&recorded, record));
         let known = self.known.get(&key).copied();
@@ -134,15 +134,14 @@ fn room(who: &Who) -> String {
 
 /// Returns the key that refusals have in common if they are alike. Addresses are no part of it:
 /// those of one name differ, and a client tries all.
-fn told(recorded: &Recorded, record: &Value) -> String {
+fn told(recorded: &Recorded, record: &AuditLine) -> String {
     let question = &recorded.question;
     let asked = match question.hosts().first() {
         Some(host) if question.request.is_none() => format!("{host}:{}", question.port()),
         _ => recorded.asked.clone(),
     };
-    let of = |key| record.get(key).map(Value::to_string).unwrap_or_default();
-    let (credential, placeholders) = (of("credential"), of("placeholders"));
-    format!("{asked} {} {credential} {placeholders}", recorded.reason)
+    let AuditLine { credential, placeholders, .. } = record;
+    format!("{asked} {} {credential:?} {placeholders:?}", recorded.reason)
 }
 
 fn page(suggestions: &[Suggestion], path: &Path) -> String {
@@ -205,10 +204,11 @@ mod tests {
     #[test]
     fn one_groups_flood_hides_no_other_groups_refusals() {
         let record = |group: &str, name: &str| {
-            json!({
+            let record = json!({
                 "record": "dns", "group": group, "name": name, "type": "A", "decision": "refuse",
                 "reason": "dns_denied"
-            })
+            });
+            AuditLine::of(record).unwrap()
         };
         let text = "[gateway]\nresolvers = [\"192.0.2.53\"]\n\n[[group]]\nname = \"calm\"\n\
             interface = \"agents0\"\nprefixes = [\"192.0.2.0/28\"]\n";

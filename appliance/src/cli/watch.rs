@@ -15,12 +15,10 @@ use std::{
 
 use clap::{Args, builder::PossibleValuesParser};
 use ipnet::IpNet;
-use serde::Deserialize;
-use serde_json::Value;
 
 use super::{env::no_group, noise::Noise};
 use crate::{
-    audit::RecordKind,
+    audit::{AuditLine, RecordKind},
     config::{AuditTarget, Config, DEFAULT_CONFIG},
     policy::Policy,
     reason::Reason,
@@ -55,7 +53,7 @@ pub struct WatchArgs {
     #[arg(long, value_name = "FLOW")]
     flow: Option<String>,
     /// Only records with this reason
-    #[arg(long, value_name = "REASON", hide_possible_values = true, value_parser = words())]
+    #[arg(long, value_name = "REASON", hide_possible_values = true, value_parser = reasons())]
     reason: Option<String>,
     /// Only what was refused
     #[arg(long)]
@@ -68,7 +66,7 @@ pub struct WatchArgs {
     all: bool,
 }
 
-fn words() -> PossibleValuesParser {
+fn reasons() -> PossibleValuesParser {
     PossibleValuesParser::new(Reason::ALL.iter().map(|reason| reason.as_str()))
 }
 
@@ -142,12 +140,11 @@ fn follow(args: &WatchArgs, policy: &Policy, path: &Path, out: &mut impl Write) 
     }
 }
 
-fn wanted(args: &WatchArgs, line: &[u8]) -> Option<Value> {
-    let record = serde_json::from_slice::<Value>(line).ok();
-    record.filter(|record| args.wants(record))
+fn wanted(args: &WatchArgs, line: &[u8]) -> Option<AuditLine> {
+    AuditLine::read(line).filter(|record| args.wants(record))
 }
 
-fn tell(record: Option<&Value>, out: &mut impl Write) -> io::Result<()> {
+fn tell(record: Option<&AuditLine>, out: &mut impl Write) -> io::Result<()> {
     match record.and_then(readable) {
         Some(text) => writeln!(out, "{text}").and_then(|()| out.flush()),
         None => Ok(()),
@@ -161,13 +158,11 @@ impl WatchArgs {
         self.refused && !self.noise && self.flow.is_none() && self.reason.is_none()
     }
 
-    fn wants(&self, record: &Value) -> bool {
-        let is = |key: &str, wanted: &Option<String>| {
-            wanted.as_ref().is_none_or(|wanted| word(record, key) == Some(wanted))
-        };
-        is("group", &self.group)
-            && is("flow", &self.flow)
-            && is("reason", &self.reason)
+    fn wants(&self, record: &AuditLine) -> bool {
+        let is = |own: &Option<String>, wanted: &Option<String>| wanted.is_none() || own == wanted;
+        is(&record.group, &self.group)
+            && is(&record.flow, &self.flow)
+            && is(&record.reason, &self.reason)
             && self.agent.is_none_or(|prefix| is_of_agent(record, prefix))
             && (!self.refused || refused(record))
     }
@@ -175,8 +170,8 @@ impl WatchArgs {
 
 /// Returns whether a record is about an agent in the prefix. A record names an agent by address and
 /// port, by address alone, or, for IPv6, by the prefix in which the agent may choose addresses.
-fn is_of_agent(record: &Value, wanted: IpNet) -> bool {
-    let Some(agent) = word(record, "agent") else { return false };
+fn is_of_agent(record: &AuditLine, wanted: IpNet) -> bool {
+    let Some(agent) = &record.agent else { return false };
     let address = agent.parse::<SocketAddr>().map(|address| address.ip());
     match address.or_else(|_| agent.parse::<IpAddr>()) {
         Ok(address) => wanted.contains(&address),
@@ -189,10 +184,10 @@ fn is_of_agent(record: &Value, wanted: IpNet) -> bool {
 /// Returns whether something was refused. A sum has no decision where some of its queries were
 /// answered; then its reason tells, or its number of refusals, because a query beyond the rate has
 /// no other record.
-fn refused(record: &Value) -> bool {
-    match word(record, "decision") {
-        Some(decision) => decision == "refuse",
-        None => word(record, "reason").is_some() || count(record, "refused") > 0,
+fn refused(record: &AuditLine) -> bool {
+    match record.decision {
+        Some(_) => record.is_refusal(),
+        None => record.reason.is_some() || record.refused.unwrap_or_default() > 0,
     }
 }
 
@@ -261,24 +256,21 @@ fn open(path: &Path) -> io::Result<Option<BufReader<File>>> {
 
 /// Formats one record as one line; returns `None` where the record has no kind. A kind that only
 /// another version knows is shown as its word alone.
-fn readable(record: &Value) -> Option<String> {
-    let word_of_kind = word(record, "record")?;
-    let about = match RecordKind::deserialize(record.get("record")?) {
-        Ok(kind) => about(kind, record),
-        Err(_) => word_of_kind.to_owned(),
-    };
+fn readable(record: &AuditLine) -> Option<String> {
+    let kind = record.record.clone()?;
+    let about = record.kind().map_or(kind, |kind| about(kind, record));
     // Date, time and milliseconds; the rest of the fraction is of no use to a person.
-    let time: String = text(record, "time").chars().take(23).collect();
-    let who = word(record, "group").or_else(|| word(record, "interface")).unwrap_or("-");
-    let [agent, flow, decision] =
-        ["agent", "flow", "decision"].map(|key| word(record, key).unwrap_or("-"));
+    let time: String = or_dash(&record.time).chars().take(23).collect();
+    let who = or_dash(if record.group.is_some() { &record.group } else { &record.interface });
+    let [agent, flow, decision] = [&record.agent, &record.flow, &record.decision].map(or_dash);
     let line = format!("{time}  {who:<12} {agent:<22} {flow:<16} {decision:<9} {about}");
     Some(escaped(line.trim_end()))
 }
 
-fn about(kind: RecordKind, record: &Value) -> String {
+fn about(kind: RecordKind, record: &AuditLine) -> String {
+    let cause = or_dash(&record.cause);
     match kind {
-        RecordKind::Start => format!("the gateway starts, version {}", text(record, "version")),
+        RecordKind::Start => format!("the gateway starts, version {}", or_dash(&record.version)),
         RecordKind::Connection => connection(record),
         RecordKind::Connections => over_rate(record, "new connections"),
         RecordKind::Requests => over_rate(record, "requests"),
@@ -289,120 +281,108 @@ fn about(kind: RecordKind, record: &Value) -> String {
         RecordKind::PacketsUnseen => unseen(record),
         RecordKind::Quarantine => act("quarantined", record),
         RecordKind::Release => act("released", record),
-        RecordKind::Close => format!("closed to new connections: {}", text(record, "cause")),
+        RecordKind::Close => format!("closed to new connections: {cause}"),
         RecordKind::Open => "open again".to_owned(),
-        RecordKind::Repair => format!("packet rules installed again: {}", text(record, "cause")),
+        RecordKind::Repair => format!("packet rules installed again: {cause}"),
     }
 }
 
-fn connection(record: &Value) -> String {
-    let named = ["sni", "host"].into_iter().find_map(|key| word(record, key));
+fn connection(record: &AuditLine) -> String {
+    let named = record.sni.as_ref().or(record.host.as_ref());
     // Where the address was given for several names, the first stands for all.
-    let given = || record.get("answered")?.get(0)?.as_str();
-    let name = named.or_else(given).unwrap_or("no name");
-    let mut line = format!("{name} at {}", text(record, "dialled"));
-    add(&mut line, record, &["reason", "cause", "alert", "end"]);
-    if word(record, "reason") == Some(Reason::EchDenied.as_str()) {
+    let name = named.or_else(|| record.answered_names().first());
+    let name = name.map_or("no name", String::as_str);
+    let mut line = format!("{name} at {}", or_dash(&record.dialled));
+    add(&mut line, [&record.reason, &record.cause, &record.alert, &record.end]);
+    let is_ech = record.known_reason() == Some(Reason::EchDenied);
+    if is_ech {
         line += &format!("  ({})", wire(Reason::EchDenied).text);
     }
     let [from, to, millis] =
-        ["bytes_from_agent", "bytes_to_agent", "duration_ms"].map(|key| count(record, key));
+        [record.bytes_from_agent, record.bytes_to_agent, record.duration_ms].map(or_0);
     line += &format!("  {from} B out, {to} B in, {millis} ms");
-    match word(record, "reason") == Some(Reason::EchDenied.as_str()) {
-        true => line + ECH_REMEDY,
-        false => line,
-    }
+    if is_ech { line + ECH_REMEDY } else { line }
 }
 
 /// A refusal before TLS is up has no room for words, so the agent cannot be told.
 const ECH_REMEDY: &str = "  (the splice rule may say ech = \"allow\"; or turn it off in the browser: see docs/network.md)";
 
-fn over_rate(record: &Value, what: &str) -> String {
-    let [count, seconds] = ["count", "seconds"].map(|key| count(record, key));
-    format!("{}  {count} {what} in {seconds} s", text(record, "reason"))
+fn over_rate(record: &AuditLine, what: &str) -> String {
+    let [count, seconds] = [record.count, record.seconds].map(or_0);
+    format!("{}  {count} {what} in {seconds} s", or_dash(&record.reason))
 }
 
-fn request(record: &Value) -> String {
-    let mut line =
-        format!("{} {}{}", text(record, "method"), text(record, "host"), text(record, "path"));
-    add(&mut line, record, &["reason", "cause", "credential"]);
-    if let Some(status) = number(record, "upstream_status") {
+fn request(record: &AuditLine) -> String {
+    let [method, host, path] = [&record.method, &record.host, &record.path].map(or_dash);
+    let mut line = format!("{method} {host}{path}");
+    add(&mut line, [&record.reason, &record.cause, &record.credential]);
+    if let Some(status) = record.upstream_status {
         line += &format!("  {status}");
     }
-    line + &format!("  {} ms", count(record, "duration_ms"))
+    line + &format!("  {} ms", or_0(record.duration_ms))
 }
 
-fn query(record: &Value) -> String {
+fn query(record: &AuditLine) -> String {
+    let [server, transport, reason] =
+        [&record.server, &record.transport, &record.reason].map(or_dash);
     format!(
-        "{} {} asked of {} over {}  {}",
-        word(record, "name").unwrap_or("no name"),
-        word(record, "type").unwrap_or("of no type"),
-        text(record, "server"),
-        text(record, "transport"),
-        text(record, "reason"),
+        "{} {} asked of {server} over {transport}  {reason}",
+        record.name.as_deref().unwrap_or("no name"),
+        record.query_type.as_deref().unwrap_or("of no type"),
     )
 }
 
-fn queries(record: &Value) -> String {
+fn queries(record: &AuditLine) -> String {
     let [answered, refused, limited] =
-        ["answered", "refused", "limited"].map(|key| count(record, key));
+        [record.answered_count(), record.refused, record.limited].map(or_0);
     let mut line =
         format!("DNS queries: {answered} answered, {refused} refused, {limited} dropped");
-    add(&mut line, record, &["reason"]);
+    add(&mut line, [&record.reason]);
     line
 }
 
-fn act(done: &str, record: &Value) -> String {
-    format!("{done} by user {}", count(record, "uid"))
+fn act(done: &str, record: &AuditLine) -> String {
+    format!("{done} by user {}", or_0(record.uid))
 }
 
-fn packets(record: &Value) -> String {
-    let port = number(record, "port").map(|port| format!(" port {port}")).unwrap_or_default();
-    let protocol = word(record, "protocol").unwrap_or("several protocols");
-    let source = word(record, "first_source").map(|from| format!(" from {from}"));
-    let to = word(record, "first_destination").map(|to| format!(" to {to}"));
+fn packets(record: &AuditLine) -> String {
+    let port = record.port.map(|port| format!(" port {port}")).unwrap_or_default();
+    let protocol = record.protocol.as_deref().unwrap_or("several protocols");
+    let source = record.first_source.as_ref().map(|from| format!(" from {from}"));
+    let to = record.first_destination.as_ref().map(|to| format!(" to {to}"));
+    let [count, seconds] = [record.count, record.seconds].map(or_0);
     format!(
-        "{}  {} packets in {} s: {protocol}{port}{}{}",
-        text(record, "reason"),
-        count(record, "count"),
-        count(record, "seconds"),
+        "{}  {count} packets in {seconds} s: {protocol}{port}{}{}",
+        or_dash(&record.reason),
         source.unwrap_or_default(),
         to.unwrap_or_default(),
     )
 }
 
-fn unseen(record: &Value) -> String {
+fn unseen(record: &AuditLine) -> String {
+    let [count, seconds] = [record.count, record.seconds].map(or_0);
     format!(
-        "{}  {} packets in {} s that were only counted ({})",
-        word(record, "reason").unwrap_or("any reason"),
-        count(record, "count"),
-        count(record, "seconds"),
-        text(record, "cause"),
+        "{}  {count} packets in {seconds} s that were only counted ({})",
+        record.reason.as_deref().unwrap_or("any reason"),
+        or_dash(&record.cause),
     )
 }
 
-fn add(line: &mut String, record: &Value, keys: &[&str]) {
-    for word in keys.iter().filter_map(|key| word(record, key)) {
+/// Adds the words that the record has.
+fn add<const N: usize>(line: &mut String, words: [&Option<String>; N]) {
+    for word in words.into_iter().flatten() {
         line.push_str("  ");
         line.push_str(word);
     }
 }
 
-fn word<'a>(record: &'a Value, key: &str) -> Option<&'a str> {
-    record.get(key)?.as_str()
-}
-
-fn text<'a>(record: &'a Value, key: &str) -> &'a str {
-    word(record, key).unwrap_or("-")
-}
-
-fn number(record: &Value, key: &str) -> Option<u64> {
-    record.get(key)?.as_u64()
+fn or_dash(text: &Option<String>) -> &str {
+    text.as_deref().unwrap_or("-")
 }
 
 /// Returns a number of the record, or 0 where it is missing.
-fn count(record: &Value, key: &str) -> u64 {
-    number(record, key).unwrap_or_default()
+fn or_0(number: Option<u64>) -> u64 {
+    number.unwrap_or_default()
 }
 
 /// Escapes characters that a terminal would obey, or show as something else.

@@ -1,9 +1,13 @@
 //! The mistakes of a file: all of them at once, each with its line.
 
-use std::{cell::RefCell, fmt, ops::Range};
+use std::{cell::RefCell, ops::Range};
 
-/// All mistakes of one file, in the order of its lines. Never empty.
-#[derive(Debug, Clone, PartialEq, Eq)]
+use thiserror::Error;
+
+/// All mistakes of one file, in the order of its lines. Never empty. As text: one mistake a line,
+/// then their number.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{}", self.text())]
 pub struct Errors {
     file: String,
     mistakes: Vec<Mistake>,
@@ -30,25 +34,19 @@ impl Errors {
     pub fn mistakes(&self) -> &[Mistake] {
         &self.mistakes
     }
-}
 
-/// Writes one mistake a line, then their number.
-impl fmt::Display for Errors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Mistake { line, column, text } in &self.mistakes {
-            match line {
-                0 => writeln!(f, "{}: {text}", self.file)?,
-                _ => writeln!(f, "{}:{line}:{column}: {text}", self.file)?,
-            }
-        }
+    fn text(&self) -> String {
+        let line_of = |Mistake { line, column, text }: &Mistake| match line {
+            0 => format!("{}: {text}\n", self.file),
+            _ => format!("{}:{line}:{column}: {text}\n", self.file),
+        };
+        let lines: String = self.mistakes.iter().map(line_of).collect();
         match self.mistakes.len() {
-            1 => write!(f, "{}: 1 error", self.file),
-            count => write!(f, "{}: {count} errors", self.file),
+            1 => format!("{lines}{}: 1 error", self.file),
+            count => format!("{lines}{}: {count} errors", self.file),
         }
     }
 }
-
-impl std::error::Error for Errors {}
 
 /// The place of bytes in the file.
 pub(super) type Span = Range<usize>;

@@ -286,7 +286,7 @@ impl PolicyReport {
 
     /// Writes which fields must hold a placeholder, at every API.
     fn credentials(&mut self) {
-        self.heading("What counts as a credential at every API");
+        self.heading("Credentials at every API");
         let names = CredentialNames::ALL;
         self.words("headers", "that end in", names.endings);
         self.words("", "or, of headers alone, in", names.header_endings);

@@ -49,9 +49,9 @@ impl Vitals {
         }));
         let secrets = self.gateway.services.secrets.snapshot();
         let now = Instant::now();
-        for (group, api, binding) in uses(&policy_snapshot) {
-            if !quarantined.contains(group) {
-                findings.extend(of_secret(&secrets, group, (api, binding), now));
+        for one in uses(&policy_snapshot) {
+            if !quarantined.contains(one.group) {
+                findings.extend(of_secret(&secrets, one, now));
             }
         }
         let now = SystemTime::now();
@@ -117,28 +117,30 @@ impl Vitals {
     }
 }
 
+/// A binding's secret, as one of its groups may use it.
+#[derive(Clone, Copy)]
+pub(super) struct SecretUse<'a> {
+    pub(super) group: &'a GroupName,
+    pub(super) api: &'a Api,
+    pub(super) binding: &'a Binding,
+}
+
 /// Returns every group with the secrets that it may use, and the rules where it may use them.
-pub(super) fn uses(
-    policy_snapshot: &PolicySnapshot,
-) -> impl Iterator<Item = (&GroupName, &Api, &Binding)> {
+pub(super) fn uses(policy_snapshot: &PolicySnapshot) -> impl Iterator<Item = SecretUse<'_>> {
     policy_snapshot.policy.apis.iter().flat_map(|api| {
         api.bindings.iter().flat_map(move |binding| {
-            binding.groups.iter().map(move |group| (group, &**api, &**binding))
+            binding.groups.iter().map(move |group| SecretUse { group, api, binding })
         })
     })
 }
 
-fn of_secret(
-    secrets: &SecretSnapshot,
-    group: &GroupName,
-    (api, binding): (&Api, &Binding),
-    now: Instant,
-) -> Option<Finding> {
+fn of_secret(secrets: &SecretSnapshot, one: SecretUse<'_>, now: Instant) -> Option<Finding> {
+    let SecretUse { group, api, binding } = one;
     let (rule, secret) = (&api.name, &binding.secret);
     let about =
         |cause, text| Finding::new(cause, text).of_group(group).of_rule(rule).of_secret(secret);
     let failure = secrets.failure(group, secret);
-    match usable(secrets, group, (api, binding), now) {
+    match usable(secrets, one, now) {
         Err((why, text)) => {
             let text = format!("{group} has no value at {rule}, {secret}: {text}");
             Some(about(HealthCause::SecretUnavailable, text).because(why.as_str()))
@@ -159,8 +161,7 @@ fn of_secret(
 /// are refused.
 fn usable(
     secrets: &SecretSnapshot,
-    group: &GroupName,
-    (api, binding): (&Api, &Binding),
+    SecretUse { group, api, binding }: SecretUse<'_>,
     now: Instant,
 ) -> Result<(), (SecretCause, &'static str)> {
     let secret = &binding.secret;

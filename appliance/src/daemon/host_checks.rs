@@ -40,14 +40,19 @@ pub(super) struct HostChecks {
 }
 
 /// The capture of a new policy, and the channel that reports whether it is in force.
-type InstallRequest = (Capture, oneshot::Sender<Result<(), PacketsError>>);
+struct InstallRequest {
+    capture: Capture,
+    done: oneshot::Sender<Result<(), PacketsError>>,
+}
 
 impl HostChecks {
     /// Starts to check the rules of this capture, which are in force. It listens for changes before
     /// the first check, so that none is missed.
     pub(super) async fn start(
         capture: Capture,
-        (every, claim, audit): (Duration, Arc<ListenerClaim>, Sink),
+        every: Duration,
+        claim: Arc<ListenerClaim>,
+        audit: Sink,
     ) -> Result<Self, DaemonError> {
         let (orders, ordered) = mpsc::channel(1);
         let (failing, failed) = oneshot::channel();
@@ -56,7 +61,7 @@ impl HostChecks {
         let doubt = doubting.subscribe();
         let finding = watch::Sender::default();
         let foreign = finding.subscribe();
-        let keeper = Keeper::new(capture, (doubting, finding), (claim, audit));
+        let keeper = Keeper::new(capture, doubting, finding, claim, audit);
         let keep = async move || {
             let (said, monitor) = match Monitor::open() {
                 Ok(monitor) => (Ok(()), Some(monitor)),
@@ -87,7 +92,8 @@ impl HostChecks {
     /// Installs the rules of a new policy. If that fails, the old ones stay in force.
     pub(super) async fn take(&self, capture: Capture) -> Result<(), DaemonError> {
         let (done, told) = oneshot::channel();
-        self.orders.send((capture, done)).await.map_err(|_| gone())?;
+        let request = InstallRequest { capture, done };
+        self.orders.send(request).await.map_err(|_| gone())?;
         Ok(told.await.map_err(|_| gone())??)
     }
 
@@ -130,8 +136,8 @@ struct Keeper {
     unguarded: Option<String>,
     /// The faults of the kernel's settings or the routes.
     unsettled: Option<String>,
-    /// The time since which the rules cannot be installed, and the error.
-    uninstalled: Option<(Instant, String)>,
+    /// The fault of rules that cannot be installed.
+    uninstalled: Option<Uninstalled>,
     /// The first of these three, which keeps new connections out.
     doubt: watch::Sender<Option<String>>,
     /// The rules of other programs that may keep captured packets from the gateway.
@@ -140,11 +146,19 @@ struct Keeper {
     audit: Sink,
 }
 
+/// The fault of rules that cannot be installed.
+struct Uninstalled {
+    since: Instant,
+    error: String,
+}
+
 impl Keeper {
     fn new(
         capture: Capture,
-        (doubt, foreign): (watch::Sender<Option<String>>, watch::Sender<ForeignRules>),
-        (claim, audit): (Arc<ListenerClaim>, Sink),
+        doubt: watch::Sender<Option<String>>,
+        foreign: watch::Sender<ForeignRules>,
+        claim: Arc<ListenerClaim>,
+        audit: Sink,
     ) -> Self {
         let in_force = capture.clone();
         let (unguarded, unsettled, uninstalled) = (None, None, None);
@@ -162,7 +176,7 @@ impl Keeper {
         loop {
             tokio::select! {
                 order = orders.recv() => match order {
-                    Some((capture, done)) => {
+                    Some(InstallRequest { capture, done }) => {
                         // The one who asked may be gone.
                         let _ = done.send(self.take(capture));
                     }
@@ -203,7 +217,6 @@ impl Keeper {
         }
     }
 
-    /// Logs each other program that writes packet marks, once.
     /// Looks for rules of others that are in the way, and logs those that were not there before.
     fn look_for_others(&self) {
         let found = match packets::foreign_rules(&self.capture.interface_names()) {
@@ -230,8 +243,8 @@ impl Keeper {
         // Another program may have changed them meanwhile.
         tracing::debug!("{error}");
         monitor.look_again();
-        let (since, _) = self.uninstalled.get_or_insert_with(|| (begun, error.to_string()));
-        let failing = since.elapsed();
+        let fault = || Uninstalled { since: begun, error: error.to_string() };
+        let failing = self.uninstalled.get_or_insert_with(fault).since.elapsed();
         self.settle();
         if failing > UNINSTALLED_TIME { Err(error) } else { Ok(()) }
     }
@@ -286,8 +299,9 @@ impl Keeper {
     }
 
     fn doubt(&self) -> Option<&String> {
-        let lasting = |(since, _): &&(Instant, _)| since.elapsed() > RACE_TIME;
-        let uninstalled = self.uninstalled.as_ref().filter(lasting).map(|(_, error)| error);
+        let uninstalled = self.uninstalled.as_ref();
+        let lasting = uninstalled.filter(|fault| fault.since.elapsed() > RACE_TIME);
+        let uninstalled = lasting.map(|fault| &fault.error);
         self.unguarded.as_ref().or(self.unsettled.as_ref()).or(uninstalled)
     }
 

@@ -29,7 +29,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::health::{Vitals, uses};
+use super::health::{SecretUse, Vitals, uses};
 use crate::{
     health::{Health, HealthState},
     policy::InterfaceName,
@@ -175,7 +175,7 @@ fn of_health(registry: &mut Registry, health: &Health) {
         causes.get_or_create(&caused).inc();
     }
     registry.register("health", "1 for the state that the gateway is in", states);
-    registry.register("health_cause", "What keeps it from being healthy, how often", causes);
+    registry.register("health_cause", "Causes that keep it from being healthy", causes);
 }
 
 fn of_groups(registry: &mut Registry, vitals: &Vitals) {
@@ -197,7 +197,7 @@ fn of_secrets(registry: &mut Registry, vitals: &Vitals) {
     let now = Instant::now();
     let mut first: std::collections::HashMap<UseLabels, Duration> =
         std::collections::HashMap::new();
-    for (group, api, binding) in uses(&policy_snapshot) {
+    for SecretUse { group, api, binding } in uses(&policy_snapshot) {
         let Some(time) = secrets.good_for(group, &binding.secret, now) else { continue };
         let labels = UseLabels { group: group.to_string(), rule: api.name.to_string() };
         first.entry(labels).and_modify(|least| *least = time.min(*least)).or_insert(time);

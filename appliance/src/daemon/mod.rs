@@ -7,7 +7,6 @@
 //!
 //! Stop: nothing new is accepted, then open connections may finish, then they are cut. The rules
 //! stay, so that the gateway is closed after the daemon.
-//! gateway is closed after the daemon.
 
 mod control;
 mod error;
@@ -102,7 +101,8 @@ pub async fn run(
         .remove_ready_file()
         .map_err(|error| other("cannot remove the file that says ready", &error))?;
     let mut daemon = Daemon::start(
-        (config, config_file),
+        config,
+        config_file,
         reach,
         &supervisor,
         InheritedListeners::new(surroundings.handed),

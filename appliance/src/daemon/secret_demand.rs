@@ -41,7 +41,8 @@ struct NamedByPolicy {
 impl SecretDemand {
     /// Creates the demand of the secrets that the policy names, and tells `secrets` and `vault`.
     pub(super) fn new(
-        (secrets, vault): (Arc<SecretStore>, Option<Arc<Session>>),
+        secrets: Arc<SecretStore>,
+        vault: Option<Arc<Session>>,
         tickets: Arc<Tickets>,
         quarantined: Quarantined,
         policy: &Policy,
@@ -163,7 +164,8 @@ mod tests {
         let day = Duration::from_secs(86_400);
         let secrets = SecretStore::new(Arc::new(Sources::default()), &[], day, day);
         let demand = SecretDemand::new(
-            (Arc::clone(&secrets), None),
+            Arc::clone(&secrets),
+            None,
             Arc::default(),
             quarantine.watch(),
             &policy,

@@ -53,12 +53,13 @@ use crate::{
 impl Daemon {
     /// Starts with all parts, or not at all. Packets are captured last.
     pub(super) async fn start(
-        config: (Config, &Path),
+        config: Config,
+        config_file: &Path,
         reach: FileReach,
         supervisor: &Supervisor,
         inherited: InheritedListeners,
     ) -> Result<Self, DaemonError> {
-        let prepared = Prepared::new(config, reach, inherited).await?;
+        let prepared = Prepared::new(config, config_file, reach, inherited).await?;
         let equipped = prepared.equip().await?;
         let answering = equipped.answer(supervisor).await?;
         let leasing = answering.lease().await;
@@ -88,8 +89,7 @@ struct Equipped {
 struct Answering {
     host: HostSetup,
     core: Core,
-    inherited: InheritedListeners,
-    serves: Option<HeldName>,
+    succession: Succession,
     claim: Arc<ListenerClaim>,
     dns: dns::DnsServer,
     watcher: Watcher,
@@ -99,6 +99,21 @@ struct Answering {
 struct Leasing {
     answering: Answering,
     refreshing: JoinHandle<()>,
+}
+
+/// The ties to a daemon that drains beside this one.
+struct Succession {
+    /// The listeners that were passed on.
+    inherited: InheritedListeners,
+    /// The name that says that this daemon serves. Where listeners were passed on, it is said
+    /// later.
+    serves: Option<HeldName>,
+}
+
+/// The sockets at which operators ask.
+struct OperatorSockets {
+    control: Control,
+    management: Option<TcpListener>,
 }
 
 /// The parts that live as long as the daemon, made before anybody is served.
@@ -111,17 +126,16 @@ struct Core {
     rotation: Option<Rotation>,
     cas: RuleCas,
     records: Records,
-    control: Control,
-    management: Option<TcpListener>,
+    operator_sockets: OperatorSockets,
 }
 
 impl Prepared {
     async fn new(
-        (config, config_file): (Config, &Path),
+        Config { settings, policy }: Config,
+        config_file: &Path,
         reach: FileReach,
         mut inherited: InheritedListeners,
     ) -> Result<Self, DaemonError> {
-        let Config { settings, policy } = config;
         let control = retried(|| Control::bind(&settings.control), is_in_use).await;
         let control = control.map_err(|error| {
             other(&format!("the control socket {}", settings.control.display()), &error)
@@ -162,11 +176,15 @@ impl Prepared {
         let resolver = resolver.map_err(DaemonError::Other)?;
         let off_limits = resolver.off_limits().clone();
         off_limits.control_plane().take_agents(capture.agents());
-        let (secrets, vault) = open_secrets(settings, &policy.groups, &resolver)?;
-        let sources = (Arc::clone(&secrets), vault.clone());
+        let OpenedSources { secrets, vault } = open_sources(settings, &policy.groups, &resolver)?;
         let tickets = Arc::<Tickets>::default();
-        let demand = SecretDemand::new(sources, Arc::clone(&tickets), quarantine.watch(), &policy);
-        let demand = Arc::new(demand);
+        let demand = Arc::new(SecretDemand::new(
+            Arc::clone(&secrets),
+            vault.clone(),
+            Arc::clone(&tickets),
+            quarantine.watch(),
+            &policy,
+        ));
         let rotation = issuing::open_rotation(settings, vault.as_ref())?;
         let cas = issuing::cas(&policy, settings, rotation.as_ref())?;
         let policy_snapshot = policy_snapshot(policy, cas.clone(), &system_roots)?;
@@ -194,8 +212,7 @@ impl Prepared {
             rotation,
             cas,
             records,
-            control,
-            management,
+            operator_sockets: OperatorSockets { control, management },
         };
         Ok(Equipped { host, core, inherited, sockets })
     }
@@ -219,7 +236,8 @@ impl Equipped {
             Watcher::start(log, core.records.sink.clone(), in_force, capacity, capture.ipv6)
                 .map_err(|error| other("cannot start a thread", &error))?;
         let dns = start_dns(sockets, &host.settings, gateway, supervisor)?;
-        Ok(Answering { host, core, inherited, serves, claim, dns, watcher })
+        let succession = Succession { inherited, serves };
+        Ok(Answering { host, core, succession, claim, dns, watcher })
     }
 }
 
@@ -238,8 +256,8 @@ impl Leasing {
     /// Captures packets and takes orders; on failure, gives back the leases.
     async fn serve(self, supervisor: &Supervisor) -> Result<Daemon, DaemonError> {
         let Self { answering, refreshing } = self;
-        let Answering { host, core, inherited, serves, claim, dns, watcher } = answering;
-        let captured = Captured::new((&host, &core), &claim, (supervisor, inherited, serves)).await;
+        let Answering { host, core, succession, claim, dns, watcher } = answering;
+        let captured = Captured::new(&host, &core, &claim, supervisor, succession).await;
         let Captured { workers, host_checks, serves } = match captured {
             Ok(captured) => captured,
             Err(error) => {
@@ -248,7 +266,15 @@ impl Leasing {
             }
         };
         let Core {
-            gateway, off_limits, phase, policy_snapshots, demand, rotation, records, ..
+            gateway,
+            off_limits,
+            phase,
+            policy_snapshots,
+            demand,
+            rotation,
+            records,
+            operator_sockets,
+            ..
         } = core;
         let vitals = Vitals {
             gateway: Arc::clone(&gateway),
@@ -258,8 +284,7 @@ impl Leasing {
             landlock: host.confinement.enforced(),
             vault_signs: rotation.is_some(),
         };
-        let obeying =
-            Obeying::start((&host, &gateway, &demand, &vitals), (core.control, core.management));
+        let obeying = Obeying::start(operator_sockets, &host, &demand, &vitals);
         let secrets = Arc::clone(&gateway.services.secrets);
         Ok(Daemon {
             host,
@@ -285,12 +310,14 @@ struct Captured {
 
 impl Captured {
     async fn new(
-        (host, core): (&HostSetup, &Core),
+        host: &HostSetup,
+        core: &Core,
         claim: &Arc<ListenerClaim>,
-        (supervisor, inherited, serves): (&Supervisor, InheritedListeners, Option<HeldName>),
+        supervisor: &Supervisor,
+        Succession { inherited, serves }: Succession,
     ) -> Result<Self, DaemonError> {
         let HostSetup { settings, capture, .. } = host;
-        let workers = capture_packets(capture, settings, &core.gateway, (supervisor, inherited))?;
+        let workers = capture_packets(capture, settings, &core.gateway, supervisor, inherited)?;
         let serves = match serves {
             Some(held) => Some(held),
             None => say_serves(settings.proxy_port).await,
@@ -298,8 +325,9 @@ impl Captured {
         is_left_alone(settings.proxy_port).await;
         report_secrets(&core.gateway.services.secrets);
         issuing::report(&core.policy_snapshots.borrow(), core.rotation.is_some());
-        let asserted = (settings.assert_every, Arc::clone(claim), core.records.sink.clone());
-        let host_checks = HostChecks::start(capture.clone(), asserted).await?;
+        let (every, audit) = (settings.assert_every, core.records.sink.clone());
+        let host_checks = HostChecks::start(capture.clone(), every, Arc::clone(claim), audit);
+        let host_checks = host_checks.await?;
         Ok(Self { workers, host_checks, serves })
     }
 }
@@ -315,9 +343,12 @@ impl Records {
 
 impl Obeying {
     fn start(
-        (host, gateway, demand, vitals): (&HostSetup, &Arc<Gateway>, &Arc<SecretDemand>, &Vitals),
-        (control, management): (Control, Option<TcpListener>),
+        OperatorSockets { control, management }: OperatorSockets,
+        host: &HostSetup,
+        demand: &Arc<SecretDemand>,
+        vitals: &Vitals,
     ) -> Self {
+        let gateway = &vitals.gateway;
         let phases = &gateway.phases;
         let (to_reload, reloads) = mpsc::channel(1);
         let orders = Orders {
@@ -423,7 +454,8 @@ fn capture_packets(
     capture: &Capture,
     settings: &Settings,
     gateway: &Arc<Gateway>,
-    (supervisor, mut inherited): (&Supervisor, InheritedListeners),
+    supervisor: &Supervisor,
+    mut inherited: InheritedListeners,
 ) -> Result<Vec<Worker>, DaemonError> {
     let mut begins = Vec::new();
     let count = workers(settings);
@@ -463,17 +495,17 @@ fn workers(settings: &Settings) -> usize {
 
 /// Opens the sources that the settings name. A file that cannot be read is an error here. A Vault
 /// that cannot be reached is not: requests that depend on it are refused until it can.
-fn open_secrets(
+fn open_sources(
     settings: &Settings,
     groups: &[Arc<Group>],
     resolver: &Resolver,
-) -> Result<(Arc<SecretStore>, Option<Arc<Session>>), DaemonError> {
-    let (mut sources, mut session) = (Sources::default(), None);
+) -> Result<OpenedSources, DaemonError> {
+    let (mut sources, mut vault_session) = (Sources::default(), None);
     let (mut refresh, mut max_stale) = (FILE_REFRESH, FILE_MAX_STALE);
     if let Some(vault) = &settings.vault {
         let source = VaultSource::new(vault, groups, resolver);
         let source = source.map_err(|error| other("[vault]", &error))?;
-        session = Some(source.session());
+        vault_session = Some(source.session());
         sources.vault = Some(source);
         (refresh, max_stale) = (vault.refresh, vault.max_stale);
     }
@@ -482,7 +514,14 @@ fn open_secrets(
         file.check().map_err(|error| other(&path.display().to_string(), &error))?;
         sources.file = Some(file);
     }
-    Ok((SecretStore::new(Arc::new(sources), &[], refresh, max_stale), session))
+    let secrets = SecretStore::new(Arc::new(sources), &[], refresh, max_stale);
+    Ok(OpenedSources { secrets, vault: vault_session })
+}
+
+/// The secrets of all sources, and the session in Vault where it is one of them.
+struct OpenedSources {
+    secrets: Arc<SecretStore>,
+    vault: Option<Arc<Session>>,
 }
 
 /// Logs where there is no route for an address family, and what agents will see of that. Each

@@ -18,7 +18,7 @@ use super::{
     worker::Worker,
 };
 use crate::{
-    ca::RuleCas, dial::OffLimits, packets::DaemonState, phase::Phase,
+    ca::RuleCas, dial::OffLimits, dns::DnsServer, packets::DaemonState, phase::Phase,
     policy_snapshot::PolicySnapshot, tls,
 };
 
@@ -56,6 +56,7 @@ impl Daemon {
         let Leases { secrets, demand, rotation, refreshing } = leases;
         let Serving { mut workers, dns, watcher, host_checks, serves } = serving;
         let holds = Holds { obeying, host_checks, watcher, vitals };
+        let drain_time = policy_snapshots.borrow().policy.limits.drain_time;
         let proxy_port = host.settings.proxy_port;
         let mut successor = Successor {
             host: &mut host,
@@ -63,45 +64,29 @@ impl Daemon {
             policy_snapshots: &policy_snapshots,
             demand: &demand,
         };
-        let mut drain_time = policy_snapshots.borrow().policy.limits.drain_time;
-        let (alone, holds) = match launched {
+        let (drain_time, holds, follows) = match launched {
             Some(launched) => {
                 holds.give_up().await;
                 drop(serves);
                 // Where a stranger holds the name, the next daemon does not wait for this.
                 let still = DaemonState::AcceptsStill.hold(proxy_port);
-                let limit = match signal {
-                    SignalMeaning::End => Duration::ZERO,
-                    _ => SUCCESSOR.min(drain_time),
-                };
-                tokio::select! {
-                    () = make_way(proxy_port, limit, launched) => {}
-                    () = successor.follow() => drain_time = Duration::ZERO,
-                    () = signals.stop() => drain_time = Duration::ZERO,
-                }
+                let way = make_way(proxy_port, wait_for_successor(signal, drain_time), launched);
+                let is_cut_short = accept_until(way, &mut successor, &mut signals).await;
                 phase.send_replace(Phase::Drain);
                 stop_listening(&mut workers).await;
                 drop(still);
-                (true, None)
+                let drain_time = if is_cut_short { Duration::ZERO } else { drain_time };
+                (drain_time, None, Some(successor))
             }
             None => {
                 phase.send_replace(Phase::Drain);
-                (false, Some(holds))
+                (drain_time, Some(holds), None)
             }
         };
-        tracing::info!(seconds = drain_time.as_secs(), "draining");
-        let mut joined = tokio::task::spawn_blocking(|| {
-            dns.join();
-            workers.into_iter().for_each(Worker::join);
-        });
-        tokio::select! {
-            _ = &mut joined => {}
-            () = tokio::time::sleep(drain_time) => tracing::info!("cutting what is still open"),
-            () = signals.stop() => tracing::info!("told twice; cutting what is still open"),
-            () = successor.follow(), if alone => {}
-        }
+        let mut flows = join(dns, workers);
+        drain(&mut flows, drain_time, follows, &mut signals).await;
         cut_now(&phase, rotation);
-        if !joined.is_finished() && timeout(CUT_TIME, joined).await.is_err() {
+        if !flows.is_finished() && timeout(CUT_TIME, flows).await.is_err() {
             tracing::error!("flows did not end; leaving them to the kernel");
         }
         given_back(refreshing).await;
@@ -112,6 +97,59 @@ impl Daemon {
         drop((sink, policy_snapshots, demand, secrets));
         writer.finish(AUDIT_TIME).await;
         tracing::info!("stopped");
+    }
+}
+
+/// Returns the longest time for which the next daemon is waited for.
+fn wait_for_successor(signal: SignalMeaning, drain_time: Duration) -> Duration {
+    match signal {
+        SignalMeaning::End => Duration::ZERO,
+        _ => SUCCESSOR.min(drain_time),
+    }
+}
+
+/// Accepts until the way is made for the next daemon. Returns whether open connections are to be
+/// cut at once: a second signal says so, or it cannot be seen what the next daemon forbids.
+async fn accept_until(
+    way: impl Future<Output = ()>,
+    successor: &mut Successor<'_>,
+    signals: &mut DaemonSignals,
+) -> bool {
+    tokio::select! {
+        () = way => false,
+        () = successor.follow() => true,
+        () = signals.stop() => true,
+    }
+}
+
+/// Waits for the threads that carry flows and answer queries.
+fn join(dns: DnsServer, workers: Vec<Worker>) -> JoinHandle<()> {
+    tokio::task::spawn_blocking(|| {
+        dns.join();
+        workers.into_iter().for_each(Worker::join);
+    })
+}
+
+/// Lets open connections finish: for the drain time, until a second signal, or until it cannot be
+/// seen any more what the next daemon forbids.
+async fn drain(
+    flows: &mut JoinHandle<()>,
+    drain_time: Duration,
+    mut successor: Option<Successor<'_>>,
+    signals: &mut DaemonSignals,
+) {
+    tracing::info!(seconds = drain_time.as_secs(), "draining");
+    let lost_sight = async {
+        match &mut successor {
+            Some(successor) => successor.follow().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = flows => {}
+        () = tokio::time::sleep(drain_time) => tracing::info!("cutting what is still open"),
+        () = signals.stop() => tracing::info!("told twice; cutting what is still open"),
+        () = lost_sight => {}
     }
 }
 

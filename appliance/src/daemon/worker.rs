@@ -79,7 +79,7 @@ async fn accept_on_all(
 ) {
     let mut loops = JoinSet::new();
     for (interface, listener) in listeners {
-        loops.spawn(accept_on(interface, (listener, listens.clone()), Arc::clone(&gateway)));
+        loops.spawn(accept_on(interface, listener, listens.clone(), Arc::clone(&gateway)));
     }
     drop(listens);
     let carried = async { while loops.join_next().await.is_some() {} };
@@ -107,7 +107,8 @@ const TICK: Duration = Duration::from_secs(1);
 /// themselves.
 async fn accept_on(
     interface: InterfaceName,
-    (listener, listens): (TcpListener, mpsc::Sender<Infallible>),
+    listener: TcpListener,
+    listens: mpsc::Sender<Infallible>,
     gateway: Arc<Gateway>,
 ) {
     let mut flows = JoinSet::new();

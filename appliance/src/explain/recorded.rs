@@ -7,11 +7,10 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use http::{HeaderMap, Method, request::Parts};
-use serde_json::Value;
 
 use super::ask::{Question, Who, handshake, head, plain, put, tls, with_placeholder};
 use crate::{
-    audit,
+    audit::{self, AuditLine, RecordKind},
     peek::{Hello, Peeked},
     policy::{Api, Binding, GroupName, Host, InterfaceName, Place, Policy, RuleName, Scheme},
     reason::Reason,
@@ -38,27 +37,21 @@ impl Recorded {
 }
 
 /// Reads a record; returns `None` where it refuses nothing, or sums up several refusals.
-pub fn recorded(record: &Value, policy: &Policy) -> Option<Recorded> {
-    let reason = reason_of(record)?;
-    let refused = word(record, "decision") == Some("refuse");
-    match word(record, "record")? {
-        "connection" if refused => Some(connection(record, reason)),
-        "request" if refused => request(record, reason, policy),
-        "dns" => query(record, reason),
+pub fn recorded(record: &AuditLine, policy: &Policy) -> Option<Recorded> {
+    let reason = record.known_reason()?;
+    match record.kind()? {
+        RecordKind::Connection if record.is_refusal() => Some(connection(record, reason)),
+        RecordKind::Request if record.is_refusal() => request(record, reason, policy),
+        RecordKind::Dns => query(record, reason),
         _ => None,
     }
 }
 
-fn reason_of(record: &Value) -> Option<Reason> {
-    let said = word(record, "reason")?;
-    Reason::ALL.iter().copied().find(|reason| reason.as_str() == said)
-}
-
-fn connection(record: &Value, reason: Reason) -> Recorded {
-    let to = address(record, "dialled");
+fn connection(record: &AuditLine, reason: Reason) -> Recorded {
+    let to = address(record.dialled.as_deref());
     let who = who(record);
     let opening = opening(record, to.port(), reason);
-    let name = ["sni", "host"].into_iter().find_map(|key| word(record, key));
+    let name = record.sni.as_deref().or(record.host.as_deref());
     let asked = format!("{} at {to}", name.unwrap_or("no name"));
     let later = (!is_of_policy(reason) || opening.is_none()).then_some(reason);
     let question =
@@ -66,35 +59,35 @@ fn connection(record: &Value, reason: Reason) -> Recorded {
     Recorded { reason, asked, question, guessed: false }
 }
 
-fn who(record: &Value) -> Who {
+fn who(record: &AuditLine) -> Who {
     match group(record) {
         Some(group) => Who::Group(group),
         None => {
-            let interface = word(record, "interface").and_then(|it| InterfaceName::parse(it).ok());
+            let interface = record.interface.as_deref();
+            let interface = interface.and_then(|it| InterfaceName::parse(it).ok());
             let interface = interface.unwrap_or_else(|| InterfaceName("-".into()));
-            Who::At(interface, address(record, "agent").ip())
+            Who::At(interface, address(record.agent.as_deref()).ip())
         }
     }
 }
 
-fn group(record: &Value) -> Option<GroupName> {
-    GroupName::parse(word(record, "group")?).ok()
+fn group(record: &AuditLine) -> Option<GroupName> {
+    GroupName::parse(record.group.as_deref()?).ok()
 }
 
-fn opening(record: &Value, port: u16, reason: Reason) -> Option<Peeked> {
-    let host = |key| word(record, key).and_then(|name| Host::parse(name).ok());
-    let names = |key| record.get(key).and_then(Value::as_array).into_iter().flatten();
-    let answered: Vec<Host> =
-        names("answered").filter_map(|name| Host::parse(name.as_str()?).ok()).collect();
+fn opening(record: &AuditLine, port: u16, reason: Reason) -> Option<Peeked> {
+    let names = record.answered_names().iter();
+    let answered: Vec<Host> = names.filter_map(|name| Host::parse(name).ok()).collect();
     if !answered.is_empty() {
         return Some(Peeked::Unread(answered));
     }
-    if let Some(sni) = host("sni") {
-        let alpn = names("alpn").filter_map(|name| Some(name.as_str()?.as_bytes().into()));
-        let ech = record.get("ech").and_then(Value::as_bool).unwrap_or_default();
+    let parsed = |name: &Option<String>| name.as_ref().and_then(|name| Host::parse(name).ok());
+    if let Some(sni) = parsed(&record.sni) {
+        let alpn = record.alpn.iter().flatten().map(|name| name.as_bytes().into());
+        let ech = record.ech.unwrap_or_default();
         return Some(Peeked::Tls(Hello { sni: Some(sni), alpn: alpn.collect(), ech }));
     }
-    match (host("host"), reason) {
+    match (parsed(&record.host), reason) {
         // The record does not say what else the head held.
         (Some(_), Reason::HostMismatch | Reason::PlaintextPlaceholder) | (None, _) => None,
         (Some(host), _) => Some(plain(host, port, &HeaderMap::new())),
@@ -104,12 +97,12 @@ fn opening(record: &Value, port: u16, reason: Reason) -> Option<Peeked> {
 /// Returns the question of a query for a name that policy does not list. Where it is for a service,
 /// that service is what the agent is about to connect to. A record of any other query does not say
 /// what the agent would do with the name; most often it is HTTPS.
-fn query(record: &Value, reason: Reason) -> Option<Recorded> {
-    let (group, name) = (group(record)?, word(record, "name")?);
+fn query(record: &AuditLine, reason: Reason) -> Option<Recorded> {
+    let (group, name) = (group(record)?, record.name.as_deref()?);
     if reason != Reason::DnsDenied {
         return None;
     }
-    let (opening, port, guessed) = match word(record, "type")? {
+    let (opening, port, guessed) = match record.query_type.as_deref()? {
         "A" | "AAAA" => (tls(Host::parse(name).ok()?), HTTPS, true),
         "SRV" => {
             let (opening, port) = service(name)?;
@@ -143,14 +136,14 @@ fn service(name: &str) -> Option<(Peeked, u16)> {
     }
 }
 
-fn request(record: &Value, reason: Reason, policy: &Policy) -> Option<Recorded> {
+fn request(record: &AuditLine, reason: Reason, policy: &Policy) -> Option<Recorded> {
     let group = group(record)?;
-    let [method, name, path] = ["method", "host", "path"].map(|key| word(record, key));
-    let (told, host) = (method?, Host::parse(name?).ok()?);
+    let (told, path) = (record.method.as_deref()?, record.path.as_deref());
+    let host = Host::parse(record.host.as_deref()?).ok()?;
     let is_cut = |text: Option<&str>| text.is_some_and(audit::is_cut);
     // One that was cut stands for itself in the line that is shown, and nowhere else.
     let method = if audit::is_cut(told) { Method::GET } else { told.parse().ok()? };
-    let rule = word(record, "rule").and_then(|name| RuleName::parse(name).ok());
+    let rule = record.rule.as_deref().and_then(|name| RuleName::parse(name).ok());
     let api = policy.apis.iter().find(|api| Some(&api.name) == rule.as_ref());
     let pass = policy.passes.iter().find(|pass| Some(&pass.name) == rule.as_ref());
     let port = api.map(|api| api.port).or_else(|| pass?.ports.first().copied()).unwrap_or(443);
@@ -158,7 +151,7 @@ fn request(record: &Value, reason: Reason, policy: &Policy) -> Option<Recorded> 
     let asked = format!("{told} https://{host}{}", path.unwrap_or("/"));
     let carried = carried(record, reason, (&group, api.map(AsRef::as_ref)), bare.clone());
     // The request had another method, another path or another field than the record shows.
-    let is_cut = [Some(told), path, word(record, "credential")].into_iter().any(is_cut);
+    let is_cut = [Some(told), path, record.credential.as_deref()].into_iter().any(is_cut);
     let request = match reason {
         _ if is_cut => None,
         Reason::UpgradeDenied => Some(handshake(carried.unwrap_or(bare))),
@@ -179,7 +172,7 @@ fn request(record: &Value, reason: Reason, policy: &Policy) -> Option<Recorded> 
 
 /// Returns the request with the credential that it had; `None` where it cannot be restored.
 fn carried(
-    record: &Value,
+    record: &AuditLine,
     reason: Reason,
     (group, api): (&GroupName, Option<&Api>),
     head: Parts,
@@ -189,7 +182,7 @@ fn carried(
     let text = match reason {
         Reason::PlaceholderMissing => return Some(head),
         Reason::PlaceholderWrongPlace | Reason::PlaceholderWrongHost => {
-            record.get("placeholders")?.get(0)?.as_str()?
+            record.placeholders.as_ref()?.first()?
         }
         Reason::ForeignCredential => FOREIGN,
         Reason::DuplicateCredential | Reason::CredentialMalformed | Reason::TicketEnded => {
@@ -198,7 +191,7 @@ fn carried(
         _ => return Some(own.next().map(|it| with_placeholder(head.clone(), it)).unwrap_or(head)),
     };
     let binding = own.find(|binding| binding.placeholder.as_str() == text);
-    let place = place(word(record, "credential")?, binding.map(AsRef::as_ref))?;
+    let place = place(record.credential.as_deref()?, binding.map(AsRef::as_ref))?;
     put(&head, &place, text)
 }
 
@@ -250,13 +243,9 @@ const fn is_of_policy(reason: Reason) -> bool {
     )
 }
 
-fn address(record: &Value, key: &str) -> SocketAddr {
+fn address(text: Option<&str>) -> SocketAddr {
     let nowhere = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
-    word(record, key).and_then(|text| text.parse().ok()).unwrap_or(nowhere)
-}
-
-fn word<'a>(record: &'a Value, key: &str) -> Option<&'a str> {
-    record.get(key)?.as_str()
+    text.and_then(|text| text.parse().ok()).unwrap_or(nowhere)
 }
 
 const HTTP: u16 = 80;

@@ -101,68 +101,9 @@ pub(super) fn remedy(
     if let Some(text) = at.left_to_api() {
         return Err(text);
     }
-    let found = match refused.reason {
-        R::NoGroup => None,
-        R::DnsDenied | R::SniDenied | R::DestinationDenied | R::PortDenied => at.open_host(),
-        R::NotTls => at.open_plain(),
-        R::EchDenied => at.set_splice("ech", text("allow"), "names that a server hides (ECH)"),
-        R::DialledElsewhere => {
-            at.set_splice("dialled", text("any"), "its hosts at whatever address is dialled")
-        }
-        R::MethodDenied => at.method(),
-        R::PathDenied => at.path(),
-        R::PlaceholderMissing => at.anonymous(),
-        R::PlaceholderWrongPlace => at.place(),
-        R::PlaceholderWrongHost => at.binding(),
-        R::UpgradeDenied => at.websocket(),
-        R::SpoofedSource
-        | R::MulticastDenied
-        | R::ProtocolDenied
-        | R::SelfDestination
-        | R::PrivateAddress
-        | R::PeekTimeout
-        | R::TlsMalformed
-        | R::SniMissing
-        | R::AlpnDenied
-        | R::ResolveFailed
-        | R::UpstreamUnreachable
-        | R::UpstreamTlsInvalid
-        | R::AgentTlsFailed
-        | R::DnsRate
-        | R::HostMismatch
-        | R::HttpMalformed
-        | R::HttpTimeout
-        | R::HeaderLimit
-        | R::BodyLimit
-        | R::ConnectDenied
-        | R::WebsocketMalformed
-        | R::WebsocketLimit
-        | R::PathAmbiguous
-        | R::TrailerDenied
-        | R::PlaintextPlaceholder
-        | R::ForeignCredential
-        | R::TicketEnded
-        | R::TicketLimit
-        | R::DuplicateCredential
-        | R::CredentialMalformed
-        | R::ScopeDenied
-        | R::SignatureDenied
-        | R::SignatureExpired
-        | R::SecretUnavailable
-        | R::ResponseUnscannable
-        | R::ResponseMasked
-        | R::SecretProbed
-        | R::AuditUnavailable
-        | R::ConnectionLimit
-        | R::RateLimit
-        | R::PolicyRevoked
-        | R::Quarantined
-        | R::ShuttingDown
-        | R::InternalError => None,
-    };
     let is_cut = question.request.is_none()
         && matches!(refused.reason, R::MethodDenied | R::PathDenied | R::PlaceholderMissing);
-    found.ok_or(if is_cut { CUT } else { no_remedy(refused.reason) })
+    at.change().ok_or(if is_cut { CUT } else { no_remedy(refused.reason) })
 }
 
 /// Returns the note on a refusal for which no change of a rule is shown.
@@ -244,6 +185,72 @@ fn join(config: &Config, question: &Question) -> Option<Remedy> {
 }
 
 impl At<'_> {
+    /// Returns the change that would allow what was refused, where one of a rule does.
+    fn change(&self) -> Option<Remedy> {
+        use Reason as R;
+        match self.refused.reason {
+            R::NoGroup => None,
+            R::DnsDenied | R::SniDenied | R::DestinationDenied | R::PortDenied => self.open_host(),
+            R::NotTls => self.open_plain(),
+            R::EchDenied => {
+                self.set_splice("ech", text("allow"), "names that a server hides (ECH)")
+            }
+            R::DialledElsewhere => {
+                self.set_splice("dialled", text("any"), "its hosts at whatever address is dialled")
+            }
+            R::MethodDenied => self.method(),
+            R::PathDenied => self.path(),
+            R::PlaceholderMissing => self.anonymous(),
+            R::PlaceholderWrongPlace => self.place(),
+            R::PlaceholderWrongHost => self.binding(),
+            R::UpgradeDenied => self.websocket(),
+            R::SpoofedSource
+            | R::MulticastDenied
+            | R::ProtocolDenied
+            | R::SelfDestination
+            | R::PrivateAddress
+            | R::PeekTimeout
+            | R::TlsMalformed
+            | R::SniMissing
+            | R::AlpnDenied
+            | R::ResolveFailed
+            | R::UpstreamUnreachable
+            | R::UpstreamTlsInvalid
+            | R::AgentTlsFailed
+            | R::DnsRate
+            | R::HostMismatch
+            | R::HttpMalformed
+            | R::HttpTimeout
+            | R::HeaderLimit
+            | R::BodyLimit
+            | R::ConnectDenied
+            | R::WebsocketMalformed
+            | R::WebsocketLimit
+            | R::PathAmbiguous
+            | R::TrailerDenied
+            | R::PlaintextPlaceholder
+            | R::ForeignCredential
+            | R::TicketEnded
+            | R::TicketLimit
+            | R::DuplicateCredential
+            | R::CredentialMalformed
+            | R::ScopeDenied
+            | R::SignatureDenied
+            | R::SignatureExpired
+            | R::SecretUnavailable
+            | R::ResponseUnscannable
+            | R::ResponseMasked
+            | R::SecretProbed
+            | R::AuditUnavailable
+            | R::ConnectionLimit
+            | R::RateLimit
+            | R::PolicyRevoked
+            | R::Quarantined
+            | R::ShuttingDown
+            | R::InternalError => None,
+        }
+    }
+
     fn remedy(&self, reach: Reach, edits: Vec<Edit>, opens: String) -> Option<Remedy> {
         Some(Remedy { reason: self.refused.reason, edits, opens, reach, port: None })
     }

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::{mend::ChangedConfig, *};
 use crate::{
+    audit::AuditLine,
     config::{self, Edit},
     policy::{GroupName, KeyShape, Placeholder},
     reason::Reason,
@@ -362,7 +363,8 @@ fn a_new_port_is_added_to_those_that_are_captured() {
 
 fn records(lines: &[Value]) -> Vec<Refusals> {
     let policy = ChangedConfig::read(source(CONFIG)).unwrap().config.policy;
-    let recorded = lines.iter().filter_map(|line| recorded(line, &policy));
+    let lines = lines.iter().filter_map(|line| AuditLine::of(line.clone()));
+    let recorded = lines.filter_map(|line| recorded(&line, &policy));
     recorded.map(|recorded| Refusals { recorded, count: 1 }).collect()
 }
 

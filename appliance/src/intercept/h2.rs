@@ -15,12 +15,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::{Sleep, sleep, timeout};
 
 use super::{
+    body::RequestBody,
     connection::Connection,
     exchange,
     exchanges::Violation,
     idle_timer::{Ended, IdleTimer},
     sender::Sender,
-    sides::{AgentTls, LAST_WORD_TIME, Sides, note_violation},
+    sides::{AgentTls, LAST_WORD_TIME, Sides, UpstreamTls, note_violation},
     tasks::{Spawner, Tasks},
     wire::{Deferred, Flusher, HeadVerdict, HeadWatch, Heads},
 };
@@ -46,21 +47,9 @@ pub(super) async fn serve(
     let bounds = Bounds::of(&windows);
     let spawner = Spawner::default();
     let mut tasks = Tasks::new(spawner.clone());
-    let mut builder = client::http2::Builder::new(spawner.clone());
-    builder
-        .initial_stream_window_size(bounds.stream)
-        .initial_connection_window_size(bounds.connection)
-        .max_send_buf_size(bounds.send_buffer)
-        .max_header_list_size(header_list_bytes(limits));
     let (upstream, to_upstream) = Deferred::new(upstream);
-    let mut handshake = pin!(builder.handshake(TokioIo::new(upstream)));
-    let handshake = poll_fn(|cx| {
-        tasks.poll(cx);
-        handshake.as_mut().poll(cx)
-    });
-    let Ok(Ok((sender, upstream))) = timeout(limits.dial_time, handshake).await else {
-        return record.ended("upstream_closed");
-    };
+    let opened = open_upstream(upstream, (&bounds, limits), spawner.clone(), &mut tasks).await;
+    let Some((sender, upstream)) = opened else { return record.ended("upstream_closed") };
     let sender = Arc::new(Sender::H2(sender));
     let service = service_fn({
         let connection = Arc::clone(&connection);
@@ -69,32 +58,17 @@ pub(super) async fn serve(
             exchange::serve(Arc::clone(&connection), Arc::clone(&sender), request, active)
         }
     });
-    let mut builder = server::http2::Builder::new(spawner);
-    builder
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(limits.h2_streams)
-        .max_header_list_size(header_list_bytes(limits).saturating_add(BEYOND_THE_LIMIT))
-        .initial_stream_window_size(bounds.stream)
-        .initial_connection_window_size(bounds.connection)
-        .max_send_buf_size(bounds.send_buffer);
     let (agent, to_agent) = Deferred::new(agent);
     let (agent, heads) = HeadWatch::new(agent, limits.head_time, Arc::clone(&connection.exchanges));
+    let builder = agent_builder(spawner, &bounds, limits);
     let mut agent = pin!(builder.serve_connection(TokioIo::new(agent), service));
     let mut upstream = pin!(Some(upstream));
     let exchanges = Arc::clone(&connection.exchanges);
-    let mut idle_timer = IdleTimer::new(limits, phases, move || exchanges.progress());
-    let mut last_word: Option<Pin<Box<Sleep>>> = None;
-    let (ended, heard) = poll_fn(|cx| {
-        if idle_timer.poll_drain(cx) {
-            heads.close();
-            agent.as_mut().graceful_shutdown();
-        }
-        if last_word.is_none() && idle_timer.poll_idle(cx).is_ready() {
-            heads.close();
-            agent.as_mut().graceful_shutdown();
-            last_word = Some(Box::pin(sleep(LAST_WORD_TIME)));
-        }
-        if poll_ended(upstream.as_mut(), cx) {
+    let mut closing = Closing::new(IdleTimer::new(limits, phases, move || exchanges.progress()));
+    let ConnectionEnd { ended, heard } = poll_fn(|cx| {
+        let is_told_to_close = closing.poll_begun(cx);
+        let is_left_by_upstream = poll_ended(upstream.as_mut(), cx);
+        if is_told_to_close || is_left_by_upstream {
             heads.close();
             agent.as_mut().graceful_shutdown();
         }
@@ -103,22 +77,106 @@ pub(super) async fn serve(
         // Everything that may write has now had its turn.
         to_upstream.poll(cx);
         to_agent.poll(cx);
-        match (polled, &mut last_word) {
-            (Poll::Ready(_), Some(_)) => Poll::Ready((Ended::Idle, true)),
-            (Poll::Ready(Ok(())), None) => Poll::Ready((Ended::Closed, true)),
-            (Poll::Ready(Err(_)), None) => Poll::Ready((Ended::Broken, true)),
-            (Poll::Pending, Some(timer)) => timer.as_mut().poll(cx).map(|()| (Ended::Idle, false)),
-            (Poll::Pending, None) => Poll::Pending,
-        }
+        closing.poll_ended(polled, cx)
     })
     .await;
     record.ended(ended.as_str());
-    match connection.exchanges.violation() {
-        Some(violation) => {
-            let heard = finish(&connection, violation, &to_agent, record).await;
-            reset.store(!heard, Relaxed);
+    let heard = match connection.exchanges.violation() {
+        Some(violation) => finish(&connection, violation, &to_agent, record).await,
+        None => heard,
+    };
+    reset.store(!heard, Relaxed);
+}
+
+/// Begins HTTP/2 on the upstream's side. Returns `None` where the upstream fails, or lets the time
+/// for dialling pass.
+async fn open_upstream(
+    upstream: Deferred<UpstreamTls>,
+    (bounds, limits): (&Bounds, &Limits),
+    spawner: Spawner,
+    tasks: &mut Tasks,
+) -> Option<(client::http2::SendRequest<RequestBody>, H2UpstreamDriver)> {
+    let mut builder = client::http2::Builder::new(spawner);
+    builder
+        .initial_stream_window_size(bounds.stream)
+        .initial_connection_window_size(bounds.connection)
+        .max_send_buf_size(bounds.send_buffer)
+        .max_header_list_size(header_list_bytes(limits));
+    let mut handshake = pin!(builder.handshake(TokioIo::new(upstream)));
+    let handshake = poll_fn(|cx| {
+        tasks.poll(cx);
+        handshake.as_mut().poll(cx)
+    });
+    timeout(limits.dial_time, handshake).await.ok()?.ok()
+}
+
+/// Returns the settings of the agent's side.
+fn agent_builder(
+    spawner: Spawner,
+    bounds: &Bounds,
+    limits: &Limits,
+) -> server::http2::Builder<Spawner> {
+    let mut builder = server::http2::Builder::new(spawner);
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.h2_streams)
+        .max_header_list_size(header_list_bytes(limits).saturating_add(BEYOND_THE_LIMIT))
+        .initial_stream_window_size(bounds.stream)
+        .initial_connection_window_size(bounds.connection)
+        .max_send_buf_size(bounds.send_buffer);
+    builder
+}
+
+/// The upstream's side of an HTTP/2 connection.
+type H2UpstreamDriver =
+    client::http2::Connection<TokioIo<Deferred<UpstreamTls>>, RequestBody, Spawner>;
+
+/// The end of a connection on the agent's side.
+struct ConnectionEnd {
+    ended: Ended,
+    /// Whether the library wrote its last word.
+    heard: bool,
+}
+
+/// Closes a connection for a drain or for silence. Where nothing moves any more, the agent has a
+/// while to take the last word.
+struct Closing {
+    idle_timer: IdleTimer,
+    last_word: Option<Pin<Box<Sleep>>>,
+}
+
+impl Closing {
+    const fn new(idle_timer: IdleTimer) -> Self {
+        Self { idle_timer, last_word: None }
+    }
+
+    /// Returns true once for the drain, and once for silence.
+    fn poll_begun(&mut self, cx: &mut Context<'_>) -> bool {
+        let drains = self.idle_timer.poll_drain(cx);
+        let is_idle = self.last_word.is_none() && self.idle_timer.poll_idle(cx).is_ready();
+        if is_idle {
+            self.last_word = Some(Box::pin(sleep(LAST_WORD_TIME)));
         }
-        None => reset.store(!heard, Relaxed),
+        drains || is_idle
+    }
+
+    /// Is ready when the library has ended the agent's side, or the agent did not take the last
+    /// word in time.
+    fn poll_ended(
+        &mut self,
+        agent: Poll<hyper::Result<()>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<ConnectionEnd> {
+        let end = |ended, heard| ConnectionEnd { ended, heard };
+        match (agent, &mut self.last_word) {
+            (Poll::Ready(_), Some(_)) => Poll::Ready(end(Ended::Idle, true)),
+            (Poll::Ready(Ok(())), None) => Poll::Ready(end(Ended::Closed, true)),
+            (Poll::Ready(Err(_)), None) => Poll::Ready(end(Ended::Broken, true)),
+            (Poll::Pending, Some(timer)) => {
+                timer.as_mut().poll(cx).map(|()| end(Ended::Idle, false))
+            }
+            (Poll::Pending, None) => Poll::Pending,
+        }
     }
 }
 

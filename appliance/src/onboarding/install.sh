@@ -151,7 +151,7 @@ put() {
 	say "wrote to $1"
 }
 
-# What is in a file but for those lines.
+# Prints a file without those lines.
 without() {
 	if [ -f "$1" ]; then
 		sed "/^$begin/,/^$end/d" "$1"

@@ -7,6 +7,7 @@ use std::{borrow::Cow, fmt, sync::Arc};
 
 use http::Method;
 use percent_encoding::percent_decode_str;
+use thiserror::Error;
 
 use super::{
     name::is_plain_name,
@@ -35,17 +36,31 @@ pub enum BodySpot {
 pub struct JsonPointer(Arc<[Box<str>]>);
 
 /// The reason why a text is not a [`BodyPlace`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum BodyPlaceError {
     /// Not a spot, `in`, a method and a path.
+    #[error(
+        "a place in a body is of one request: \"json POINTER in METHOD PATH\" or \"form FIELD in \
+         METHOD PATH\""
+    )]
     Shape,
     /// A method whose body has no meaning.
+    #[error("a body in which a credential stands is sent with POST, PUT or PATCH")]
     Method,
     /// No path, or more than one.
+    #[error("a place in a body is of one path, without a '*'")]
     Path,
     /// Not a pointer that all readers understand alike.
+    #[error(
+        "a pointer has up to 16 names, each behind a '/', with a letter or a digit and otherwise \
+         '-', '.', '_', '$', '@', ':', \"~0\" for '~' and \"~1\" for '/'"
+    )]
     Pointer,
     /// Not the name of a field that all readers understand alike.
+    #[error(
+        "the name of a form's field has 1 to 128 letters, digits, '-', '.', '_', '~' and '$', and a \
+         letter or a digit among them"
+    )]
     Field,
 }
 
@@ -239,29 +254,6 @@ impl fmt::Display for BodyPlace {
         write!(f, "{} in {} {}", self.spot, self.method(), self.path())
     }
 }
-
-impl fmt::Display for BodyPlaceError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Shape => {
-                "a place in a body is of one request: \"json POINTER in METHOD PATH\" or \"form FIELD in \
-                 METHOD PATH\""
-            }
-            Self::Method => "a body in which a credential stands is sent with POST, PUT or PATCH",
-            Self::Path => "a place in a body is of one path, without a '*'",
-            Self::Pointer => {
-                "a pointer has up to 16 names, each behind a '/', with a letter or a digit and otherwise \
-                 '-', '.', '_', '$', '@', ':', \"~0\" for '~' and \"~1\" for '/'"
-            }
-            Self::Field => {
-                "the name of a form's field has 1 to 128 letters, digits, '-', '.', '_', '~' and '$', and a \
-                 letter or a digit among them"
-            }
-        })
-    }
-}
-
-impl std::error::Error for BodyPlaceError {}
 
 const MAX_TOKENS: usize = 16;
 

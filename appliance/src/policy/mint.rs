@@ -8,6 +8,7 @@
 use std::{fmt, sync::Arc};
 
 use http::HeaderName;
+use thiserror::Error;
 
 use super::{JsonPattern, Scheme, body_place::loosely_read, path::opened};
 
@@ -54,17 +55,35 @@ pub enum MintScheme {
 }
 
 /// The reason why a text is no [`MintedAt`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum MintedAtError {
     /// Not a spot, a scheme, `in` and a path.
+    #[error(
+        "write \"json POINTER in PATH\" or \"header NAME raw in PATH\", with bearer, token, \
+         scheme WORD, basic user or basic password where something stands before the credential, in \
+         small letters"
+    )]
     Shape,
     /// Not a pointer that all readers understand alike.
+    #[error(
+        "a pointer has up to 16 names, each behind a '/': letters, digits, '-', '.', '_', '$', \
+         '@', ':', \"~0\" for '~' and \"~1\" for '/', or '*' for every member"
+    )]
     Pointer,
     /// Not the name of a field that may hold a credential.
+    #[error("this is not the name of a header field")]
     Field,
     /// None of the spellings of a scheme.
+    #[error(
+        "say how the credential stands there: bearer, token, scheme WORD, basic user, basic \
+         password or raw, in small letters"
+    )]
     Scheme,
     /// No path.
+    #[error(
+        "a path begins with '/', without escapes and dot segments; '*' is any one segment, and \
+         at the end all that is below"
+    )]
     Path,
 }
 
@@ -207,33 +226,6 @@ impl fmt::Display for MintedAt {
         }
     }
 }
-
-impl fmt::Display for MintedAtError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Shape => {
-                "write \"json POINTER in PATH\" or \"header NAME raw in PATH\", with bearer, token, \
-                 scheme WORD, basic user or basic password where something stands before the credential, in \
-                 small letters"
-            }
-            Self::Pointer => {
-                "a pointer has up to 16 names, each behind a '/': letters, digits, '-', '.', '_', '$', \
-                 '@', ':', \"~0\" for '~' and \"~1\" for '/', or '*' for every member"
-            }
-            Self::Field => "this is not the name of a header field",
-            Self::Scheme => {
-                "say how the credential stands there: bearer, token, scheme WORD, basic user, basic \
-                 password or raw, in small letters"
-            }
-            Self::Path => {
-                "a path begins with '/', without escapes and dot segments; '*' is any one segment, and \
-                 at the end all that is below"
-            }
-        })
-    }
-}
-
-impl std::error::Error for MintedAtError {}
 
 #[cfg(test)]
 mod tests {

@@ -3,6 +3,8 @@
 
 use std::{fmt, sync::Arc};
 
+use thiserror::Error;
+
 use super::credential::is_credential_query;
 
 /// The fixed text before a credential in an offered subprotocol, as in `openai-insecure-api-key.`.
@@ -10,7 +12,11 @@ use super::credential::is_credential_query;
 pub struct SubprotocolPrefix(Arc<str>);
 
 /// The reason why a text is not a [`SubprotocolPrefix`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error(
+    "the text before a credential in a subprotocol has 1 to 64 letters, digits and marks of a \
+     token, and ends in a mark, as in openai-insecure-api-key."
+)]
 pub struct SubprotocolError;
 
 impl SubprotocolPrefix {
@@ -55,15 +61,6 @@ pub(crate) fn is_token(text: &[u8]) -> bool {
 impl fmt::Display for SubprotocolPrefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
-    }
-}
-
-impl fmt::Display for SubprotocolError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(
-            "the text before a credential in a subprotocol has 1 to 64 letters, digits and marks of a \
-             token, and ends in a mark, as in openai-insecure-api-key.",
-        )
     }
 }
 

@@ -9,6 +9,7 @@
 
 use std::{
     collections::HashMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -24,7 +25,7 @@ use super::{
     source::{Fetched, Lease, PickedValue, Prolonged, Standing},
     timing::{back_off, jittered, spread},
 };
-use crate::policy::{GroupName, Location, SecretRef};
+use crate::policy::{GroupName, Location, Narrowing, SecretRef};
 
 /// Everything that is demanded, held and planned.
 pub(super) struct RefreshScheduler {
@@ -238,72 +239,106 @@ impl RefreshScheduler {
         outcome: SourceReply,
         now: Instant,
     ) -> Changes {
-        let slept = self.slept.saturating_sub(request.slept);
-        let request =
-            &SourceRequest { asked: moved_back(request.asked, slept, now), ..request.clone() };
-        let group = &request.target.0;
-        let plan = self.plans.get_mut(&request.target);
-        let Some(plan) = plan.filter(|plan| plan.ticket == request.ticket) else {
-            if let SourceReply::Read(Ok(Fetched { lease: Some(lease), .. })) = outcome {
-                self.revocations.add(group, lease, now, now);
-            }
+        let request = &self.without_sleep(request, now);
+        let refresh = self.refresh;
+        let Some(plan) = self.plan_of(request) else {
+            self.give_back_unplanned(request, outcome, now);
             return vec![];
         };
         plan.asking = false;
         match outcome {
-            SourceReply::Read(Ok(answer)) => self.take(request, answer, now),
-            SourceReply::Renewed(Ok(prolonged)) => {
-                plan.outages = 0;
-                let Some(schedule) = &mut plan.schedule else {
-                    // The lease had ended by our clock, and is still good by Vault's.
-                    if let LaneTask::Renew(lease) = &request.about {
-                        self.revocations.add(group, lease.clone(), now, now + prolonged.life);
-                    }
-                    plan.due = now;
-                    return vec![];
-                };
-                schedule.prolong(prolonged, request.asked);
-                let ends = schedule.ends;
-                self.each(request, |ledger, key| ledger.prolong(key, ends))
-            }
-            SourceReply::Renewed(Err(FetchError::Gone(..)))
-            | SourceReply::Checked(Ok(Standing::Ended)) => {
-                plan.replace_now(now);
-                plan.look_later(now, self.refresh);
+            SourceReply::Read(Ok(answer)) => self.take_values(request, answer, now),
+            SourceReply::Renewed(Ok(prolonged)) => self.take_renewal(request, prolonged, now),
+            SourceReply::Renewed(Err(FetchError::Gone(..))) => {
+                plan.take_standing(Standing::Ended, refresh, now);
                 vec![]
             }
-            SourceReply::Checked(Ok(Standing::Doubtful)) => {
-                plan.settle(now);
-                plan.look_later(now, self.refresh);
-                vec![]
-            }
-            SourceReply::Checked(Ok(Standing::Good)) => {
-                plan.outages = 0;
-                plan.doubt = Doubt::No;
-                plan.look_later(now, self.refresh);
+            SourceReply::Checked(Ok(standing)) => {
+                plan.take_standing(standing, refresh, now);
                 vec![]
             }
             SourceReply::Read(Err(error @ FetchError::Gone(..)))
             | SourceReply::Checked(Err(error @ FetchError::Gone(..))) => {
-                plan.outages = 0;
-                plan.doubt = Doubt::No;
-                plan.due = now + jittered(self.refresh);
-                if let Some(schedule) = plan.schedule.take() {
-                    self.revocations.add(group, schedule.lease, now, schedule.ends);
-                }
-                self.each(request, |ledger, key| ledger.record(key, Err(error), now))
+                self.take_withdrawal(request, error, now)
             }
             SourceReply::Checked(Err(error)) => {
-                plan.outages = plan.outages.saturating_add(1);
-                let wait = back_off(plan.outages).min(self.refresh).max(error.asks_for());
-                plan.look_later(now, wait);
+                plan.put_off_check(refresh, error, now);
                 vec![]
             }
             SourceReply::Read(Err(error)) | SourceReply::Renewed(Err(error)) => {
-                plan.put_off(self.refresh, error, now);
-                self.each(request, |ledger, key| ledger.record(key, Err(error), now))
+                plan.put_off(refresh, error, now);
+                self.record_error(request, error, now)
             }
         }
+    }
+
+    /// Returns the request as if it had been sent that much earlier as the machine was suspended
+    /// since.
+    fn without_sleep(&self, request: &SourceRequest, now: Instant) -> SourceRequest {
+        let slept = self.slept.saturating_sub(request.slept);
+        SourceRequest { asked: moved_back(request.asked, slept, now), ..request.clone() }
+    }
+
+    /// Returns the plan that made the request; `None` where there is none any more.
+    fn plan_of(&mut self, request: &SourceRequest) -> Option<&mut TargetPlan> {
+        let plan = self.plans.get_mut(&request.target);
+        plan.filter(|plan| plan.ticket == request.ticket)
+    }
+
+    /// Gives back the lease of an answer that no plan waits for.
+    fn give_back_unplanned(&mut self, request: &SourceRequest, outcome: SourceReply, now: Instant) {
+        if let SourceReply::Read(Ok(Fetched { lease: Some(lease), .. })) = outcome {
+            self.revocations.add(&request.target.0, lease, now, now);
+        }
+    }
+
+    fn take_renewal(
+        &mut self,
+        request: &SourceRequest,
+        prolonged: Prolonged,
+        now: Instant,
+    ) -> Changes {
+        let Some(plan) = self.plans.get_mut(&request.target) else { return vec![] };
+        plan.outages = 0;
+        let Some(schedule) = &mut plan.schedule else {
+            // The lease had ended by our clock, and is still good by Vault's.
+            if let LaneTask::Renew(lease) = &request.about {
+                let until = now + prolonged.life;
+                self.revocations.add(&request.target.0, lease.clone(), now, until);
+            }
+            plan.due = now;
+            return vec![];
+        };
+        schedule.prolong(prolonged, request.asked);
+        let ends = schedule.ends;
+        self.each(request, |ledger, key| ledger.prolong(key, ends))
+    }
+
+    /// Notes that the group may not have the location any more, or that the location is gone: the
+    /// lease is given back.
+    fn take_withdrawal(
+        &mut self,
+        request: &SourceRequest,
+        error: FetchError,
+        now: Instant,
+    ) -> Changes {
+        let Some(plan) = self.plans.get_mut(&request.target) else { return vec![] };
+        plan.outages = 0;
+        plan.doubt = Doubt::No;
+        plan.due = now + jittered(self.refresh);
+        if let Some(schedule) = plan.schedule.take() {
+            self.revocations.add(&request.target.0, schedule.lease, now, schedule.ends);
+        }
+        self.record_error(request, error, now)
+    }
+
+    fn record_error(
+        &mut self,
+        request: &SourceRequest,
+        error: FetchError,
+        now: Instant,
+    ) -> Changes {
+        self.each(request, |ledger, key| ledger.record(key, Err(error), now))
     }
 
     /// Returns every lease that is held or was not given back yet, and forgets it.
@@ -316,7 +351,7 @@ impl RefreshScheduler {
         leases
     }
 
-    fn take(&mut self, request: &SourceRequest, answer: Fetched, now: Instant) -> Changes {
+    fn take_values(&mut self, request: &SourceRequest, answer: Fetched, now: Instant) -> Changes {
         let (group, refresh) = (&request.target.0, self.refresh);
         let Some(plan) = self.plans.get_mut(&request.target) else { return vec![] };
         let recovered = std::mem::take(&mut plan.outages) > 0;
@@ -347,14 +382,23 @@ impl RefreshScheduler {
         if recovered {
             self.wake(kind(&request.target.1), now);
         }
-        let narrowing = answer.narrowing;
-        let mut values = answer.values.into_iter();
+        self.record_values(request, (answer.values, answer.narrowing), ends, now)
+    }
+
+    fn record_values(
+        &mut self,
+        request: &SourceRequest,
+        (values, narrowing): (Vec<Result<PickedValue, FetchError>>, Arc<Narrowing>),
+        lease_ends: Option<Instant>,
+        now: Instant,
+    ) -> Changes {
+        let mut values = values.into_iter();
         let changes = self.each(request, |ledger, key| {
             let fresh = values.next().unwrap_or(Err(NO_ANSWER)).map(|picked| Fresh {
                 picked,
                 asked: request.asked,
-                lease_ends: ends,
-                narrowing: narrowing.clone(),
+                lease_ends,
+                narrowing: Arc::clone(&narrowing),
             });
             ledger.record(key, fresh, now)
         });
@@ -488,9 +532,27 @@ impl TargetPlan {
         now_is_news
     }
 
+    fn take_standing(&mut self, standing: Standing, refresh: Duration, now: Instant) {
+        match standing {
+            Standing::Good => {
+                self.outages = 0;
+                self.doubt = Doubt::No;
+            }
+            Standing::Doubtful => self.settle(now),
+            Standing::Ended => self.replace_now(now),
+        }
+        self.look_later(now, refresh);
+    }
+
     /// Notes that its lease was checked.
     fn look_later(&mut self, now: Instant, wait: Duration) {
         self.schedule.iter_mut().for_each(|schedule| schedule.look_later(now, wait));
+    }
+
+    fn put_off_check(&mut self, refresh: Duration, error: FetchError, now: Instant) {
+        self.outages = self.outages.saturating_add(1);
+        let wait = back_off(self.outages).min(refresh).max(error.asks_for());
+        self.look_later(now, wait);
     }
 
     fn put_off(&mut self, refresh: Duration, error: FetchError, now: Instant) {

@@ -38,7 +38,7 @@ pub struct ForeignRules {
 /// A chain of another table that may write marks after ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForeignMark {
-    entry: Entry,
+    entry: ForeignEntry,
     /// The chain that writes the mark.
     chain: String,
 }
@@ -46,7 +46,7 @@ pub struct ForeignMark {
 /// A chain of another table that may end captured packets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForeignFilter {
-    entry: Entry,
+    entry: ForeignEntry,
     fault: FilterFault,
 }
 
@@ -60,14 +60,14 @@ enum FilterFault {
 
 /// The chain by which the kernel enters another table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Entry {
+struct ForeignEntry {
     family: TableFamily,
     table: String,
     base: String,
     priority: i32,
 }
 
-impl Entry {
+impl ForeignEntry {
     /// Names a chain of the table, and the one by which the kernel gets there.
     fn name(&self, chain: &str) -> String {
         let Self { family, table, base, .. } = self;
@@ -158,7 +158,7 @@ fn of_table(
     for (base, facts) in &chains {
         let Some(facts) = facts else { continue };
         let (base, table, priority) = (base.clone(), table.clone(), facts.priority);
-        let entry = Entry { family, table, base, priority };
+        let entry = ForeignEntry { family, table, base, priority };
         if facts.hook == libc::NF_INET_PRE_ROUTING as u32 && priority >= MANGLE {
             let reached = reached(netfilter, &entry, &chains)?;
             found.marks.extend(marks(&entry, &reached));
@@ -171,13 +171,16 @@ fn of_table(
     Ok(())
 }
 
-fn marks<'a>(entry: &'a Entry, reached: &'a Reached) -> impl Iterator<Item = ForeignMark> + 'a {
+fn marks<'a>(
+    entry: &'a ForeignEntry,
+    reached: &'a Reached,
+) -> impl Iterator<Item = ForeignMark> + 'a {
     let marking = reached.iter().filter(|(_, rules)| rules.iter().any(|rule| rule.marks));
     marking.map(|(chain, _)| ForeignMark { entry: entry.clone(), chain: chain.clone() })
 }
 
 fn reverse_paths<'a>(
-    entry: &'a Entry,
+    entry: &'a ForeignEntry,
     reached: &'a Reached,
 ) -> impl Iterator<Item = ForeignFilter> + 'a {
     let checks = |rule: &RuleFacts| rule.routes_by_mark && rule.refuses;
@@ -189,7 +192,7 @@ fn reverse_paths<'a>(
 }
 
 fn input(
-    entry: Entry,
+    entry: ForeignEntry,
     facts: &ChainFacts,
     reached: &Reached,
     interfaces: &[&InterfaceName],
@@ -211,7 +214,7 @@ type Reached = BTreeMap<String, Vec<RuleFacts>>;
 /// Returns the chain by which the kernel enters, and those that it leads to.
 fn reached(
     netfilter: &mut Netfilter,
-    Entry { family, table, base, .. }: &Entry,
+    ForeignEntry { family, table, base, .. }: &ForeignEntry,
     chains: &BTreeMap<String, Option<ChainFacts>>,
 ) -> io::Result<Reached> {
     let (mut reached, mut seen) = (Reached::new(), BTreeSet::from([base.clone()]));

@@ -1,15 +1,21 @@
 //! The interface between a decoder and each kind of stream.
 
+use thiserror::Error;
+
 /// The reason why a body cannot be decoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Undecodable {
     /// The body is no such stream, it is damaged, or something follows it.
+    #[error("the body is not what its coding says")]
     Malformed,
     /// The stream ended in the middle.
+    #[error("the compressed body ended in the middle")]
     Cut,
     /// The stream wants more memory than a decoder may have.
+    #[error("the compressed body wants too much memory")]
     Window,
     /// The text is too much longer than the stream.
+    #[error("the compressed body grows too much")]
     Ratio,
 }
 

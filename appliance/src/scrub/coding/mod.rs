@@ -213,17 +213,6 @@ impl Decoder {
     }
 }
 
-impl std::fmt::Display for Undecodable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Malformed => "the body is not what its coding says",
-            Self::Cut => "the compressed body ended in the middle",
-            Self::Window => "the compressed body wants too much memory",
-            Self::Ratio => "the compressed body grows too much",
-        })
-    }
-}
-
 /// Bytes of text that go on together.
 pub const PIECE: usize = 16 * 1024;
 /// The number of flushes at which a text is cut whatever stands between them, and the bytes of text

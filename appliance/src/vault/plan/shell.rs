@@ -79,11 +79,11 @@ fn engine(text: &mut String, pki: &PkiSettings) {
         format_args!(
             "\nvault read {read} >/dev/null 2>&1 ||\n    \
              vault secrets enable -path={at} -max-lease-ttl=87600h pki\n\
-             # A root only where there is none: an answer that says so, and not a failure.\n\
+             # Make a root only where the answer says that there is none; a failure is no such answer.\n\
              if [ \"$(vault list -format=json {issuers} 2>/dev/null || true)\" = '{{}}' ]; then\n    \
              vault write {generate} common_name='Cloakroom root' ttl=87600h \\\n        \
              key_type=ec key_bits=256 >/dev/null\nfi\n\
-             # What agents trust, here; then put it on the gateway:\n\
+             # Read the root that agents trust here, then put it on the gateway:\n\
              # vault read -field=certificate {show} > agents-root.pem\n\
              # install -m 0644 agents-root.pem {}",
             file(&pki.root_file)
@@ -106,7 +106,7 @@ fn login(text: &mut String, login: &VaultLogin, bound: &str) {
             push(
                 text,
                 format_args!(
-                    "# Or five wrong SecretIDs, from anywhere, would lock the gateway out.\n\
+                    "# Without this, five wrong SecretIDs from anywhere would lock the gateway out.\n\
                      vault auth tune -user-lockout-disable=true {mount}\n\
                      vault write {path} role_id={role_id} {token} \\\n    token_type=service \
                      bind_secret_id=true secret_id_num_uses=0 secret_id_ttl=0 \\\n    \
@@ -121,8 +121,7 @@ fn login(text: &mut String, login: &VaultLogin, bound: &str) {
             push(
                 text,
                 format_args!(
-                    "# What the gateway logs in with, here; then put it on the gateway, for its user \
-                     alone:\n\
+                    "# Make the SecretID here, then put it on the gateway, for its user alone:\n\
                      # (umask 077; vault write -f {field} {secret_id} > secret-id)\n\
                      # install -m 0600 -o cloakroom secret-id {}",
                     file(secret_id_file)
@@ -155,7 +154,7 @@ fn login(text: &mut String, login: &VaultLogin, bound: &str) {
             push(
                 text,
                 format_args!(
-                    "# Whose tokens these are is not in the configuration: set up auth/{mount}/config, \
+                    "# The configuration does not say who issues these tokens: set up auth/{mount}/config, \
                      and the\n# variables here.\nvault write {path} {fields}\\\n    {token}"
                 ),
             );
@@ -186,7 +185,7 @@ fn quoted(text: &str) -> String {
 }
 
 const HEAD: &str = "#!/bin/sh
-# What Cloakroom needs in Vault, from its configuration. Run it where `vault` is logged in and may
+# Sets up Vault for Cloakroom, from its configuration. Run this where `vault` is logged in and may
 # write policies and roles; running it again changes nothing.
 set -eu
 ";

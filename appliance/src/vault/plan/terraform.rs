@@ -179,7 +179,7 @@ impl Out<'_> {
 
     /// Declares a variable for each field that the operator is asked for.
     fn bearers(&mut self, bearers: &Bearers) -> Vec<(&'static str, String)> {
-        self.comment("Whose tokens these are is not in the configuration.");
+        self.comment("The configuration does not say who issues these tokens.");
         let mut fields: Vec<_> =
             bearers.fixed.iter().map(|(key, value)| (*key, text(value))).collect();
         for (key, variable, is_list) in bearers.asked {
@@ -193,7 +193,9 @@ impl Out<'_> {
 
     /// Turns lockout off. The provider's own resource of a mount does not have this setting.
     fn no_lockout(&mut self, mount: &str) {
-        self.comment("Or five wrong SecretIDs, from anywhere, would lock the gateway out.");
+        self.comment(
+            "Without this, five wrong SecretIDs from anywhere would lock the gateway out.",
+        );
         let tuned = r#"{"user_lockout_config":{"lockout_disable":true}}"#;
         let fields = [
             ("path", text(&format!("sys/auth/{mount}/tune"))),
@@ -207,7 +209,7 @@ impl Out<'_> {
 
     fn mount(&mut self, mount: &str, kind: &str) {
         self.comment(&format!(
-            "Where it is there already: terraform import vault_auth_backend.{LOGIN} {mount}"
+            "Where it is there already, run: terraform import vault_auth_backend.{LOGIN} {mount}"
         ));
         let fields = [("type", text(kind)), ("path", text(mount))];
         self.resource("vault_auth_backend", LOGIN, &fields);
@@ -243,7 +245,7 @@ pub(super) fn label(name: &str) -> String {
     label
 }
 
-const HEAD: &str = "# What Cloakroom needs in Vault, from its configuration.
+const HEAD: &str = "# Sets up Vault for Cloakroom, from its configuration.
 terraform {
   required_providers {
     vault = {

@@ -9,6 +9,7 @@ use super::super::raw_expr::{REGISTER, RawExpr};
 use crate::packets::ruleset::language::{Family, MatchKey};
 
 /// Adds the expressions that load a key, with its first field in the register that is compared.
+#[expect(clippy::too_many_lines, reason = "a table, with one entry for each key")]
 pub(super) fn load(key: MatchKey, expressions: &mut Vec<RawExpr>) {
     let meta = |key: i32| RawExpr::meta_load(key as u32, REGISTER);
     match key {
