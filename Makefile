@@ -94,8 +94,9 @@ lab: build vault clients
 		CARGO="$(CARGO)" tests/lab/run $(LAB_THREADS) "$(TESTED)" "$(ONLY)" $(ALONE)
 
 test-clients: build clients
-	@echo "== Package managers of PyPI and npm, in the versions of tests/clients/packages"
+	@echo "== Package managers and agents of PyPI and npm, in the versions of tests/clients/packages and more"
 	@tests/clients/packages/get
+	@tests/clients/more/get
 	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom $(CARGO) test $(TESTED) --test properties -- \
 		--test-threads=$(LAB_THREADS) --ignored $(or $(ONLY),clients::)
 

@@ -28,7 +28,7 @@ fn world_of_clients(clients: &[&str]) -> World {
 }
 
 /// Makes the system trust the lab's public CA, in this sandbox's own view of the file system.
-fn trust(lab: &Lab) {
+pub(super) fn trust(lab: &Lab) {
     let trusted = "/etc/ssl/certs/ca-certificates.crt";
     let before = fs::read_to_string(trusted).expect("Debian's CAs");
     succeed(Command::new("mount").args(["-t", "tmpfs", "tmpfs", "/etc/ssl/certs"]));
@@ -147,7 +147,7 @@ fn codex_is_refused_its_websocket_once_and_asks_over_http() {
             requests.into_iter().find(|request| request.uri.path() == "/v1/responses")
         };
         let sent = wait::until(wait::SOON * 3, over_http).expect("it asks over HTTP");
-        // The lab's answer is no stream of an API's, and codex would go on trying for long.
+        // The answer itself is not looked at.
         codex.kill().expect("it runs");
         codex.wait().expect("it ends");
         let upgrades = || {

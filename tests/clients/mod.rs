@@ -8,6 +8,7 @@ mod agents;
 mod curl;
 mod git;
 mod minted;
+mod more;
 pub(crate) mod onboarding;
 mod packages;
 mod quic;

@@ -191,8 +191,10 @@ mod tests {
     fn a_client_that_ran_is_pinned_with_exact_names() {
         let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/clients");
         let read = |file| fs::read_to_string(tests.join(file)).unwrap();
-        let node = read("package.json") + &read("packages/package.json");
-        let python = read("packages/requirements.txt");
+        let node =
+            ["package.json", "packages/package.json", "more/package.json"].map(read).concat();
+        let python =
+            ["packages/requirements.txt", "more/llm.txt", "more/aider.txt"].map(read).concat();
         for client in clients() {
             for ran in client.ran() {
                 let (program, _day) = ran.split_once(" on ").unwrap_or((ran, ""));

@@ -3,7 +3,8 @@
 //!
 //! | path | answer |
 //! |---|---|
-//! | `/v1/chat/completions`, `/v1/messages`, `/v1/models` | like the real APIs, also streamed |
+//! | `/v1/chat/completions`, `/v1/responses`, `/v1/messages`, `/v1/models`, `*:generateContent` | like the real APIs, also streamed |
+//! | `/copilot_internal/user`, `/models`, `/chat/completions` | Copilot's |
 //! | `/reflect` | the credential in a header field and in the body |
 //! | `/reflect-split` | the credential in the body, one byte a chunk |
 //! | `/v1/pieces?bytes=N&ms=M` | the request's body, N bytes at a time, with a pause after each |
@@ -96,7 +97,7 @@ async fn route(request: &Received) -> Answer {
     }
     let path = request.uri.path();
     match path {
-        "/v1/chat/completions" | "/v1/messages" | "/v1/models" => models::answer(request),
+        _ if models::is_of_a_model(request) => models::answer(request),
         "/reflect" => reflect(request),
         "/v1/mirror" => mirror(request),
         "/v1/oauth/token" => models::token(),

@@ -10,20 +10,62 @@ use super::{
     record::Received,
 };
 
+/// The text of every model's answer.
+const TEXT: &str = "Hello from the lab";
+
+/// Returns whether the request is one that [`answer`] answers.
+pub(super) fn is_of_a_model(request: &Received) -> bool {
+    is_known(request.uri.path()) || is_unknown_at_github(request)
+}
+
+/// Returns whether the request is one that GitHub's two APIs answer with 404 here: the Copilot CLI
+/// asks them for much that it does without.
+fn is_unknown_at_github(request: &Received) -> bool {
+    let hosts = ["api.github.com", "api.githubcopilot.com"];
+    hosts.contains(&request.authority().as_str()) && !is_known(request.uri.path())
+}
+
+fn is_known(path: &str) -> bool {
+    let paths = [
+        "/v1/chat/completions",
+        "/v1/messages",
+        "/v1/models",
+        "/v1/responses",
+        "/chat/completions",
+        "/models",
+        "/copilot_internal/user",
+    ];
+    paths.contains(&path)
+        || path.ends_with(":generateContent")
+        || path.ends_with(":streamGenerateContent")
+}
+
 pub(super) fn answer(request: &Received) -> Answer {
-    if credential(request).is_empty() {
+    if credential(request).is_empty() && request.header("x-goog-api-key").is_empty() {
         let mut answer = json_answer(&json!({"error": {
             "message": "no key", "type": "authentication_error", "code": "missing"}}));
         *answer.status_mut() = StatusCode::UNAUTHORIZED;
         return answer;
     }
+    if is_unknown_at_github(request) {
+        let mut answer = json_answer(&json!({"message": "Not Found"}));
+        *answer.status_mut() = StatusCode::NOT_FOUND;
+        return answer;
+    }
     let asked: Value = serde_json::from_slice(&request.body).unwrap_or_default();
     let stream = asked["stream"].as_bool().unwrap_or(false);
-    match (request.uri.path(), stream) {
+    let path = request.uri.path();
+    match (path, stream) {
         ("/v1/messages", false) => json_answer(&message()),
         ("/v1/messages", true) => events(message_events()),
-        ("/v1/chat/completions", false) => json_answer(&completion()),
-        ("/v1/chat/completions", true) => events(completion_events()),
+        ("/v1/chat/completions" | "/chat/completions", false) => json_answer(&completion()),
+        ("/v1/chat/completions" | "/chat/completions", true) => events(completion_events()),
+        ("/v1/responses", false) => json_answer(&response()),
+        ("/v1/responses", true) => events(response_events()),
+        ("/models", _) => json_answer(&copilot_models()),
+        ("/copilot_internal/user", _) => json_answer(&copilot_user()),
+        _ if path.ends_with(":generateContent") => json_answer(&generated(TEXT, Some("STOP"))),
+        _ if path.ends_with(":streamGenerateContent") => events(generated_events()),
         _ => json_answer(&json!({"object": "list", "data": [
             {"id": "lab-1", "object": "model", "created": 0, "owned_by": "lab"}]})),
     }
@@ -68,7 +110,7 @@ fn completion() -> Value {
     json!({
         "id": "chatcmpl-1", "object": "chat.completion", "created": 0, "model": "lab-1",
         "choices": [{"index": 0, "finish_reason": "stop", "logprobs": null,
-            "message": {"role": "assistant", "content": "Hello from the lab", "refusal": null}}],
+            "message": {"role": "assistant", "content": TEXT, "refusal": null}}],
         "usage": {"prompt_tokens": 1, "completion_tokens": 4, "total_tokens": 5},
     })
 }
@@ -92,7 +134,7 @@ fn completion_events() -> Vec<String> {
 fn message() -> Value {
     json!({
         "id": "msg_1", "type": "message", "role": "assistant", "model": "lab-1",
-        "content": [{"type": "text", "text": "Hello from the lab"}],
+        "content": [{"type": "text", "text": TEXT}],
         "stop_reason": "end_turn", "stop_sequence": null,
         "usage": {"input_tokens": 1, "output_tokens": 4},
     })
@@ -120,4 +162,109 @@ fn message_events() -> Vec<String> {
     .iter()
     .map(|event| format!("event: {}\ndata: {event}\n\n", event["type"].as_str().unwrap_or("")))
     .collect()
+}
+
+/// Returns an answer of OpenAI's Responses API.
+fn response() -> Value {
+    let mut response = empty_response();
+    response["status"] = json!("completed");
+    response["output"] = json!([item()]);
+    response["usage"] = json!({
+        "input_tokens": 1, "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": 4, "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": 5});
+    response
+}
+
+fn empty_response() -> Value {
+    json!({
+        "id": "resp_1", "object": "response", "created_at": 0, "status": "in_progress",
+        "model": "lab-1", "error": null, "incomplete_details": null, "instructions": null,
+        "metadata": {}, "parallel_tool_calls": true, "temperature": 1, "tool_choice": "auto",
+        "tools": [], "top_p": 1, "output": [],
+    })
+}
+
+fn item() -> Value {
+    json!({"id": "msg_1", "type": "message", "status": "completed", "role": "assistant",
+        "content": [{"type": "output_text", "text": TEXT, "annotations": []}]})
+}
+
+fn response_events() -> Vec<String> {
+    let mut begun = item();
+    begun["status"] = json!("in_progress");
+    begun["content"] = json!([]);
+    let part = |text| json!({"type": "output_text", "text": text, "annotations": []});
+    let delta = |text| {
+        json!({"type": "response.output_text.delta", "item_id": "msg_1",
+            "output_index": 0, "content_index": 0, "delta": text})
+    };
+    let events = [
+        json!({"type": "response.created", "response": empty_response()}),
+        json!({"type": "response.output_item.added", "output_index": 0, "item": begun}),
+        json!({"type": "response.content_part.added", "item_id": "msg_1", "output_index": 0,
+            "content_index": 0, "part": part("")}),
+        delta("Hello "),
+        delta("from the lab"),
+        json!({"type": "response.output_text.done", "item_id": "msg_1", "output_index": 0,
+            "content_index": 0, "text": TEXT}),
+        json!({"type": "response.content_part.done", "item_id": "msg_1", "output_index": 0,
+            "content_index": 0, "part": part(TEXT)}),
+        json!({"type": "response.output_item.done", "output_index": 0, "item": item()}),
+        json!({"type": "response.completed", "response": response()}),
+    ];
+    let numbered = events.into_iter().enumerate().map(|(number, mut event)| {
+        event["sequence_number"] = json!(number);
+        format!("event: {}\ndata: {event}\n\n", event["type"].as_str().unwrap_or(""))
+    });
+    numbered.collect()
+}
+
+/// Returns an answer of Gemini's API, or a part of one.
+fn generated(text: &str, end: Option<&str>) -> Value {
+    let mut candidate =
+        json!({"index": 0, "content": {"role": "model", "parts": [{"text": text}]}});
+    if let Some(end) = end {
+        candidate["finishReason"] = json!(end);
+    }
+    json!({
+        "candidates": [candidate], "modelVersion": "lab-1", "responseId": "r1",
+        "usageMetadata": {
+            "promptTokenCount": 1, "candidatesTokenCount": 4, "totalTokenCount": 5},
+    })
+}
+
+fn generated_events() -> Vec<String> {
+    let parts = [generated("Hello ", None), generated("from the lab", Some("STOP"))];
+    parts.map(|part| format!("data: {part}\n\n")).to_vec()
+}
+
+/// Returns GitHub's description of a token's user, for the Copilot CLI.
+fn copilot_user() -> Value {
+    json!({
+        "login": "lab", "access_type_sku": "lab", "copilot_plan": "individual",
+        "chat_enabled": true, "analytics_tracking_id": "1",
+        "endpoints": {
+            "api": "https://api.githubcopilot.com",
+            "telemetry": "https://telemetry.githubcopilot.com"},
+    })
+}
+
+fn copilot_models() -> Value {
+    let model = |name| {
+        json!({
+            "id": name, "name": name, "object": "model", "vendor": "Lab", "version": name,
+            "preview": false, "model_picker_enabled": true,
+            "policy": {"state": "enabled", "terms": ""},
+            "supported_endpoints": ["/chat/completions"],
+            "billing": {"is_premium": false, "multiplier": 0},
+            "capabilities": {
+                "family": name, "type": "chat", "object": "model_capabilities",
+                "tokenizer": "o200k_base",
+                "limits": {
+                    "max_context_window_tokens": 128_000, "max_output_tokens": 16_000,
+                    "max_prompt_tokens": 100_000},
+                "supports": {"streaming": true, "tool_calls": true, "parallel_tool_calls": true}},
+        })
+    };
+    json!({"object": "list", "data": [model("gpt-4.1"), model("gpt-5-mini")]})
 }

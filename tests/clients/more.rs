@@ -1,0 +1,374 @@
+//! Agents for a terminal, unmodified, under the real names of their APIs: in an empty home, with the
+//! environment that `cloakroom env` prints, and with the lines of their provider and of their client
+//! alone.
+//!
+//! Each prints the model's answer, which is streamed to those that ask for that.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::IpAddr,
+    process::Output,
+    time::{Duration, Instant},
+};
+
+use lab::{
+    World,
+    audit::Record,
+    client::{succeed, tool},
+    gateway::{OPENAI_SECRET, program},
+    net::{AGENT, DNS, GATEWAY_V4, HOSTS, INTERNET, Ns},
+    origin::Received,
+    sandbox::sandboxed_for,
+    tools, wait,
+    world::Builder,
+};
+use policy_builder::{Config, Table, group};
+use serde_json::Value;
+
+use super::agents::trust;
+
+/// An agent, as its user calls it: a line of a shell, in an empty folder and with an empty home.
+struct Agent {
+    client: &'static str,
+    providers: &'static [&'static str],
+    line: &'static str,
+    /// The request that brings the model's answer, and the field that has the key.
+    asks: (&'static str, &'static str),
+    /// Whether `cloakroom env` is asked for placeholders that look like keys.
+    shaped: bool,
+}
+
+const LLM: Agent = Agent {
+    client: "llm",
+    providers: &["openai"],
+    line: "$MORE/llm/bin/llm -m gpt-4o Hello",
+    asks: ("api.openai.com/v1/chat/completions", "authorization"),
+    shaped: false,
+};
+
+const OPENCODE: Agent = Agent {
+    client: "opencode",
+    providers: &["openai"],
+    line: "$(ls $MORE/node_modules/opencode-linux-*/bin/opencode | head -n 1) \
+           run -m openai/gpt-4o Hello",
+    asks: ("api.openai.com/v1/responses", "authorization"),
+    shaped: false,
+};
+
+const GEMINI_CLI: Agent = Agent {
+    client: "gemini-cli",
+    providers: &["gemini"],
+    line: "node $MORE/node_modules/@google/gemini-cli/bundle/gemini.js -m gemini-2.5-flash -p Hello",
+    asks: ("generativelanguage.googleapis.com/v1beta/models/", "x-goog-api-key"),
+    shaped: false,
+};
+
+const QWEN_CODE: Agent = Agent {
+    client: "qwen-code",
+    providers: &["openai"],
+    line: "node $MORE/node_modules/@qwen-code/qwen-code/cli-entry.js --auth-type openai \
+           -m gpt-4o -p Hello",
+    asks: ("api.openai.com/v1/chat/completions", "authorization"),
+    shaped: false,
+};
+
+const AIDER: Agent = Agent {
+    client: "aider",
+    providers: &["openai"],
+    line: "$MORE/aider/bin/aider --model gpt-4o --no-git --message Hello",
+    asks: ("api.openai.com/v1/chat/completions", "authorization"),
+    shaped: false,
+};
+
+const LITELLM: Agent = Agent {
+    client: "litellm",
+    providers: &["openai"],
+    line: "$MORE/aider/bin/python -c 'import litellm; print(litellm.completion(\
+           model=\"gpt-4o\", messages=[{\"role\": \"user\", \"content\": \"Hello\"}]\
+           ).choices[0].message.content)'",
+    asks: ("api.openai.com/v1/chat/completions", "authorization"),
+    shaped: false,
+};
+
+const COPILOT: Agent = Agent {
+    client: "copilot",
+    providers: &["github", "github-copilot"],
+    line: "$(ls $MORE/node_modules/@github/copilot-linux-*/copilot | head -n 1) -p Hello",
+    asks: ("api.githubcopilot.com/chat/completions", "authorization"),
+    shaped: false,
+};
+
+/// It passes over this variable where the value does not look like one of GitHub's tokens.
+const COPILOT_WITH_A_SHAPE: Agent = Agent {
+    line: "export COPILOT_GITHUB_TOKEN=$GITHUB_TOKEN && unset GITHUB_TOKEN GH_TOKEN && \
+           $(ls $MORE/node_modules/@github/copilot-linux-*/copilot | head -n 1) -p Hello",
+    shaped: true,
+    ..COPILOT
+};
+
+/// The longest time of one run.
+const LONGEST: Duration = Duration::from_secs(90);
+
+/// How often a run is timed with the gateway and without: a busy machine makes one of them slow.
+const TIMED: usize = 3;
+
+/// The longest time of a test.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// Returns a world with the real names of these APIs, whose agents have this client. `change`
+/// narrows each API.
+fn world(agent: &Agent, change: impl Fn(Table) -> Table) -> World {
+    let builder = World::builder();
+    let Builder { lab, origin, dns, .. } = &builder;
+    trust(lab);
+    let hosts = NAMES.iter().zip(HOSTS);
+    for (name, host) in hosts.clone() {
+        origin.identity(name, lab.public.issue(name).certified());
+        dns.set(name, &[host.v4().into()]);
+    }
+    let own = fs::read_to_string("/proc/sys/kernel/hostname").expect("it has a name");
+    let own = (own.trim(), vec![IpAddr::from([127, 0, 1, 1])]);
+    lab.names(&[own]);
+    let research = group("research", "agents0", &["192.0.2.0/25", "2001:db8:a::/64"]);
+    let config = Config::new()
+        .gateway("audit", "{dir}/audit.jsonl")
+        .gateway("ca_dir", "{dir}/issuing")
+        .gateway("state_dir", "{dir}/state")
+        .gateway("control", "{dir}/control/control.sock")
+        .gateway("resolvers", ["203.0.113.53"])
+        .secrets("file", "{dir}/secrets.toml")
+        .with(research.set("client", [agent.client]));
+    let binding = || Table::one_of("binding").set("groups", ["research"]);
+    let api = |provider: &&str| {
+        let api = Table::one_of("api").set("provider", *provider);
+        change(api).with(binding().set("secret", "file:openai"))
+    };
+    builder.start(&agent.providers.iter().map(api).fold(config, Config::with))
+}
+
+/// The names of the APIs, each of which has an address of the lab.
+const NAMES: [&str; 4] = [
+    "api.openai.com",
+    "generativelanguage.googleapis.com",
+    "api.github.com",
+    "api.githubcopilot.com",
+];
+
+/// Runs an agent, and returns its output and its time.
+fn run(world: &World, agent: &Agent, from: Ns) -> (Output, Duration) {
+    let bundle = world.lab.dir.join("agents.pem").display().to_string();
+    let mut env = program();
+    env.args(["env", "research", "--format", "json", "--bundle", &bundle, "--ca", &bundle]);
+    if agent.shaped {
+        env.arg("--shape");
+    }
+    let env: BTreeMap<String, Value> =
+        serde_json::from_str(&succeed(env.arg(world.config()))).expect("it is JSON");
+    let resolver = if from == AGENT { GATEWAY_V4 } else { DNS };
+    world.lab.write("resolv.conf", format!("nameserver {resolver}\n"));
+    let empty = world.lab.dir.join("agent");
+    let _ = fs::remove_dir_all(&empty);
+    let (home, here) = (empty.join("home"), empty.join("here"));
+    for folder in [&home, &here] {
+        fs::create_dir_all(folder).expect("the lab's folder is writable");
+    }
+    let node = tool("node");
+    let first = node.parent().expect("a folder").display().to_string();
+    let limit = LONGEST.as_secs().to_string();
+    let mut command = from.command("timeout");
+    let line = format!("cd '{}' && {}", here.display(), agent.line);
+    command.args(["-k", "5", &limit, "sh", "-c", &line]);
+    command.env("HOME", home).env("PATH", format!("{first}:/usr/bin:/bin"));
+    command.env("MORE", more()).env("TMPDIR", empty);
+    for (name, value) in env {
+        command.env(name, value.as_str().expect("a text"));
+    }
+    let begun = Instant::now();
+    let output = command.output().expect("timeout starts");
+    (output, begun.elapsed())
+}
+
+fn more() -> std::path::PathBuf {
+    let more = tools::cache().join("more");
+    assert!(more.join("made-of").is_file(), "{} is missing: run make test-clients", more.display());
+    more
+}
+
+/// Returns everything that an agent printed, without what is for the terminal.
+fn shown(output: &Output) -> String {
+    let both = [&output.stdout[..], &output.stderr].concat();
+    String::from_utf8_lossy(&both).into_owned()
+}
+
+/// The agent prints the model's answer, its key arrives at the API, nothing is refused to it but
+/// what the catalogue says that it does without, and the gateway costs its start little.
+#[track_caller]
+fn works(agent: &Agent) {
+    let world = world(agent, |api| api);
+    let (mut with, mut without) = (LONGEST, LONGEST);
+    for _ in 0..TIMED {
+        without = without.min(answers(&world, agent, INTERNET));
+        let direct = world.origin.log().requests().len();
+        with = with.min(answers(&world, agent, AGENT));
+        let requests = world.origin.log().requests();
+        assert_key_arrived(agent, requests.get(direct..).unwrap_or_default());
+        assert_refused_is_noise(&world, agent);
+        if with < without * 3 / 2 {
+            break;
+        }
+    }
+    eprintln!("{}: {with:?} with the gateway, {without:?} without", agent.client);
+    assert!(with < without * 3 / 2, "{with:?} with the gateway, {without:?} without");
+    world.assert_secrets_untold();
+}
+
+#[track_caller]
+fn answers(world: &World, agent: &Agent, from: Ns) -> Duration {
+    let (output, time) = run(world, agent, from);
+    let (shown, audit) = (shown(&output), world.gateway.audit.text());
+    let answers = output.status.success() && shown.contains("Hello from the lab");
+    assert!(answers, "{} {from:?} ({}):\n{shown}\n{audit}", agent.client, output.status);
+    time
+}
+
+#[track_caller]
+fn assert_key_arrived(agent: &Agent, requests: &[Received]) {
+    let (url, field) = agent.asks;
+    let asked = |it: &&Received| format!("{}{}", it.authority(), it.uri.path()).starts_with(url);
+    let sent = requests.iter().find(asked);
+    let sent = sent.unwrap_or_else(|| panic!("no {url}: {requests:#?}")).header(field);
+    let sent: Vec<&str> = sent.iter().map(|it| it.strip_prefix("Bearer ").unwrap_or(it)).collect();
+    assert_eq!(sent, [OPENAI_SECRET], "{url}");
+}
+
+/// Returns what `cloakroom clients` prints of an agent.
+fn told(agent: &Agent) -> String {
+    succeed(program().args(["clients", agent.client]))
+}
+
+#[track_caller]
+fn assert_refused_is_noise(world: &World, agent: &Agent) {
+    let told = told(agent);
+    let quiet = told.lines().find_map(|line| {
+        line.strip_prefix("# It asks for these and does without: ")?.strip_suffix('.')
+    });
+    let quiet: BTreeSet<&str> = quiet.into_iter().flat_map(|names| names.split(", ")).collect();
+    std::thread::sleep(wait::QUIET);
+    let is_loud = |record: &Record| {
+        let field = |name| record.has(name).then(|| record[name].as_str()).flatten();
+        // The kernel tells its neighbours which groups of multicast it is in.
+        let is_refused =
+            field("decision") == Some("refuse") && field("reason") != Some("multicast_denied");
+        let host = ["name", "host", "sni"].into_iter().find_map(field).unwrap_or_default();
+        is_refused && !quiet.contains(host.trim_end_matches('.'))
+    };
+    let records = world.gateway.audit.records();
+    let loud: Vec<Record> = records.into_iter().filter(is_loud).collect();
+    assert!(loud.is_empty(), "{}: {loud:#?}", agent.client);
+}
+
+/// Where the API's rule lacks the path, the agent's user sees why, or the catalogue says that the
+/// agent hides it.
+#[track_caller]
+fn tells_the_reason(agent: &Agent) {
+    let world = world(agent, |api| api.set("paths", ["/elsewhere"]));
+    let (output, _) = run(&world, agent, AGENT);
+    let shown = shown(&output);
+    let is_its = |it: &Record| it.has("reason") && it["reason"] == "path_denied";
+    let audit = world.gateway.audit.text();
+    assert!(world.requests().iter().any(is_its), "{shown}\n{audit}");
+    assert!(!shown.contains("Hello from the lab"), "{shown}");
+    let hides = told(agent).contains("look the reason up in the audit");
+    assert_eq!(shown.contains("path_denied"), !hides, "{}:\n{shown}\n{audit}", agent.client);
+}
+
+#[test]
+#[ignore = "make test-clients"]
+fn llm_answers_as_a_groups_client() {
+    sandboxed_for(LIMIT, || works(&LLM));
+}
+
+#[test]
+#[ignore = "make test-clients"]
+fn llm_shows_a_reason_or_is_said_to_hide_it() {
+    sandboxed_for(LIMIT, || tells_the_reason(&LLM));
+}
+
+#[test]
+#[ignore = "make test-clients"]
+fn opencode_answers_as_a_groups_client() {
+    sandboxed_for(LIMIT, || works(&OPENCODE));
+}
+
+#[test]
+#[ignore = "make test-clients"]
+fn opencode_shows_a_reason_or_is_said_to_hide_it() {
+    sandboxed_for(LIMIT, || tells_the_reason(&OPENCODE));
+}
+
+#[test]
+#[ignore = "make test-clients"]
+fn gemini_cli_answers_as_a_groups_client() {
+    sandboxed_for(LIMIT, || works(&GEMINI_CLI));
+}
+
+#[test]
+#[ignore = "make test-clients"]
+fn gemini_cli_shows_a_reason_or_is_said_to_hide_it() {
+    sandboxed_for(LIMIT, || tells_the_reason(&GEMINI_CLI));
+}
+
+#[test]
+#[ignore = "make test-clients"]
+fn qwen_code_answers_as_a_groups_client() {
+    sandboxed_for(LIMIT, || works(&QWEN_CODE));
+}
+
+#[test]
+#[ignore = "make test-clients"]
+fn qwen_code_shows_a_reason_or_is_said_to_hide_it() {
+    sandboxed_for(LIMIT, || tells_the_reason(&QWEN_CODE));
+}
+
+#[test]
+#[ignore = "make test-clients"]
+fn aider_answers_as_a_groups_client() {
+    sandboxed_for(LIMIT, || works(&AIDER));
+}
+
+#[test]
+#[ignore = "make test-clients"]
+fn aider_shows_a_reason_or_is_said_to_hide_it() {
+    sandboxed_for(LIMIT, || tells_the_reason(&AIDER));
+}
+
+#[test]
+#[ignore = "make test-clients"]
+fn litellm_answers_as_a_groups_client() {
+    sandboxed_for(LIMIT, || works(&LITELLM));
+}
+
+#[test]
+#[ignore = "make test-clients"]
+fn litellm_shows_a_reason_or_is_said_to_hide_it() {
+    sandboxed_for(LIMIT, || tells_the_reason(&LITELLM));
+}
+
+#[test]
+#[ignore = "make test-clients"]
+fn copilot_answers_as_a_groups_client() {
+    sandboxed_for(LIMIT, || works(&COPILOT));
+}
+
+#[test]
+#[ignore = "make test-clients"]
+fn copilot_shows_a_reason_or_is_said_to_hide_it() {
+    sandboxed_for(LIMIT, || tells_the_reason(&COPILOT));
+}
+
+#[test]
+#[ignore = "make test-clients"]
+fn copilot_takes_a_token_in_githubs_shape() {
+    sandboxed_for(LIMIT, || works(&COPILOT_WITH_A_SHAPE));
+}
