@@ -64,7 +64,7 @@ fn the_image_serves_two_vlans_from_power_on_to_off() {
         reports(&lab, &router);
         let other = Tls::open(AGENT2, OPENAI.port(443), &hello(&lab, &router, OPENAI.name));
         let answer =
-            other.expect("the second VLAN").ask(&CHAT.replace("OPENAI_API_KEY", "OPS_OPENAI_KEY"));
+            other.expect("the second VLAN").ask(CHAT.replace("OPENAI_API_KEY", "OPS_OPENAI_KEY"));
         assert_eq!(answer.expect("an answer").status, 200);
 
         // The guard was loaded before any link was up, and the daemon was ready after that.

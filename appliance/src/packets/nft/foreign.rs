@@ -321,7 +321,7 @@ impl RuleFacts {
     fn names(&self, interface: &InterfaceName) -> bool {
         let name = [interface.as_str().as_bytes(), &[0]].concat();
         self.interfaces.iter().any(|it| match it.iter().position(|byte| *byte == 0) {
-            Some(end) => it[..=end] == name,
+            Some(end) => it.get(..=end) == Some(name.as_slice()),
             None => name.starts_with(it),
         })
     }
