@@ -291,7 +291,7 @@ fn llm_answers_as_a_groups_client() {
 
 #[test]
 #[ignore = "make test-clients"]
-fn llm_shows_a_reason_or_is_said_to_hide_it() {
+fn llm_shows_the_reason_or_is_listed() {
     sandboxed_for(LIMIT, || tells_the_reason(&LLM));
 }
 
@@ -303,7 +303,7 @@ fn opencode_answers_as_a_groups_client() {
 
 #[test]
 #[ignore = "make test-clients"]
-fn opencode_shows_a_reason_or_is_said_to_hide_it() {
+fn opencode_shows_the_reason_or_is_listed() {
     sandboxed_for(LIMIT, || tells_the_reason(&OPENCODE));
 }
 
@@ -315,7 +315,7 @@ fn gemini_cli_answers_as_a_groups_client() {
 
 #[test]
 #[ignore = "make test-clients"]
-fn gemini_cli_shows_a_reason_or_is_said_to_hide_it() {
+fn gemini_cli_shows_the_reason_or_is_listed() {
     sandboxed_for(LIMIT, || tells_the_reason(&GEMINI_CLI));
 }
 
@@ -327,7 +327,7 @@ fn qwen_code_answers_as_a_groups_client() {
 
 #[test]
 #[ignore = "make test-clients"]
-fn qwen_code_shows_a_reason_or_is_said_to_hide_it() {
+fn qwen_code_shows_the_reason_or_is_listed() {
     sandboxed_for(LIMIT, || tells_the_reason(&QWEN_CODE));
 }
 
@@ -339,7 +339,7 @@ fn aider_answers_as_a_groups_client() {
 
 #[test]
 #[ignore = "make test-clients"]
-fn aider_shows_a_reason_or_is_said_to_hide_it() {
+fn aider_shows_the_reason_or_is_listed() {
     sandboxed_for(LIMIT, || tells_the_reason(&AIDER));
 }
 
@@ -351,7 +351,7 @@ fn litellm_answers_as_a_groups_client() {
 
 #[test]
 #[ignore = "make test-clients"]
-fn litellm_shows_a_reason_or_is_said_to_hide_it() {
+fn litellm_shows_the_reason_or_is_listed() {
     sandboxed_for(LIMIT, || tells_the_reason(&LITELLM));
 }
 
@@ -363,7 +363,7 @@ fn copilot_answers_as_a_groups_client() {
 
 #[test]
 #[ignore = "make test-clients"]
-fn copilot_shows_a_reason_or_is_said_to_hide_it() {
+fn copilot_shows_the_reason_or_is_listed() {
     sandboxed_for(LIMIT, || tells_the_reason(&COPILOT));
 }
 
