@@ -115,7 +115,7 @@ const CLAUDE_CODE: Agent = Agent {
     shaped: false,
 };
 
-/// It tries a WebSocket first, which the API does not take, and then asks over HTTP.
+/// It tries a WebSocket first, and asks over HTTP where that is refused.
 const CODEX: Agent = Agent {
     client: "codex",
     providers: &["openai"],
@@ -224,7 +224,13 @@ fn shown(output: &Output) -> String {
 /// what the catalogue says that it does without, and the gateway costs its start little.
 #[track_caller]
 fn works(agent: &Agent) {
-    let world = world(agent, |api| api);
+    works_where(agent, |api| api);
+}
+
+/// The same where `change` narrows each API. Returns what the world's audit has of requests.
+#[track_caller]
+fn works_where(agent: &Agent, change: impl Fn(Table) -> Table) -> Vec<Record> {
+    let world = world(agent, change);
     let (mut with, mut without) = (LONGEST, LONGEST);
     for _ in 0..TIMED {
         without = without.min(answers(&world, agent, INTERNET));
@@ -240,6 +246,7 @@ fn works(agent: &Agent) {
     eprintln!("{}: {with:?} with the gateway, {without:?} without", agent.client);
     assert!(with < without * 3 / 2, "{with:?} with the gateway, {without:?} without");
     world.assert_secrets_untold();
+    world.requests()
 }
 
 #[track_caller]
@@ -405,10 +412,27 @@ fn claude_code_shows_the_reason_or_is_listed() {
     sandboxed_for(LIMIT, || tells_the_reason(&CLAUDE_CODE));
 }
 
+/// Returns whether the record is of an answer over a WebSocket.
+fn is_switched(record: &Record) -> bool {
+    record.has("upstream_status") && record["upstream_status"] == 101
+}
+
 #[test]
 #[ignore = "make test-clients"]
-fn codex_answers_as_a_groups_client() {
-    sandboxed_for(LIMIT, || works(&CODEX));
+fn codex_answers_over_a_websocket_as_a_groups_client() {
+    sandboxed_for(LIMIT, || {
+        let requests = works_where(&CODEX, |api| api);
+        assert!(requests.iter().any(is_switched), "{requests:#?}");
+    });
+}
+
+#[test]
+#[ignore = "make test-clients"]
+fn codex_answers_over_http_where_websockets_are_off() {
+    sandboxed_for(LIMIT, || {
+        let requests = works_where(&CODEX, |api| api.set("websocket", false));
+        assert!(!requests.iter().any(is_switched), "{requests:#?}");
+    });
 }
 
 #[test]

@@ -18,13 +18,14 @@ use lab::{
     gateway::{self, OPENAI_SECRET, PUBLIC_CA, SECRETS, usual_config},
     net::AGENT,
     sandboxed, wait,
+    websocket::{BINARY, CLOSE, Frame, PING, PONG, TEXT, code, frame},
 };
 use policy_builder::{Config, api, binding, inspect};
 use serde_json::Value;
 
 use self::{
     api::{ADDRESS, Api, Received, field, in_every_form, in_frames},
-    peer::{Agent, BINARY, CLOSE, Frame, PING, PONG, TEXT, code, frame},
+    peer::Agent,
 };
 use crate::lifecycle::control::tell;
 

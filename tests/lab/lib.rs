@@ -34,6 +34,7 @@ pub mod ssh;
 pub mod tools;
 pub mod vault;
 pub mod wait;
+pub mod websocket;
 pub mod wire;
 pub mod world;
 

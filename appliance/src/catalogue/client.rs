@@ -182,28 +182,9 @@ mod tests {
         assert_eq!(names, files);
     }
 
-    /// Returns whether the version is the one that Debian has, or rustup.
-    fn of_the_machine(name: &str, version: &str) -> bool {
-        version.ends_with(" of Debian 12") || name == "cargo"
-    }
-
     #[test]
-    fn a_client_that_ran_is_pinned_with_exact_names() {
-        let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/clients");
-        let read = |file| fs::read_to_string(tests.join(file)).unwrap();
-        let node =
-            ["package.json", "packages/package.json", "more/package.json"].map(read).concat();
-        let python =
-            ["packages/requirements.txt", "more/llm.txt", "more/aider.txt"].map(read).concat();
+    fn a_clients_hosts_are_exact_names_and_not_quiet() {
         for client in clients() {
-            for ran in client.ran() {
-                let (program, _day) = ran.split_once(" on ").unwrap_or((ran, ""));
-                let (name, version) = program.split_once(' ').unwrap();
-                let pinned = node.contains(&format!("\"{name}\": \"{version}\""))
-                    || python.lines().any(|line| line == format!("{name}=={version}"))
-                    || of_the_machine(name, version);
-                assert!(pinned, "{}: {ran}", client.name);
-            }
             assert!(client.hosts().iter().all(|host| !host.contains('*')), "{}", client.name);
             for host in client.quiet() {
                 assert!(!client.hosts().contains(&host.as_str()), "{}: {host}", client.name);

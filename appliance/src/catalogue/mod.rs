@@ -161,18 +161,37 @@ mod tests {
     }
 
     #[test]
-    fn each_provider_is_named_like_its_file_with_pinned_clients() {
-        let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/clients");
-        let python = fs::read_to_string(tests.join("requirements.txt")).unwrap();
-        let node = fs::read_to_string(tests.join("package.json")).unwrap();
+    fn each_provider_is_named_like_its_file() {
         for provider in providers() {
             let name = provider.api.get("name").and_then(|name| name.get_ref().as_str());
             assert_eq!(name, Some(provider.name));
-            for client in provider.ran() {
-                let (client, version) = client.split_once(' ').unwrap();
-                let pinned = python.lines().any(|line| line == format!("{client}=={version}"))
-                    || node.contains(&format!("\"{client}\": \"{version}\""));
-                assert!(pinned, "{}: {client} {version}", provider.name);
+        }
+    }
+
+    /// Returns whether the version is the one that Debian has, or rustup.
+    fn is_of_the_machine(name: &str, version: &str) -> bool {
+        version.ends_with(" of Debian 12") || name == "cargo"
+    }
+
+    #[test]
+    fn a_program_that_ran_is_pinned_and_dated() {
+        let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/clients");
+        let read = |file| fs::read_to_string(tests.join(file)).unwrap();
+        let node = ["package.json", "packages/package.json", "more/package.json"];
+        let node = node.map(read).concat();
+        let python =
+            ["requirements.txt", "packages/requirements.txt", "more/llm.txt", "more/aider.txt"];
+        let python = python.map(read).concat();
+        let of_providers = providers().iter().map(|it| (it.name, it.ran()));
+        for (of, ran) in of_providers.chain(clients().iter().map(|it| (it.name, it.ran()))) {
+            for ran in ran {
+                let (program, day) = ran.split_once(" on ").unwrap();
+                assert!(day.len() == 10 && day.starts_with("20"), "{of}: {ran}");
+                let (name, version) = program.split_once(' ').unwrap();
+                let pinned = node.contains(&format!("\"{name}\": \"{version}\""))
+                    || python.lines().any(|line| line == format!("{name}=={version}"))
+                    || is_of_the_machine(name, version);
+                assert!(pinned, "{of}: {ran}");
             }
         }
     }

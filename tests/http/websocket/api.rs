@@ -8,12 +8,16 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use lab::{Lab, net::INTERNET};
+use lab::{
+    Lab,
+    net::INTERNET,
+    websocket::{BINARY, CLOSE, Frame, PING, PONG, TEXT, accept, code, frame, read},
+};
 use rustls::{
     ServerConfig, ServerConnection, StreamOwned, server::ResolvesServerCert, sign::CertifiedKey,
 };
 
-use super::peer::{BINARY, CLOSE, Frame, PING, PONG, TEXT, code, frame, read, serve};
+use super::peer::serve;
 
 /// The address of the API under all of its names.
 pub const ADDRESS: &str = "198.51.100.78";
@@ -155,11 +159,7 @@ pub fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
 
 /// Returns the answer of each path; by default the one to the handshake.
 fn answer(path: &str, head: &str) -> String {
-    let key = field(head, "sec-websocket-key").unwrap_or_default();
-    let text = format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
-    let hash =
-        aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes());
-    let accept = STANDARD.encode(hash);
+    let accept = accept(field(head, "sec-websocket-key").unwrap_or_default());
     let offers = field(head, "sec-websocket-protocol").unwrap_or_default();
     let offer = |nth: usize| offers.split(',').nth(nth).unwrap_or_default().trim().to_owned();
     let chosen = |protocol: String| match protocol.is_empty() {

@@ -6,13 +6,10 @@ use lab::{
     gateway::OPENAI_SECRET,
     net::AGENT,
     sandboxed,
+    websocket::{PING, TEXT},
 };
 
-use super::{
-    Live,
-    api::field,
-    peer::{PING, TEXT},
-};
+use super::{Live, api::field};
 
 const OPENAI_SCRIPT: &str = r#"
 import json, openai

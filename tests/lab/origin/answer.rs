@@ -3,7 +3,7 @@
 //!
 //! | path | answer |
 //! |---|---|
-//! | `/v1/chat/completions`, `/v1/responses`, `/v1/messages`, `/v1/models`, `*:generateContent` | like the real APIs, also streamed |
+//! | `/v1/chat/completions`, `/v1/responses`, `/v1/messages`, `/v1/models`, `*:generateContent` | like the real APIs, also streamed; the second also over a WebSocket ([`sockets`]) |
 //! | `/copilot_internal/user`, `/models`, `/chat/completions` | Copilot's |
 //! | `/reflect` | the credential in a header field and in the body |
 //! | `/reflect-split` | the credential in the body, one byte a chunk |
@@ -45,7 +45,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::{
     coded, git, live, minted, models,
     record::{Log, Received},
-    scripted, sites,
+    scripted, sites, sockets,
 };
 
 /// A body that is made while it is sent.
@@ -62,6 +62,9 @@ pub(super) async fn answer(
     id: usize,
     log: Log,
 ) -> Result<Answer, io::Error> {
+    if sockets::is_asked(&request) {
+        return Ok(sockets::answer(request, id, &log));
+    }
     let (head, body) = request.into_parts();
     if live::is_live(head.uri.path()) {
         log.received(id, live::head(&head));
@@ -88,7 +91,12 @@ pub(super) async fn answer(
 /// Removes a body that the answer may not have: hyper does so in HTTP/1 only, and clients of HTTP/2
 /// reject it.
 pub(super) fn without_body(answer: &mut Answer) {
-    *answer.body_mut() = Script(mpsc::channel(1).1);
+    *answer.body_mut() = empty().into_body();
+}
+
+/// Returns an answer without a field or a body.
+pub(super) fn empty() -> Answer {
+    Response::new(Script(mpsc::channel(1).1))
 }
 
 async fn route(request: &Received) -> Answer {

@@ -13,6 +13,7 @@ mod models;
 mod record;
 mod scripted;
 mod sites;
+mod sockets;
 
 use std::{
     collections::BTreeMap,
@@ -214,7 +215,7 @@ where
     } else {
         let mut builder = conn::http1::Builder::new();
         builder.half_close(true).max_headers(1_000);
-        let mut served = pin!(builder.serve_connection(io, service));
+        let mut served = pin!(builder.serve_connection(io, service).with_upgrades());
         tokio::select! {
             outcome = served.as_mut() => outcome,
             () = goodbye => {

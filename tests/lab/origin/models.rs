@@ -61,7 +61,7 @@ pub(super) fn answer(request: &Received) -> Answer {
         ("/v1/chat/completions" | "/chat/completions", false) => json_answer(&completion()),
         ("/v1/chat/completions" | "/chat/completions", true) => events(completion_events()),
         ("/v1/responses", false) => json_answer(&response()),
-        ("/v1/responses", true) => events(response_events()),
+        ("/v1/responses", true) => events(response_events().iter().map(in_stream).collect()),
         ("/models", _) => json_answer(&copilot_models()),
         ("/copilot_internal/user", _) => json_answer(&copilot_user()),
         _ if path.ends_with(":generateContent") => json_answer(&generated(TEXT, Some("STOP"))),
@@ -160,7 +160,7 @@ fn message_events() -> Vec<String> {
         json!({"type": "message_stop"}),
     ]
     .iter()
-    .map(|event| format!("event: {}\ndata: {event}\n\n", event["type"].as_str().unwrap_or("")))
+    .map(in_stream)
     .collect()
 }
 
@@ -189,7 +189,7 @@ fn item() -> Value {
         "content": [{"type": "output_text", "text": TEXT, "annotations": []}]})
 }
 
-fn response_events() -> Vec<String> {
+fn response_events() -> Vec<Value> {
     let mut begun = item();
     begun["status"] = json!("in_progress");
     begun["content"] = json!([]);
@@ -212,11 +212,36 @@ fn response_events() -> Vec<String> {
         json!({"type": "response.output_item.done", "output_index": 0, "item": item()}),
         json!({"type": "response.completed", "response": response()}),
     ];
+    numbered(events)
+}
+
+/// Returns the messages with which a WebSocket answers one of the client's. One that asks for nothing
+/// to be generated prepares the next.
+pub(super) fn response_messages(asked: &Value) -> Vec<String> {
+    let mut events = response_events();
+    if asked["generate"] == json!(false) {
+        let mut nothing = empty_response();
+        nothing["status"] = json!("completed");
+        nothing["usage"] = response()["usage"].clone();
+        events = numbered([
+            json!({"type": "response.created", "response": empty_response()}),
+            json!({"type": "response.completed", "response": nothing}),
+        ]);
+    }
+    events.iter().map(Value::to_string).collect()
+}
+
+fn numbered(events: impl IntoIterator<Item = Value>) -> Vec<Value> {
     let numbered = events.into_iter().enumerate().map(|(number, mut event)| {
         event["sequence_number"] = json!(number);
-        format!("event: {}\ndata: {event}\n\n", event["type"].as_str().unwrap_or(""))
+        event
     });
     numbered.collect()
+}
+
+/// Returns an event as a stream of server-sent events has it.
+fn in_stream(event: &Value) -> String {
+    format!("event: {}\ndata: {event}\n\n", event["type"].as_str().unwrap_or(""))
 }
 
 /// Returns an answer of Gemini's API, or a part of one.
