@@ -13,6 +13,9 @@ use std::{
 use super::found::LookupOutcome;
 use crate::policy::{GroupName, Host};
 
+/// A name, and the group that wants it resolved.
+pub(super) type LookupKey = (Host, GroupName);
+
 /// Answers by group and name, up to a bound.
 #[derive(Debug)]
 pub(super) struct Answers {
@@ -45,7 +48,8 @@ impl Answers {
     /// Returns the group's answer about the name, if it is still valid.
     pub(super) fn get(
         &self,
-        (host, group): (&Host, &GroupName),
+        host: &Host,
+        group: &GroupName,
         now: Instant,
     ) -> Option<LookupOutcome> {
         let answer = self.groups.get(group)?.names.get(host)?;
@@ -55,8 +59,9 @@ impl Answers {
     /// Keeps the answer to the group's query about the name, in place of an earlier one.
     pub(super) fn put(
         &mut self,
-        (host, group): (&Host, &GroupName),
-        (outcome, until): (LookupOutcome, Instant),
+        (host, group): &LookupKey,
+        outcome: LookupOutcome,
+        until: Instant,
         now: Instant,
     ) {
         self.remove(host, group);
@@ -136,12 +141,12 @@ mod tests {
     }
 
     fn holds(answers: &Answers, (of, name): (u8, u16), now: Instant) -> bool {
-        answers.get((&host(name), &group(of)), now).is_some()
+        answers.get(&host(name), &group(of), now).is_some()
     }
 
     fn put(answers: &mut Answers, (of, name): (u8, u16), seconds: u64, now: Instant) {
         let until = now + Duration::from_secs(seconds);
-        answers.put((&host(name), &group(of)), (Err(Unresolved::NoName), until), now);
+        answers.put(&(host(name), group(of)), Err(Unresolved::NoName), until, now);
     }
 
     #[test]

@@ -35,7 +35,7 @@ use tokio::{
 
 use super::{
     answered::Answered,
-    answers::Answers,
+    answers::{Answers, LookupKey},
     control_plane::ControlPlane,
     found::{LookupOutcome, Resolved, Unresolved},
     hosts_file,
@@ -73,8 +73,6 @@ struct Inner {
 
 /// An outcome, and the time until which it holds.
 type TimedOutcome = Result<(Resolved, Instant), (Unresolved, Instant)>;
-/// A name, and the group that wants it resolved.
-type LookupKey = (Host, GroupName);
 type Flight = Shared<BoxFuture<'static, LookupOutcome>>;
 
 impl Resolver {
@@ -190,7 +188,7 @@ impl Resolver {
         group: &GroupName,
     ) -> Option<Result<Resolved, Unresolved>> {
         let answers = lock(&self.0.answers);
-        answers.get((host, group), Instant::now())
+        answers.get(host, group, Instant::now())
     }
 
     /// Returns an answer that needs no new query: a remembered one, or that of a query under way.
@@ -287,13 +285,13 @@ impl Inner {
         }
     }
 
-    fn remember(&self, (host, group): &LookupKey, outcome: TimedOutcome) -> LookupOutcome {
+    fn remember(&self, key: &LookupKey, outcome: TimedOutcome) -> LookupOutcome {
         let (outcome, until) = match outcome {
             Ok((found, until)) => (Ok(found), until),
             Err((why, until)) => (Err(why), until),
         };
         let mut answers = lock(&self.answers);
-        answers.put((host, group), (outcome.clone(), until), Instant::now());
+        answers.put(key, outcome.clone(), until, Instant::now());
         outcome
     }
 }

@@ -6,30 +6,28 @@ use http::request;
 
 use super::overrides;
 use crate::{
-    policy::{Api, GroupName, Host, Narrowed},
+    policy::{GroupName, Narrowed, NarrowedRequest},
     secrets::SecretSnapshot,
     seldom::Seldom,
     substitute::Substitution,
 };
 
-/// Refuses a request that the owners of its secrets do not allow. The path has the names of
-/// placeholders.
+/// Refuses a request of the group that the owners of its secrets do not allow.
 pub(super) fn admit(
-    (group, api, host): (&GroupName, &Api, &Host),
-    (head, path): (&request::Parts, &str),
+    group: &GroupName,
+    asked: NarrowedRequest<'_>,
+    head: &request::Parts,
     snapshot: &SecretSnapshot,
     substitution: &Substitution,
 ) -> Result<(), Narrowed> {
     for (binding, value_place) in substitution.value_places() {
         // A secret that has no value now is not put in.
         let Some(narrowing) = snapshot.narrowing(group, &binding.secret) else { continue };
-        let request = (&head.method, path);
-        let admitted =
-            narrowing.admits((api, binding), (host, value_place), request, SystemTime::now());
+        let admitted = narrowing.admits(binding, value_place, asked, SystemTime::now());
         if let Err(Narrowed::Unavailable(_, text)) = admitted
             && SELDOM.is_due(SystemTime::now())
         {
-            tracing::warn!(%group, api = %api.name, secret = %binding.secret, text, "a value is kept back");
+            tracing::warn!(%group, api = %asked.api.name, secret = %binding.secret, text, "a value is kept back");
         }
         admitted?;
         overrides::check(head, narrowing.methods(), narrowing.paths())

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     decide::{Permit, Route},
-    policy::{Binding, Carry, GroupName, Pass, Policy, permits},
+    policy::{Binding, Carry, GroupName, NarrowedRequest, Pass, Policy, permits},
     reason::{Reason, SecretCause},
     scrub::{self, Part},
     secrets::SecretSnapshot,
@@ -58,9 +58,15 @@ pub(super) fn prepare(
             let substitution = substitution.map_err(|denial| trace.denied(denial))?;
             trace.with(|record| record.placeholders(substitution.placeholders()));
             check_overrides(rules, &substitution, head)?;
-            let target = (&connection.group.name, api.as_ref(), &connection.pinned.host);
             let path = rules.named(head.uri.path());
-            owner_restrictions::admit(target, (head, &path), snapshot, &substitution)
+            let asked = NarrowedRequest {
+                api,
+                host: &connection.pinned.host,
+                method: &head.method,
+                path: &path,
+            };
+            let group = &connection.group.name;
+            owner_restrictions::admit(group, asked, head, snapshot, &substitution)
                 .map_err(|word| trace.narrowed(word))?;
             let minting = Minting::of(rules, head, &connection.taken)?;
             let masking = Masking::of(connection, snapshot);

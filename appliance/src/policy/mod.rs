@@ -40,7 +40,9 @@ pub use method::{NeverAllowed, USUAL_METHODS, never_allowed};
 pub(crate) use method::{is_method, names_method};
 pub use mint::{AnswerSpot, MintPath, MintScheme, MintedAt, MintedAtError, TicketShape};
 pub(crate) use name::{Folded, is_plain_name, only_value, query_pairs};
-pub use narrowing::{NARROWING_KEYS, Narrowed, Narrowing, ValuePlace, looks_narrowing};
+pub use narrowing::{
+    NARROWING_KEYS, Narrowed, NarrowedRequest, Narrowing, ValuePlace, looks_narrowing,
+};
 pub(crate) use path::has_one_reading;
 pub use path::{PathError, PathRule, permits, permits_path};
 pub use path_slot::{PathSlot, PathSlotError};

@@ -37,6 +37,19 @@ enum OwnerPlace {
     Aws,
 }
 
+/// A request that policy has let pass.
+#[derive(Debug, Clone, Copy)]
+pub struct NarrowedRequest<'a> {
+    /// The rule that let it pass.
+    pub api: &'a Api,
+    /// The host that it is for.
+    pub host: &'a Host,
+    /// Its method.
+    pub method: &'a Method,
+    /// Its path, with the names of placeholders.
+    pub path: &'a str,
+}
+
 /// The place in a request where a value is about to stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ValuePlace<'a> {
@@ -114,14 +127,19 @@ impl Narrowing {
         self.expires = Some(self.expires.map_or(time, |other| other.min(time)));
     }
 
-    /// Whether a value of `binding` may stand in this request, which policy has already let pass.
+    /// Returns whether a value of `binding` may stand at this place of the request.
+    ///
+    /// # Errors
+    ///
+    /// The restriction that keeps it out.
     pub fn admits(
         &self,
-        (api, binding): (&Api, &Binding),
-        (host, value_place): (&Host, ValuePlace<'_>),
-        (method, path): (&Method, &str),
+        binding: &Binding,
+        value_place: ValuePlace<'_>,
+        request: NarrowedRequest<'_>,
         now: SystemTime,
     ) -> Result<(), Narrowed> {
+        let NarrowedRequest { api, host, method, path } = request;
         if self.expires.is_some_and(|expires| expires <= now) {
             let text = "the time in expires or deletion_time has passed";
             return Err(Narrowed::Unavailable(SecretCause::LeaseEnded, text));
@@ -352,7 +370,9 @@ mod tests {
         path: &str,
     ) -> Result<(), Narrowed> {
         let (api, binding, now) = (api(), binding(), SystemTime::now());
-        narrowing.admits((&api, &binding), (&host(at), value_place), (&Method::GET, path), now)
+        let (host, method) = (host(at), &Method::GET);
+        let request = NarrowedRequest { api: &api, host: &host, method, path };
+        narrowing.admits(&binding, value_place, request, now)
     }
 
     #[test]
@@ -431,8 +451,9 @@ mod tests {
         let narrowing = narrowing("expires", "2030-01-31T13:00:00+01:00");
         let noon = SystemTime::UNIX_EPOCH + Duration::from_secs(1_896_091_200);
         let at = |now| {
-            let request = (&Method::GET, "/v1/models");
-            narrowing.admits((&api, &binding), (&host("a.example"), bearer()), request, now)
+            let (host, method) = (host("a.example"), &Method::GET);
+            let request = NarrowedRequest { api: &api, host: &host, method, path: "/v1/models" };
+            narrowing.admits(&binding, bearer(), request, now)
         };
         assert_eq!(at(noon - Duration::from_secs(1)), Ok(()));
         let ended = at(noon);
