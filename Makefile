@@ -11,7 +11,7 @@
 # make test-vagrant  the Vagrantfile is valid; its story and docs/vagrant.md, in namespaces; as root
 # make test-image  the image, booted, with agents and an API around it; as root
 # make fuzz   the parsers that agents feed, under libFuzzer, ten minutes each; MINUTES=1, ONLY=TARGET
-# make bench  CPU and memory beside HAProxy and nginx, in 20 minutes; QUICK=1: in three
+# make bench  CPU and memory beside HAProxy and nginx, in 30 minutes; QUICK=1: in five
 #
 # Those that run something install what is missing from Debian first (tests/prerequisites), and say so.
 

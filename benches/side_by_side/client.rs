@@ -34,7 +34,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use crate::{
     load::{Done, Load, Outcome, open_loop},
     measure::Meter,
-    origin::{BODY, Order, head_end},
+    origin::{BODY, CHUNK, EVENT, Order, head_end},
 };
 
 /// The agent's TLS settings and credential.
@@ -201,7 +201,6 @@ impl Agent {
         load: Load,
         meter: Option<Meter>,
     ) -> Outcome {
-        let cpu = || meter.map_or(Duration::ZERO, Meter::cpu);
         let received = Arc::new(AtomicU64::new(0));
         let mut readers = JoinSet::new();
         for _ in 0..connections {
@@ -217,13 +216,72 @@ impl Agent {
                 }
             });
         }
-        sleep(load.warm).await;
-        let (cpu_from, from) = (cpu(), received.load(Relaxed));
-        sleep(load.span).await;
-        let (cpu, done) = (cpu().saturating_sub(cpu_from), received.load(Relaxed) - from);
-        let done = done as f64 / GIB;
-        let kept_up = done / (load.rate * load.span.as_secs_f64());
-        Outcome { done, cpu, kept_up, ..Outcome::default() }
+        count(&received, load, meter).await.in_units_of(GIB, load)
+    }
+
+    /// Opens `count` spliced connections, asks for something over each and keeps them.
+    pub async fn idle_spliced(&self, to: SocketAddr, count: usize) -> Vec<Spliced> {
+        let mut kept = Vec::new();
+        for _ in 0..count {
+            let mut connection = Spliced::connect(to, &self.hello).await.expect("a connection");
+            connection.ask().await.expect("an answer");
+            kept.push(connection);
+        }
+        kept
+    }
+
+    /// Downloads JSON through interception; a unit of work is a GiB, and `load.rate` is GiB a second.
+    pub async fn download(
+        &self,
+        to: SocketAddr,
+        connections: usize,
+        load: Load,
+        meter: Option<Meter>,
+    ) -> Outcome {
+        let every = CHUNK as f64 * connections as f64 * 1e3 / (load.rate * GIB);
+        let counted = self.answers(to, connections, ("/v1/bulk", every), load, meter).await;
+        counted.in_units_of(GIB, load)
+    }
+
+    /// Reads server-sent events through interception; a unit of work is an event.
+    pub async fn events(
+        &self,
+        to: SocketAddr,
+        connections: usize,
+        load: Load,
+        meter: Option<Meter>,
+    ) -> Outcome {
+        let every = connections as f64 * 1e3 / load.rate;
+        let counted = self.answers(to, connections, ("/v1/events", every), load, meter).await;
+        counted.in_units_of(EVENT.len() as f64, load)
+    }
+
+    /// Reads an answer without an end over each connection, which the origin writes in parts, one
+    /// every so many milliseconds.
+    async fn answers(
+        &self,
+        to: SocketAddr,
+        connections: usize,
+        (path, every): (&str, f64),
+        load: Load,
+        meter: Option<Meter>,
+    ) -> Counted {
+        let received = Arc::new(AtomicU64::new(0));
+        let mut readers = JoinSet::new();
+        for _ in 0..connections {
+            let mut connection = self.connect_h1(to).await.expect("a connection");
+            let target = format!("{path}?every={}", every.round() as u32);
+            let request = String::from_utf8_lossy(&connection.request).into_owned();
+            connection.request = request.replace("/v1/models", &target).into_bytes();
+            let received = Arc::clone(&received);
+            readers.spawn(async move { connection.count(&received).await });
+        }
+        let counted = count(&received, load, meter).await;
+        // A reader that has ended was not answered.
+        match readers.try_join_next() {
+            Some(ended) => panic!("{path}: {ended:?}"),
+            None => counted,
+        }
     }
 
     async fn connect_h1(&self, to: SocketAddr) -> Result<H1, String> {
@@ -231,6 +289,30 @@ impl Agent {
         let request = REQUEST.replace("{credential}", self.credential).into_bytes();
         Ok(H1 { stream, request, held: BytesMut::with_capacity(4096) })
     }
+}
+
+/// Bytes that arrived, and the gateway's CPU time for them.
+struct Counted {
+    bytes: u64,
+    cpu: Duration,
+}
+
+impl Counted {
+    /// Returns the outcome where a unit of work has this many bytes.
+    fn in_units_of(&self, bytes: f64, load: Load) -> Outcome {
+        let done = self.bytes as f64 / bytes;
+        let kept_up = done / (load.rate * load.span.as_secs_f64());
+        Outcome { done, cpu: self.cpu, kept_up, ..Outcome::default() }
+    }
+}
+
+/// Counts what arrives within the measured time.
+async fn count(received: &AtomicU64, load: Load, meter: Option<Meter>) -> Counted {
+    let cpu = || meter.map_or(Duration::ZERO, Meter::cpu);
+    sleep(load.warm).await;
+    let (cpu_from, from) = (cpu(), received.load(Relaxed));
+    sleep(load.span).await;
+    Counted { bytes: received.load(Relaxed) - from, cpu: cpu().saturating_sub(cpu_from) }
 }
 
 /// An HTTP/1.1 connection.
@@ -263,6 +345,28 @@ impl H1 {
         Ok(())
     }
 
+    /// Adds the bytes of an answer without an end to `received`, as they come.
+    async fn count(mut self, received: &AtomicU64) -> Done {
+        self.stream.write_all(&self.request).await.map_err(text)?;
+        let end = loop {
+            if let Some(end) = head_end(&self.held) {
+                break end;
+            }
+            self.read().await?;
+        };
+        if !self.held.starts_with(b"HTTP/1.1 200") {
+            return Err(String::from_utf8_lossy(&self.held).into_owned());
+        }
+        received.fetch_add((self.held.len() - end) as u64, Relaxed);
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            match self.stream.read(&mut buffer).await.map_err(text)? {
+                0 => return Err("closed".into()),
+                bytes => received.fetch_add(bytes as u64, Relaxed),
+            };
+        }
+    }
+
     async fn read(&mut self) -> Done {
         match self.stream.read_buf(&mut self.held).await {
             Ok(0) => Err("closed".into()),
@@ -272,8 +376,8 @@ impl H1 {
     }
 }
 
-/// A spliced connection. The bytes after the hello are no TLS, see [`crate::origin`].
-struct Spliced {
+/// A spliced connection, kept. The bytes after the hello are no TLS, see [`crate::origin`].
+pub struct Spliced {
     stream: TcpStream,
     answer: Vec<u8>,
 }
@@ -342,5 +446,4 @@ fn text(error: impl std::fmt::Display) -> String {
 const REQUEST: &str = "GET /v1/models HTTP/1.1\r\nHost: api.openai.example\r\n\
     Authorization: Bearer {credential}\r\nAccept: */*\r\nUser-Agent: bench/1\r\n\r\n";
 const TIMEOUT: Duration = Duration::from_secs(5);
-const CHUNK: usize = 256 * 1024;
 const GIB: f64 = (1_u64 << 30) as f64;

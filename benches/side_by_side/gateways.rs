@@ -205,9 +205,9 @@ fn nginx(dir: &Path) -> String {
         .replace("{cdn}", &CDN.port(443).to_string())
 }
 
-// Addresses for benchmarks (RFC 2544): agent, rivals, internet.
-const RIVALS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
-const DIRECT: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 1);
+// Parts of a documentation network (RFC 5737) that the lab does not use: agent and rivals, rivals and internet.
+const RIVALS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 65);
+const DIRECT: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 81);
 /// An address without a resolver: the gateway answers in its place.
 const ANYWHERE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 99);
 const HAPROXY: u16 = 9440;
@@ -218,18 +218,18 @@ netns add rivals
 link add rivals0 netns rivals type veth peer name rivals0 netns agent
 link add wan0 netns rivals type veth peer name rivals0 netns internet
 -n rivals link set lo up
--n rivals addr add 198.18.0.1/24 dev rivals0
--n rivals addr add 198.18.1.2/24 dev wan0
+-n rivals addr add 203.0.113.65/28 dev rivals0
+-n rivals addr add 203.0.113.82/28 dev wan0
 -n rivals link set rivals0 up
 -n rivals link set wan0 up
--n rivals route add 198.51.100.0/24 via 198.18.1.1
--n rivals route add 203.0.113.53/32 via 198.18.1.1
--n agent addr add 198.18.0.2/24 dev rivals0
+-n rivals route add 198.51.100.0/24 via 203.0.113.81
+-n rivals route add 203.0.113.53/32 via 203.0.113.81
+-n agent addr add 203.0.113.66/28 dev rivals0
 -n agent link set rivals0 up
--n agent route add 198.18.1.0/24 via 198.18.0.1
--n internet addr add 198.18.1.1/24 dev rivals0
+-n agent route add 203.0.113.80/28 via 203.0.113.65
+-n internet addr add 203.0.113.81/28 dev rivals0
 -n internet link set rivals0 up
--n internet route add 198.18.0.0/24 via 198.18.1.2
+-n internet route add 203.0.113.64/28 via 203.0.113.82
 ";
 
 /// The names of [`CONFIG`], and no others.
@@ -241,7 +241,7 @@ const DNSMASQ: [&str; 13] = [
     "--no-resolv",
     "--no-hosts",
     "--bind-interfaces",
-    "--listen-address=198.18.0.1",
+    "--listen-address=203.0.113.65",
     "--cache-size=4096",
     "--local=/example/",
     "--server=/api.openai.example/203.0.113.53",
@@ -288,14 +288,14 @@ defaults
     http-reuse always
     retries 0
 frontend shared
-    bind 198.18.0.1:9440 ssl crt {dir}/rival.pem alpn http/1.1
+    bind 203.0.113.65:9440 ssl crt {dir}/rival.pem alpn http/1.1
     http-request set-header Authorization \"Bearer {secret}\"
     default_backend shared
 backend shared
     server origin {api} ssl verify required ca-file {dir}/public-ca.pem \
 sni str(api.openai.example) alpn http/1.1
 frontend own
-    bind 198.18.0.1:9441 ssl crt {dir}/rival.pem alpn http/1.1
+    bind 203.0.113.65:9441 ssl crt {dir}/rival.pem alpn http/1.1
     http-request set-header Authorization \"Bearer {secret}\"
     default_backend own
 backend own
@@ -303,7 +303,7 @@ backend own
     server origin {api} ssl verify required ca-file {dir}/public-ca.pem \
 sni str(api.openai.example) alpn http/1.1
 frontend h2
-    bind 198.18.0.1:9442 ssl crt {dir}/rival.pem alpn h2
+    bind 203.0.113.65:9442 ssl crt {dir}/rival.pem alpn h2
     http-request set-header Authorization \"Bearer {secret}\"
     default_backend h2
 backend h2
@@ -311,7 +311,7 @@ backend h2
 sni str(api.openai.example) alpn h2
 frontend splice
     mode tcp
-    bind 198.18.0.1:9443
+    bind 203.0.113.65:9443
     option splice-auto
     option splice-request
     option splice-response
@@ -363,19 +363,19 @@ http {
     proxy_ssl_verify on;
     proxy_ssl_trusted_certificate {dir}/public-ca.pem;
     server {
-        listen 198.18.0.1:8440 ssl http2;
+        listen 203.0.113.65:8440 ssl http2;
         location / { proxy_set_header Connection \"\"; proxy_pass https://shared; \
 proxy_set_header Host api.openai.example; proxy_set_header Authorization \"Bearer {secret}\"; }
     }
     server {
-        listen 198.18.0.1:8441 ssl;
+        listen 203.0.113.65:8441 ssl;
         location / { proxy_pass https://{api}; }
     }
 }
 stream {
     map $ssl_preread_server_name $cdn { ~\\.cdn\\.example$ {cdn}; }
     server {
-        listen 198.18.0.1:8443;
+        listen 203.0.113.65:8443;
         ssl_preread on;
         proxy_pass $cdn;
         proxy_timeout 15m;

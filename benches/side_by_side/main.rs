@@ -19,7 +19,7 @@ mod names;
 mod origin;
 mod table;
 
-use std::{process::Command, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
 use lab::{
     Lab,
@@ -54,18 +54,20 @@ fn main() {
     rows.extend(idle(&lab, &options));
     let gateways = Gateways::start(&lab, GATEWAY_CPU);
     let bench = Bench { lab: &lab, options: &options, gateways: &gateways };
-    rows.extend(WORK.iter().filter_map(|work| bench.costs(work)));
+    rows.extend(WORK.iter().flat_map(|work| bench.costs(work)));
     rows.extend(bench.latency());
     let answers = bench.dns();
     gateways.stop();
     if !rows.is_empty() {
         println!();
         table::print(&rows);
+        options.keep(&rows);
     }
     if !answers.is_empty() {
         println!();
         dns::print(&answers);
     }
+    options.check(&rows);
 }
 
 /// One kind of work whose cost is CPU time.
@@ -75,11 +77,15 @@ struct Work {
     kind: Kind,
     rate: f64,
     aim: Option<(usize, f64)>,
+    /// Whether the latency that one of a hundred exceeds has a row of its own, and its name.
+    tail: Option<&'static str>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Bulk,
+    InterceptedBulk,
+    Events,
     SplicedRequest,
     SplicedConnection,
     H1,
@@ -89,6 +95,13 @@ enum Kind {
     PostQuantum,
 }
 
+impl Kind {
+    /// Returns whether a unit of this work is a GiB.
+    const fn is_bulk(self) -> bool {
+        matches!(self, Self::Bulk | Self::InterceptedBulk)
+    }
+}
+
 struct Bench<'a> {
     lab: &'a Lab,
     options: &'a Options,
@@ -96,11 +109,13 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    fn costs(&self, work: &Work) -> Option<Row> {
+    /// Returns the row of a kind of work, and that of its latencies.
+    fn costs(&self, work: &Work) -> Vec<Row> {
         if !self.options.wants(work.name) {
-            return None;
+            return Vec::new();
         }
         let mut samples: [Samples; 4] = Default::default();
+        let mut tails: [Samples; 4] = Default::default();
         for _ in 0..self.options.repeat {
             for (index, gateway) in self.participants().into_iter().enumerate() {
                 // OpenSSL 3.0 has no post-quantum key exchange.
@@ -109,15 +124,27 @@ impl Bench<'_> {
                     continue;
                 }
                 let outcome = self.measure_well(work, index, gateway);
-                let scale = if work.kind == Kind::Bulk { 1e-6 } else { 1.0 };
+                let scale = if work.kind.is_bulk() { 1e-6 } else { 1.0 };
                 samples[index].push(outcome.cost() * scale);
+                tails[index].push(outcome.percentile(0.99));
             }
         }
-        let offered = match work.kind {
-            Kind::Bulk => format!("{} MiB/s", work.rate * self.options.times * 1024.0),
-            _ => format!("{}/s", work.rate * self.options.times),
+        let rate = work.rate * self.options.times;
+        let offered = match work.kind.is_bulk() {
+            true => format!("{} MiB/s", rate * 1024.0),
+            false => format!("{rate}/s"),
         };
-        Some(Row { work: work.name, unit: work.unit, offered, samples, aim: work.aim })
+        let tail = work.tail.map(|name| Row {
+            work: name,
+            is_latency: true,
+            unit: "µs",
+            offered: offered.clone(),
+            samples: tails,
+            aim: Some((NGINX, 1.0)),
+        });
+        let (unit, aim) = (work.unit, work.aim);
+        let cost = Row { work: work.name, is_latency: false, unit, offered, samples, aim };
+        [cost].into_iter().chain(tail).collect()
     }
 
     /// Measures, and repeats that where the load was not as intended.
@@ -142,7 +169,9 @@ impl Bench<'_> {
         let _perf = self.options.perf(meter);
         inside(async {
             match work.kind {
-                Kind::Bulk => agent.bulk(gateway.splice, 4, load, meter).await,
+                Kind::Bulk => agent.bulk(gateway.splice, 16, load, meter).await,
+                Kind::InterceptedBulk => agent.download(gateway.h1, 16, load, meter).await,
+                Kind::Events => agent.events(gateway.h1, 64, load, meter).await,
                 Kind::SplicedRequest => {
                     agent.spliced_requests(gateway.splice, 16, load, meter).await
                 }
@@ -166,12 +195,13 @@ impl Bench<'_> {
         let load = Load { rate: QUIET_RATE, warm: self.options.warm, span: self.options.span };
         let participants = [self.participants().as_slice(), &[self.gateways.direct]].concat();
         let mut rows =
-            [(LATENCY, 0.5), ("latency of an h1 request, 99 %", 0.99)].map(|(work, _)| Row {
+            [(LATENCY, 0.9), ("latency of an h1 request, 99 %", 1.0)].map(|(work, aim)| Row {
                 work,
+                is_latency: true,
                 unit: "µs",
                 offered: format!("{QUIET_RATE}/s"),
                 samples: Default::default(),
-                aim: None,
+                aim: Some((NGINX, aim)),
             });
         for _ in 0..self.options.repeat {
             for (index, gateway) in participants.iter().enumerate() {
@@ -225,32 +255,50 @@ impl Bench<'_> {
     }
 }
 
-/// Measures the memory of an idle connection, in gateways that have done nothing else yet.
-fn idle(lab: &Lab, options: &Options) -> Option<Row> {
-    if !options.wants(IDLE) {
-        return None;
-    }
-    let mut samples: [Samples; 4] = Default::default();
-    for _ in 0..options.restarts {
-        let gateways = Gateways::start(lab, GATEWAY_CPU);
-        let bench = Bench { lab, options, gateways: &gateways };
-        for (index, gateway) in bench.participants().into_iter().enumerate() {
-            let Some(meter) = gateway.meter.filter(|_| options.wants_gateway(index)) else {
-                continue;
-            };
-            let agent = bench.agent(false);
-            samples[index].push(inside(async {
-                let _warm = agent.idle(gateway.h1, 20).await;
+/// Measures the memory of an idle connection of both kinds, in gateways that have done nothing else
+/// yet.
+fn idle(lab: &Lab, options: &Options) -> Vec<Row> {
+    let kinds = [(IDLE, 24.0), (IDLE_SPLICED, 6.0)].into_iter();
+    let row = |(work, aim)| {
+        let samples = (0..options.restarts).map(|_| idle_once(lab, options, work));
+        let samples = samples.fold(<[Samples; 4]>::default(), |mut all, once| {
+            let found = all.iter_mut().zip(once).filter_map(|(all, one)| Some((all, one?)));
+            found.for_each(|(all, one)| all.push(one));
+            all
+        });
+        let offered = format!("{} connections", options.idle);
+        Row { work, is_latency: false, unit: "KiB", offered, samples, aim: Some((0, aim)) }
+    };
+    kinds.filter(|(work, _)| options.wants(work)).map(row).collect()
+}
+
+/// Returns the KiB of each gateway, started for this.
+fn idle_once(lab: &Lab, options: &Options, work: &str) -> [Option<f64>; 3] {
+    let gateways = Gateways::start(lab, GATEWAY_CPU);
+    let bench = Bench { lab, options, gateways: &gateways };
+    let mut index = 0;
+    let found = bench.participants().map(|gateway| {
+        index += 1;
+        let meter = gateway.meter.filter(|_| options.wants_gateway(index - 1))?;
+        let agent = bench.agent(false);
+        Some(inside(async {
+            let growth = async |count| -> f64 {
                 let before = meter.resident_kib();
-                let _kept = agent.idle(gateway.h1, options.idle).await;
+                if work == IDLE_SPLICED {
+                    let _kept = agent.idle_spliced(gateway.splice, count).await;
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                    return meter.resident_kib().saturating_sub(before) as f64;
+                }
+                let _kept = agent.idle(gateway.h1, count).await;
                 tokio::time::sleep(Duration::from_millis(300)).await;
-                (meter.resident_kib() - before) as f64 / options.idle as f64
-            }));
-        }
-        gateways.stop();
-    }
-    let offered = format!("{} connections", options.idle);
-    Some(Row { work: IDLE, unit: "KiB", offered, samples, aim: Some((0, 70.0)) })
+                meter.resident_kib().saturating_sub(before) as f64
+            };
+            growth(20).await;
+            growth(options.idle).await / options.idle as f64
+        }))
+    });
+    gateways.stop();
+    found
 }
 
 /// Runs on a thread inside the agent's namespace.
@@ -287,6 +335,8 @@ struct Options {
     only: Option<String>,
     gateway: Option<String>,
     perf: Option<String>,
+    write: Option<String>,
+    check: Option<String>,
     times: f64,
 }
 
@@ -301,6 +351,8 @@ impl Options {
             only: None,
             gateway: None,
             perf: None,
+            write: None,
+            check: None,
             times: 1.0,
         };
         let mut arguments = std::env::args().skip(1);
@@ -322,10 +374,38 @@ impl Options {
                 "--gateway" => options.gateway = Some(value()),
                 "--times" => options.times = value().parse().unwrap_or_else(|_| usage()),
                 "--perf" => options.perf = Some(value()),
+                "--write" => options.write = Some(value()),
+                "--check" => options.check = Some(value()),
                 _ => usage(),
             }
         }
         options
+    }
+
+    /// Writes the ratios down, where that is asked for.
+    fn keep(&self, rows: &[Row]) {
+        let Some(file) = &self.write else { return };
+        let mut text = String::from(
+            "# Cloakroom's cost as a part of a rival's; `benches/check` reads this.\n",
+        );
+        for (of, ratio) in table::ratios(rows) {
+            text += &format!("{of}\t{ratio:.2}\n");
+        }
+        fs::write(file, text).expect("the file can be written");
+    }
+
+    /// Ends with 1 where a ratio is above what the file says.
+    fn check(&self, rows: &[Row]) {
+        let Some(file) = &self.check else { return };
+        let written = table::read(&fs::read_to_string(file).expect("the file can be read"));
+        let above = table::above(&table::ratios(rows), &written);
+        for line in &above {
+            eprintln!("{line}");
+        }
+        if !above.is_empty() {
+            std::process::exit(1);
+        }
+        println!("No ratio is more than a tenth above what {file} says.");
     }
 
     fn wants(&self, work: &str) -> bool {
@@ -358,12 +438,13 @@ impl Drop for Perf {
 fn usage() -> ! {
     eprintln!(
         "side-by-side [--quick] [--repeat N] [--seconds S] [--only PART-OF-A-ROW] [--times LOAD] \
-         [--gateway Cloakroom|HAProxy|nginx] [--perf FILE]"
+         [--gateway Cloakroom|HAProxy|nginx] [--perf FILE] [--write RATIOS] [--check RATIOS]"
     );
     std::process::exit(64);
 }
 
 const IDLE: &str = "idle intercepted connection";
+const IDLE_SPLICED: &str = "idle spliced connection";
 const DNS: &str = "DNS";
 const LATENCY: &str = "latency of an h1 request, median";
 /// Most measurements of one kind, after which the last is taken as it is.
@@ -373,55 +454,42 @@ const QUIET_RATE: f64 = 200.0;
 const LOAD_CPU: usize = 0;
 const GATEWAY_CPU: usize = 1;
 
-const WORK: [Work; 8] = [
-    Work { name: "spliced bulk", unit: "s/GiB", kind: Kind::Bulk, rate: 0.5, aim: Some((1, 0.9)) },
+const HAPROXY: usize = 1;
+const NGINX: usize = 2;
+
+/// Returns work whose unit is a microsecond of CPU.
+const fn work(name: &'static str, kind: Kind, rate: f64, aim: Option<(usize, f64)>) -> Work {
+    Work { name, unit: "µs", kind, rate, aim, tail: None }
+}
+
+/// Returns work whose unit is a second of CPU for a GiB.
+const fn bulk(name: &'static str, kind: Kind, rate: f64, aim: (usize, f64)) -> Work {
+    Work { name, unit: "s/GiB", kind, rate, aim: Some(aim), tail: None }
+}
+
+const WORK: [Work; 13] = [
+    bulk("spliced bulk", Kind::Bulk, 0.5, (HAPROXY, 0.75)),
+    work("spliced request", Kind::SplicedRequest, 12_000.0, Some((NGINX, 0.95))),
+    work("spliced request", Kind::SplicedRequest, 3_000.0, Some((NGINX, 0.95))),
     Work {
-        name: "spliced request",
-        unit: "µs",
-        kind: Kind::SplicedRequest,
-        rate: 16_000.0,
-        aim: None,
+        tail: Some("new spliced connection, 99 %"),
+        ..work("new spliced connection", Kind::SplicedConnection, 600.0, Some((NGINX, 0.95)))
     },
+    bulk("intercepted bulk", Kind::InterceptedBulk, 0.25, (NGINX, 0.6)),
+    work("intercepted event (SSE)", Kind::Events, 4_000.0, None),
+    work("intercepted h1 request", Kind::H1, 12_000.0, Some((NGINX, 0.8))),
+    work("intercepted h1 request", Kind::H1, 3_000.0, Some((NGINX, 0.8))),
+    work("intercepted h2 request", Kind::H2, 12_000.0, Some((HAPROXY, 0.85))),
+    work("intercepted h2 request", Kind::H2, 3_000.0, Some((HAPROXY, 0.85))),
+    work("new intercepted connection, rivals share upstreams", Kind::Connection, 600.0, None),
     Work {
-        name: "new spliced connection",
-        unit: "µs",
-        kind: Kind::SplicedConnection,
-        rate: 1600.0,
-        aim: None,
+        tail: Some("new intercepted connection, own upstream, 99 %"),
+        ..work(
+            "new intercepted connection, own upstream",
+            Kind::OwnConnection,
+            600.0,
+            Some((HAPROXY, 0.4)),
+        )
     },
-    Work {
-        name: "intercepted h1 request",
-        unit: "µs",
-        kind: Kind::H1,
-        rate: 16_000.0,
-        aim: Some((2, 0.95)),
-    },
-    Work {
-        name: "intercepted h2 request",
-        unit: "µs",
-        kind: Kind::H2,
-        rate: 16_000.0,
-        aim: Some((1, 1.0)),
-    },
-    Work {
-        name: "new intercepted connection, rivals share upstreams",
-        unit: "µs",
-        kind: Kind::Connection,
-        rate: 600.0,
-        aim: None,
-    },
-    Work {
-        name: "new intercepted connection, own upstream",
-        unit: "µs",
-        kind: Kind::OwnConnection,
-        rate: 600.0,
-        aim: Some((1, 0.6)),
-    },
-    Work {
-        name: "the same with X25519MLKEM768",
-        unit: "µs",
-        kind: Kind::PostQuantum,
-        rate: 600.0,
-        aim: None,
-    },
+    work("the same with X25519MLKEM768", Kind::PostQuantum, 600.0, None),
 ];

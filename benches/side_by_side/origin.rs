@@ -1,7 +1,7 @@
 //! The servers behind the gateways, which are fast enough not to affect the measurement.
 //!
 //! One speaks TLS with HTTP/1.1 or HTTP/2 and answers every request that carries the real key with
-//! 1 KiB. The other serves spliced connections: it reads a ClientHello and then speaks plain bytes,
+//! 1 KiB, or, over HTTP/1.1, with JSON or events without an end. The other serves spliced connections: it reads a ClientHello and then speaks plain bytes,
 //! because nobody between it and the client reads the bytes after the hello, and TLS at both ends
 //! would only take CPU from the machine that is measured.
 
@@ -19,6 +19,14 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 /// Bytes of an answer's body.
 pub const BODY: usize = 1024;
+
+/// Bytes that are sent at once in bulk.
+pub const CHUNK: usize = 256 * 1024;
+
+/// An event of a stream, as a model's API has it.
+pub const EVENT: &str = "data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\
+    \"created\":1700000000,\"model\":\"lab-1\",\"choices\":[{\"index\":0,\"delta\":\
+    {\"content\":\" word\"},\"finish_reason\":null}]}\n\n";
 
 /// An order to the plain server, after the ClientHello.
 #[derive(Debug, Clone, Copy)]
@@ -121,11 +129,59 @@ async fn h1(mut stream: TlsStream<TcpStream>) -> io::Result<()> {
     loop {
         while let Some(end) = head_end(&held) {
             let head = held.split_to(end);
+            if find(&head, OPENAI_SECRET.as_bytes())
+                && let Some(endless) = Endless::asked(&head)
+            {
+                return endless.write(stream).await;
+            }
             let answer: &[u8] = if find(&head, OPENAI_SECRET.as_bytes()) { &good } else { BAD };
             stream.write_all(answer).await?;
         }
         if stream.read_buf(&mut held).await? == 0 {
             return Ok(());
+        }
+    }
+}
+
+/// An answer that goes on until nobody reads it.
+struct Endless {
+    kind: &'static str,
+    part: Vec<u8>,
+    every: Duration,
+}
+
+impl Endless {
+    fn asked(head: &[u8]) -> Option<Self> {
+        let line = std::str::from_utf8(head).ok()?.lines().next()?;
+        let (path, every) = line.split(' ').nth(1)?.split_once("?every=")?;
+        let every = Duration::from_millis(every.parse().ok()?);
+        let json = || EVENT.trim().trim_start_matches("data: ").repeat(CHUNK / EVENT.len() + 1);
+        match path {
+            "/v1/bulk" => {
+                let mut part = json().into_bytes();
+                part.resize(CHUNK, b' ');
+                Some(Self { kind: "application/json", part, every })
+            }
+            "/v1/events" => Some(Self { kind: "text/event-stream", part: EVENT.into(), every }),
+            _ => None,
+        }
+    }
+
+    /// A length stands before it, so that every byte after the head is of the body. nginx gathers an
+    /// answer unless the field says otherwise.
+    async fn write(self, mut stream: TlsStream<TcpStream>) -> io::Result<()> {
+        let head = format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: {}\r\nx-accel-buffering: no\r\n\
+             content-length: 1099511627776\r\n\r\n",
+            self.kind
+        );
+        stream.write_all(head.as_bytes()).await?;
+        let mut pace = interval(self.every);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Burst);
+        loop {
+            pace.tick().await;
+            stream.write_all(&self.part).await?;
+            stream.flush().await?;
         }
     }
 }

@@ -30,6 +30,8 @@ impl Samples {
 pub struct Row {
     /// The name of the work.
     pub work: &'static str,
+    /// Whether it is a latency, which other work of the machine changes by far more than a cost.
+    pub is_latency: bool,
     /// The unit of the figures.
     pub unit: &'static str,
     /// The offered load.
@@ -65,7 +67,48 @@ pub fn print(rows: &[Row]) {
     }
 }
 
+/// Returns a line for each ratio of each row that is a cost, as `benches/ratios.tsv` has them.
+pub fn ratios(rows: &[Row]) -> Vec<(String, f64)> {
+    rows.iter().filter(|row| !row.is_latency).flat_map(Row::ratios).collect()
+}
+
+/// Reads lines of [`ratios`].
+///
+/// # Panics
+/// Where a line has no number at its end.
+pub fn read(text: &str) -> Vec<(String, f64)> {
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let pair = |line: &str| {
+        let (of, ratio) = line.rsplit_once('\t').expect("a tabulator");
+        (of.to_owned(), ratio.parse().expect("a number"))
+    };
+    lines.map(pair).collect()
+}
+
+/// Returns what is more than [`TOLERANCE`] above what is written down.
+pub fn above(found: &[(String, f64)], written: &[(String, f64)]) -> Vec<String> {
+    let bound = |of: &String| written.iter().find(|(other, _)| other == of).map(|(_, it)| *it);
+    let exceeds = |(of, ratio): &(String, f64)| {
+        let written = bound(of)?;
+        let line = format!("{of}: {ratio:.2}, and {written:.2} is written down");
+        (*ratio > written * TOLERANCE).then_some(line)
+    };
+    found.iter().filter_map(exceeds).collect()
+}
+
+/// Runs on one machine differ by some hundredths.
+const TOLERANCE: f64 = 1.1;
+
 impl Row {
+    fn ratios(&self) -> Vec<(String, f64)> {
+        let ours = self.samples[0].median();
+        let of = |rival: usize| {
+            let ratio = ours? / self.samples[rival].median()?;
+            Some((format!("{}, {}\t{}", self.work, self.offered, NAMES[rival]), ratio))
+        };
+        (1..=2).filter_map(of).collect()
+    }
+
     fn verdict(&self) -> String {
         let Some((against, bound)) = self.aim else { return String::new() };
         let ours = self.samples[0].median();
