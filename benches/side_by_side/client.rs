@@ -239,8 +239,8 @@ impl Agent {
         meter: Option<Meter>,
     ) -> Outcome {
         let every = CHUNK as f64 * connections as f64 * 1e3 / (load.rate * GIB);
-        let counted = self.answers(to, connections, ("/v1/bulk", every), load, meter).await;
-        counted.in_units_of(GIB, load)
+        let mut answers = self.answers(to, connections, "/v1/bulk", every).await;
+        answers.count(load, meter).await.in_units_of(GIB, load)
     }
 
     /// Reads server-sent events through interception; a unit of work is an event.
@@ -252,42 +252,49 @@ impl Agent {
         meter: Option<Meter>,
     ) -> Outcome {
         let every = connections as f64 * 1e3 / load.rate;
-        let counted = self.answers(to, connections, ("/v1/events", every), load, meter).await;
-        counted.in_units_of(EVENT.len() as f64, load)
+        let mut answers = self.answers(to, connections, "/v1/events", every).await;
+        answers.count(load, meter).await.in_units_of(EVENT.len() as f64, load)
     }
 
-    /// Reads an answer without an end over each connection, which the origin writes in parts, one
+    /// Asks for an answer without an end over each connection, which the origin writes in parts, one
     /// every so many milliseconds.
-    async fn answers(
-        &self,
-        to: SocketAddr,
-        connections: usize,
-        (path, every): (&str, f64),
-        load: Load,
-        meter: Option<Meter>,
-    ) -> Counted {
-        let received = Arc::new(AtomicU64::new(0));
-        let mut readers = JoinSet::new();
+    async fn answers(&self, to: SocketAddr, connections: usize, path: &str, every: f64) -> Answers {
+        let mut answers = Answers { received: Arc::default(), readers: JoinSet::new() };
         for _ in 0..connections {
             let mut connection = self.connect_h1(to).await.expect("a connection");
             let target = format!("{path}?every={}", every.round() as u32);
             let request = String::from_utf8_lossy(&connection.request).into_owned();
             connection.request = request.replace("/v1/models", &target).into_bytes();
-            let received = Arc::clone(&received);
-            readers.spawn(async move { connection.count(&received).await });
+            let received = Arc::clone(&answers.received);
+            answers.readers.spawn(async move { connection.count(&received).await });
         }
-        let counted = count(&received, load, meter).await;
-        // A reader that has ended was not answered.
-        match readers.try_join_next() {
-            Some(ended) => panic!("{path}: {ended:?}"),
-            None => counted,
-        }
+        answers
     }
 
     async fn connect_h1(&self, to: SocketAddr) -> Result<H1, String> {
         let stream = connect(&self.h1, to).await.map_err(text)?;
         let request = REQUEST.replace("{credential}", self.credential).into_bytes();
         Ok(H1 { stream, request, held: BytesMut::with_capacity(4096) })
+    }
+}
+
+/// Answers that are read as they come.
+struct Answers {
+    received: Arc<AtomicU64>,
+    readers: JoinSet<Done>,
+}
+
+impl Answers {
+    /// Counts what arrives within the measured time.
+    ///
+    /// # Panics
+    /// When a reader has ended: it was not answered.
+    async fn count(&mut self, load: Load, meter: Option<Meter>) -> Counted {
+        let counted = count(&self.received, load, meter).await;
+        match self.readers.try_join_next() {
+            Some(ended) => panic!("an answer ended: {ended:?}"),
+            None => counted,
+        }
     }
 }
 
