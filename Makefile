@@ -103,7 +103,8 @@ test-clients: build clients
 test-conformance: build clients
 	@echo "== h2spec, and the Autobahn test suite"
 	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom CLOAKROOM_CONFORMANCE=whole \
-		CARGO="$(CARGO)" tests/lab/run 1 "$(TESTED)" "$(or $(ONLY),conformance::)"
+		$(CARGO) test $(TESTED) --test properties -- \
+		--test-threads=1 --include-ignored $(or $(ONLY),conformance::)
 
 # The package here is made as `make deb` makes it, of the build that the other tests have.
 test-systemd: build vault

@@ -15,7 +15,7 @@ use std::{
 use lab::{
     World,
     audit::Record,
-    client::{succeed, tool},
+    client::{python, succeed, tool},
     gateway::{OPENAI_SECRET, program},
     net::{AGENT, DNS, GATEWAY_V4, HOSTS, INTERNET, Ns},
     origin::Received,
@@ -33,8 +33,11 @@ struct Agent {
     client: &'static str,
     providers: &'static [&'static str],
     line: &'static str,
-    /// The request that brings the model's answer, and the field that has the key.
-    asks: (&'static str, &'static str),
+    /// The request that brings the model's answer, and the field that has the key; nothing for an
+    /// agent that asks its user first.
+    asks: Option<(&'static str, &'static str)>,
+    /// A text that it prints where all is well.
+    shows: &'static str,
     /// Whether `cloakroom env` is asked for placeholders that look like keys.
     shaped: bool,
 }
@@ -43,7 +46,8 @@ const LLM: Agent = Agent {
     client: "llm",
     providers: &["openai"],
     line: "$MORE/llm/bin/llm -m gpt-4o Hello",
-    asks: ("api.openai.com/v1/chat/completions", "authorization"),
+    asks: Some(("api.openai.com/v1/chat/completions", "authorization")),
+    shows: ANSWER,
     shaped: false,
 };
 
@@ -52,7 +56,8 @@ const OPENCODE: Agent = Agent {
     providers: &["openai"],
     line: "$(ls $MORE/node_modules/opencode-linux-*/bin/opencode | head -n 1) \
            run -m openai/gpt-4o Hello",
-    asks: ("api.openai.com/v1/responses", "authorization"),
+    asks: Some(("api.openai.com/v1/responses", "authorization")),
+    shows: ANSWER,
     shaped: false,
 };
 
@@ -60,7 +65,8 @@ const GEMINI_CLI: Agent = Agent {
     client: "gemini-cli",
     providers: &["gemini"],
     line: "node $MORE/node_modules/@google/gemini-cli/bundle/gemini.js -m gemini-2.5-flash -p Hello",
-    asks: ("generativelanguage.googleapis.com/v1beta/models/", "x-goog-api-key"),
+    asks: Some(("generativelanguage.googleapis.com/v1beta/models/", "x-goog-api-key")),
+    shows: ANSWER,
     shaped: false,
 };
 
@@ -69,7 +75,8 @@ const QWEN_CODE: Agent = Agent {
     providers: &["openai"],
     line: "node $MORE/node_modules/@qwen-code/qwen-code/cli-entry.js --auth-type openai \
            -m gpt-4o -p Hello",
-    asks: ("api.openai.com/v1/chat/completions", "authorization"),
+    asks: Some(("api.openai.com/v1/chat/completions", "authorization")),
+    shows: ANSWER,
     shaped: false,
 };
 
@@ -77,7 +84,8 @@ const AIDER: Agent = Agent {
     client: "aider",
     providers: &["openai"],
     line: "$MORE/aider/bin/aider --model gpt-4o --no-git --message Hello",
-    asks: ("api.openai.com/v1/chat/completions", "authorization"),
+    asks: Some(("api.openai.com/v1/chat/completions", "authorization")),
+    shows: ANSWER,
     shaped: false,
 };
 
@@ -87,7 +95,8 @@ const LITELLM: Agent = Agent {
     line: "$MORE/aider/bin/python -c 'import litellm; print(litellm.completion(\
            model=\"gpt-4o\", messages=[{\"role\": \"user\", \"content\": \"Hello\"}]\
            ).choices[0].message.content)'",
-    asks: ("api.openai.com/v1/chat/completions", "authorization"),
+    asks: Some(("api.openai.com/v1/chat/completions", "authorization")),
+    shows: ANSWER,
     shaped: false,
 };
 
@@ -95,7 +104,8 @@ const COPILOT: Agent = Agent {
     client: "copilot",
     providers: &["github", "github-copilot"],
     line: "$(ls $MORE/node_modules/@github/copilot-linux-*/copilot | head -n 1) -p Hello",
-    asks: ("api.githubcopilot.com/chat/completions", "authorization"),
+    asks: Some(("api.githubcopilot.com/chat/completions", "authorization")),
+    shows: ANSWER,
     shaped: false,
 };
 
@@ -111,8 +121,19 @@ const CLAUDE_CODE: Agent = Agent {
     client: "claude-code",
     providers: &["anthropic"],
     line: "node $AGENTS/@anthropic-ai/claude-code/cli-wrapper.cjs -p Hello",
-    asks: ("api.anthropic.com/v1/messages", "x-api-key"),
+    asks: Some(("api.anthropic.com/v1/messages", "x-api-key")),
+    shows: ANSWER,
     shaped: false,
+};
+
+/// It asks two hosts, without a credential, whether they are there, and then its user how it should
+/// look.
+const CLAUDE_CODE_IN_A_TERMINAL: Agent = Agent {
+    line: "LAB_HOME=$HOME LAB_NODE=$(command -v node) LAB_AGENTS=$AGENTS \
+           $PYTHON $SCRIPTS/agents.py claude",
+    asks: None,
+    shows: "Choose the text style",
+    ..CLAUDE_CODE
 };
 
 /// It tries a WebSocket first, and asks over HTTP where that is refused.
@@ -120,9 +141,13 @@ const CODEX: Agent = Agent {
     client: "codex",
     providers: &["openai"],
     line: "node $AGENTS/@openai/codex/bin/codex.js exec --skip-git-repo-check Hello",
-    asks: ("api.openai.com/v1/responses", "authorization"),
+    asks: Some(("api.openai.com/v1/responses", "authorization")),
+    shows: ANSWER,
     shaped: false,
 };
+
+/// The model's answer.
+const ANSWER: &str = "Hello from the lab";
 
 /// The longest time of one run.
 const LONGEST: Duration = Duration::from_secs(90);
@@ -165,9 +190,10 @@ fn world(agent: &Agent, change: impl Fn(Table) -> Table) -> World {
 }
 
 /// The names of the APIs, each of which has an address of the lab.
-const NAMES: [&str; 5] = [
+const NAMES: [&str; 6] = [
     "api.openai.com",
     "api.anthropic.com",
+    "platform.claude.com",
     "generativelanguage.googleapis.com",
     "api.github.com",
     "api.githubcopilot.com",
@@ -200,6 +226,8 @@ fn run(world: &World, agent: &Agent, from: Ns) -> (Output, Duration) {
     command.env("HOME", home).env("PATH", format!("{first}:/usr/bin:/bin"));
     command.env("AGENTS", tools::cache().join("agents/node_modules"));
     command.env("MORE", more()).env("TMPDIR", empty);
+    let scripts = tools::repository().join("tests/clients");
+    command.env("SCRIPTS", scripts).env("PYTHON", python());
     for (name, value) in env {
         command.env(name, value.as_str().expect("a text"));
     }
@@ -253,14 +281,14 @@ fn works_where(agent: &Agent, change: impl Fn(Table) -> Table) -> Vec<Record> {
 fn answers(world: &World, agent: &Agent, from: Ns) -> Duration {
     let (output, time) = run(world, agent, from);
     let (shown, audit) = (shown(&output), world.gateway.audit.text());
-    let answers = output.status.success() && shown.contains("Hello from the lab");
+    let answers = output.status.success() && shown.contains(agent.shows);
     assert!(answers, "{} {from:?} ({}):\n{shown}\n{audit}", agent.client, output.status);
     time
 }
 
 #[track_caller]
 fn assert_key_arrived(agent: &Agent, requests: &[Received]) {
-    let (url, field) = agent.asks;
+    let Some((url, field)) = agent.asks else { return };
     let asked = |it: &&Received| format!("{}{}", it.authority(), it.uri.path()).starts_with(url);
     let sent = requests.iter().find(asked);
     let sent = sent.unwrap_or_else(|| panic!("no {url}: {requests:#?}")).header(field);
@@ -305,7 +333,7 @@ fn tells_the_reason(agent: &Agent) {
     let is_its = |it: &Record| it.has("reason") && it["reason"] == "path_denied";
     let audit = world.gateway.audit.text();
     assert!(world.requests().iter().any(is_its), "{shown}\n{audit}");
-    assert!(!shown.contains("Hello from the lab"), "{shown}");
+    assert!(!shown.contains(agent.shows), "{shown}");
     let hides = told(agent).contains("look the reason up in the audit");
     assert_eq!(shown.contains("path_denied"), !hides, "{}:\n{shown}\n{audit}", agent.client);
 }
@@ -404,6 +432,19 @@ fn copilot_takes_a_token_in_githubs_shape() {
 #[ignore = "make test-clients"]
 fn claude_code_answers_as_a_groups_client() {
     sandboxed_for(LIMIT, || works(&CLAUDE_CODE));
+}
+
+#[test]
+#[ignore = "make test-clients"]
+fn claude_code_starts_in_a_terminal_with_one_line() {
+    sandboxed_for(LIMIT, || {
+        let requests = works_where(&CLAUDE_CODE_IN_A_TERMINAL, |api| api);
+        for path in ["/api/hello", "/v1/oauth/hello"] {
+            let is_passed =
+                |it: &Record| it.has("path") && it["path"] == path && it["decision"] != "refuse";
+            assert!(requests.iter().any(is_passed), "{path}: {requests:#?}");
+        }
+    });
 }
 
 #[test]

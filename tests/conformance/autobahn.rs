@@ -139,7 +139,7 @@ fn read(said: &str) -> Outcomes {
 }
 
 #[test]
-#[ignore = "it takes minutes: cargo test --test properties -- --ignored autobahn"]
+#[ignore = "make test-conformance"]
 fn a_server_behaves_the_same_behind_the_gateway() {
     sandboxed_for(super::LIMIT, || {
         let world = world();
