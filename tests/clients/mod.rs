@@ -7,6 +7,7 @@
 mod agents;
 mod curl;
 mod git;
+mod grpc;
 mod minted;
 mod more;
 pub(crate) mod onboarding;
