@@ -97,6 +97,7 @@ test-clients: build clients
 	@echo "== Package managers and agents of PyPI and npm, in the versions of tests/clients/packages and more"
 	@tests/clients/packages/get
 	@tests/clients/more/get
+	@tests/clients/sdks/get
 	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom $(CARGO) test $(TESTED) --test properties -- \
 		--test-threads=$(LAB_THREADS) --ignored $(or $(ONLY),clients::)
 

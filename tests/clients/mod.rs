@@ -5,6 +5,7 @@
 //! Each property holds over IPv4 and IPv6; a test without a packet of its family fails.
 
 mod agents;
+mod by_name;
 mod curl;
 mod git;
 mod grpc;
@@ -14,6 +15,7 @@ pub(crate) mod onboarding;
 mod packages;
 mod quic;
 mod sdk;
+mod sdks;
 mod spliced;
 
 use std::{

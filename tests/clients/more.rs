@@ -5,9 +5,7 @@
 //! Each prints the model's answer, which is streamed to those that ask for that.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    net::IpAddr,
+    collections::BTreeSet,
     process::Output,
     time::{Duration, Instant},
 };
@@ -15,18 +13,16 @@ use std::{
 use lab::{
     World,
     audit::Record,
-    client::{python, succeed, tool},
+    client::{python, succeed},
     gateway::{OPENAI_SECRET, program},
-    net::{AGENT, DNS, GATEWAY_V4, HOSTS, INTERNET, Ns},
+    net::{AGENT, INTERNET, Ns},
     origin::Received,
     sandbox::sandboxed_for,
     tools, wait,
-    world::Builder,
 };
-use policy_builder::{Config, Table, group};
-use serde_json::Value;
+use policy_builder::Table;
 
-use super::agents::trust;
+use super::by_name;
 
 /// An agent, as its user calls it: a line of a shell, in an empty folder and with an empty home.
 struct Agent {
@@ -149,45 +145,11 @@ const CODEX: Agent = Agent {
 /// The model's answer.
 const ANSWER: &str = "Hello from the lab";
 
-/// The longest time of one run.
-const LONGEST: Duration = Duration::from_secs(90);
-
 /// How often a run is timed with the gateway and without: a busy machine makes one of them slow.
 const TIMED: usize = 3;
 
 /// The longest time of a test.
 const LIMIT: Duration = Duration::from_secs(600);
-
-/// Returns a world with the real names of these APIs, whose agents have this client. `change`
-/// narrows each API.
-fn world(agent: &Agent, change: impl Fn(Table) -> Table) -> World {
-    let builder = World::builder();
-    let Builder { lab, origin, dns, .. } = &builder;
-    trust(lab);
-    let hosts = NAMES.iter().zip(HOSTS);
-    for (name, host) in hosts.clone() {
-        origin.identity(name, lab.public.issue(name).certified());
-        dns.set(name, &[host.v4().into()]);
-    }
-    let own = fs::read_to_string("/proc/sys/kernel/hostname").expect("it has a name");
-    let own = (own.trim(), vec![IpAddr::from([127, 0, 1, 1])]);
-    lab.names(&[own]);
-    let research = group("research", "agents0", &["192.0.2.0/25", "2001:db8:a::/64"]);
-    let config = Config::new()
-        .gateway("audit", "{dir}/audit.jsonl")
-        .gateway("ca_dir", "{dir}/issuing")
-        .gateway("state_dir", "{dir}/state")
-        .gateway("control", "{dir}/control/control.sock")
-        .gateway("resolvers", ["203.0.113.53"])
-        .secrets("file", "{dir}/secrets.toml")
-        .with(research.set("client", [agent.client]));
-    let binding = || Table::one_of("binding").set("groups", ["research"]);
-    let api = |provider: &&str| {
-        let api = Table::one_of("api").set("provider", *provider);
-        change(api).with(binding().set("secret", "file:openai"))
-    };
-    builder.start(&agent.providers.iter().map(api).fold(config, Config::with))
-}
 
 /// The names of the APIs, each of which has an address of the lab.
 const NAMES: [&str; 6] = [
@@ -199,38 +161,17 @@ const NAMES: [&str; 6] = [
     "api.githubcopilot.com",
 ];
 
+/// Returns a world of the agent's APIs, whose group has this client. `change` narrows each API.
+fn world(agent: &Agent, change: impl Fn(Table) -> Table) -> World {
+    let apis = agent.providers.iter().map(|provider| change(by_name::api(provider)));
+    by_name::world(&NAMES, &[agent.client], apis)
+}
+
 /// Runs an agent, and returns its output and its time.
 fn run(world: &World, agent: &Agent, from: Ns) -> (Output, Duration) {
-    let bundle = world.lab.dir.join("agents.pem").display().to_string();
-    let mut env = program();
-    env.args(["env", "research", "--format", "json", "--bundle", &bundle, "--ca", &bundle]);
-    if agent.shaped {
-        env.arg("--shape");
-    }
-    let env: BTreeMap<String, Value> =
-        serde_json::from_str(&succeed(env.arg(world.config()))).expect("it is JSON");
-    let resolver = if from == AGENT { GATEWAY_V4 } else { DNS };
-    world.lab.write("resolv.conf", format!("nameserver {resolver}\n"));
-    let empty = world.lab.dir.join("agent");
-    let _ = fs::remove_dir_all(&empty);
-    let (home, here) = (empty.join("home"), empty.join("here"));
-    for folder in [&home, &here] {
-        fs::create_dir_all(folder).expect("the lab's folder is writable");
-    }
-    let node = tool("node");
-    let first = node.parent().expect("a folder").display().to_string();
-    let limit = LONGEST.as_secs().to_string();
-    let mut command = from.command("timeout");
-    let line = format!("cd '{}' && {}", here.display(), agent.line);
-    command.args(["-k", "5", &limit, "sh", "-c", &line]);
-    command.env("HOME", home).env("PATH", format!("{first}:/usr/bin:/bin"));
+    let mut command = by_name::command(world, from, agent.shaped, agent.line);
     command.env("AGENTS", tools::cache().join("agents/node_modules"));
-    command.env("MORE", more()).env("TMPDIR", empty);
-    let scripts = tools::repository().join("tests/clients");
-    command.env("SCRIPTS", scripts).env("PYTHON", python());
-    for (name, value) in env {
-        command.env(name, value.as_str().expect("a text"));
-    }
+    command.env("MORE", more()).env("PYTHON", python());
     let begun = Instant::now();
     let output = command.output().expect("timeout starts");
     (output, begun.elapsed())
@@ -259,7 +200,7 @@ fn works(agent: &Agent) {
 #[track_caller]
 fn works_where(agent: &Agent, change: impl Fn(Table) -> Table) -> Vec<Record> {
     let world = world(agent, change);
-    let (mut with, mut without) = (LONGEST, LONGEST);
+    let (mut with, mut without) = (by_name::LONGEST, by_name::LONGEST);
     for _ in 0..TIMED {
         without = without.min(answers(&world, agent, INTERNET));
         let direct = world.origin.log().requests().len();

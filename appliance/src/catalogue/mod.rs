@@ -177,10 +177,16 @@ mod tests {
     fn a_program_that_ran_is_pinned_and_dated() {
         let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/clients");
         let read = |file| fs::read_to_string(tests.join(file)).unwrap();
-        let node = ["package.json", "packages/package.json", "more/package.json"];
+        let node =
+            ["package.json", "packages/package.json", "more/package.json", "sdks/package.json"];
         let node = node.map(read).concat();
-        let python =
-            ["requirements.txt", "packages/requirements.txt", "more/llm.txt", "more/aider.txt"];
+        let python = [
+            "requirements.txt",
+            "packages/requirements.txt",
+            "more/llm.txt",
+            "more/aider.txt",
+            "sdks/requirements.txt",
+        ];
         let python = python.map(read).concat();
         let of_providers = providers().iter().map(|it| (it.name, it.ran()));
         for (of, ran) in of_providers.chain(clients().iter().map(|it| (it.name, it.ran()))) {
@@ -188,6 +194,7 @@ mod tests {
                 let (program, day) = ran.split_once(" on ").unwrap();
                 assert!(day.len() == 10 && day.starts_with("20"), "{of}: {ran}");
                 let (name, version) = program.split_once(' ').unwrap();
+                let version = version.trim_end_matches(" (npm)");
                 let pinned = node.contains(&format!("\"{name}\": \"{version}\""))
                     || python.lines().any(|line| line == format!("{name}=={version}"))
                     || is_of_the_machine(name, version);

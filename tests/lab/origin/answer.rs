@@ -4,6 +4,7 @@
 //! | path | answer |
 //! |---|---|
 //! | `/v1/chat/completions`, `/v1/responses`, `/v1/messages`, `/v1/models`, `*:generateContent` | like the real APIs, also streamed; the second also over a WebSocket ([`sockets`]) |
+//! | `/api/chat.postMessage`, `/v1/customers` and others, by their hosts | see [`services`] |
 //! | `/copilot_internal/user`, `/models`, `/chat/completions` | Copilot's |
 //! | `/reflect` | the credential in a header field and in the body |
 //! | `/reflect-split` | the credential in the body, one byte a chunk |
@@ -45,7 +46,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::{
     coded, git, live, minted, models,
     record::{Log, Received},
-    scripted, sites, sockets,
+    scripted, services, sites, sockets,
 };
 
 /// A body that is made while it is sent.
@@ -100,7 +101,8 @@ pub(super) fn empty() -> Answer {
 }
 
 async fn route(request: &Received) -> Answer {
-    if let Some(answer) = sites::answer(request).or_else(|| minted::answer(request)) {
+    let by_host = sites::answer(request).or_else(|| services::answer(request));
+    if let Some(answer) = by_host.or_else(|| minted::answer(request)) {
         return answer;
     }
     let path = request.uri.path();

@@ -12,6 +12,7 @@ mod minted;
 mod models;
 mod record;
 mod scripted;
+mod services;
 mod sites;
 mod sockets;
 

@@ -231,6 +231,20 @@ pub(super) fn response_messages(asked: &Value) -> Vec<String> {
     events.iter().map(Value::to_string).collect()
 }
 
+/// Returns the messages with which Gemini's Live answers one of the client's.
+pub(super) fn live_messages(asked: &Value) -> Vec<String> {
+    let part = json!({"modelTurn": {"role": "model", "parts": [{"text": TEXT}]}});
+    let answers = match asked.get("setup") {
+        Some(_) => vec![json!({"setupComplete": {}})],
+        None => vec![
+            json!({"serverContent": part}),
+            json!({"serverContent": {"generationComplete": true}}),
+            json!({"serverContent": {"turnComplete": true}}),
+        ],
+    };
+    answers.iter().map(Value::to_string).collect()
+}
+
 fn numbered(events: impl IntoIterator<Item = Value>) -> Vec<Value> {
     let numbered = events.into_iter().enumerate().map(|(number, mut event)| {
         event["sequence_number"] = json!(number);

@@ -1,5 +1,5 @@
-//! OpenAI's Responses API over a WebSocket, as codex speaks it: each message of the client is a
-//! request, and each event of the answer a message.
+//! Model APIs over a WebSocket: OpenAI's Responses, as codex speaks it, and Gemini's Live. Each
+//! message of the client is a request, and each event of the answer a message.
 
 use std::io;
 
@@ -22,21 +22,26 @@ use crate::websocket::{CLOSE, Frame, PING, PONG, TEXT, accept, frame, read};
 pub(super) fn is_asked(request: &Request<Incoming>) -> bool {
     let upgrade = request.headers().get(header::UPGRADE);
     let is_websocket = upgrade.is_some_and(|it| it.as_bytes().eq_ignore_ascii_case(b"websocket"));
-    is_websocket && request.uri().path() == "/v1/responses"
+    let path = request.uri().path();
+    is_websocket && (path == "/v1/responses" || path.ends_with(LIVE))
 }
+
+/// How the path of Gemini's Live ends.
+const LIVE: &str = ".GenerativeService.BidiGenerateContent";
 
 /// Records the handshake, answers it, and talks in a task of its own.
 pub(super) fn answer(mut request: Request<Incoming>, id: usize, log: &Log) -> Answer {
     let upgrade = upgrade::on(&mut request);
     let (head, _) = request.into_parts();
     let received = live::head(&head);
-    if received.header("authorization").is_empty() {
+    let is_live = received.uri.path().ends_with(LIVE);
+    if !is_live && received.header("authorization").is_empty() {
         log.received(id, received.clone());
         return models::answer(&received);
     }
     let key = received.header(header::SEC_WEBSOCKET_KEY.as_str()).concat();
     log.received(id, received);
-    tokio::spawn(converse(upgrade));
+    tokio::spawn(converse(upgrade, is_live));
     let mut answer = empty();
     *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let fields = answer.headers_mut();
@@ -47,7 +52,7 @@ pub(super) fn answer(mut request: Request<Incoming>, id: usize, log: &Log) -> An
     answer
 }
 
-async fn converse(upgrade: OnUpgrade) -> io::Result<()> {
+async fn converse(upgrade: OnUpgrade, is_live: bool) -> io::Result<()> {
     let mut stream = TokioIo::new(upgrade.await.map_err(io::Error::other)?);
     let (mut unread, mut message) = (Vec::new(), Vec::new());
     while let Some(Frame { last, opcode, payload }) = next(&mut stream, &mut unread).await? {
@@ -60,7 +65,11 @@ async fn converse(upgrade: OnUpgrade) -> io::Result<()> {
         if last && opcode < CLOSE {
             let asked = serde_json::from_slice(&message).unwrap_or_default();
             message.clear();
-            for event in models::response_messages(&asked) {
+            let events = match is_live {
+                true => models::live_messages(&asked),
+                false => models::response_messages(&asked),
+            };
+            for event in events {
                 stream.write_all(&frame(false, true, TEXT, event.as_bytes())).await?;
             }
         }
