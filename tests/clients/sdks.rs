@@ -13,7 +13,7 @@ use lab::{
     sandbox::sandboxed_for,
     tools,
 };
-use policy_builder::{Table, api};
+use policy_builder::{Table, api, inspect};
 
 use super::by_name;
 
@@ -231,6 +231,34 @@ fn anthropic_works_in_node_by_its_provider() {
 #[ignore = "make test-clients"]
 fn slack_sdk_works_by_its_provider() {
     sandboxed_for(by_name::LONGEST, || SLACK.works("slack"));
+}
+
+/// The host that an answer names for events has a ticket in its URL, and no key.
+#[test]
+#[ignore = "make test-clients"]
+fn slacks_socket_mode_works_beside_one_more_rule() {
+    const SOCKET: &str = "wss-primary.slack.com";
+    sandboxed_for(by_name::LONGEST, || {
+        let token = by_name::binding()
+            .set("placeholder", "SLACK_APP_TOKEN")
+            .set("variables", ["SLACK_APP_TOKEN"])
+            .set("places", ["header authorization bearer"]);
+        let events = inspect("slack-events", &["research"], &[SOCKET])
+            .set("methods", ["GET"])
+            .set("paths", ["/link/"])
+            .set("websocket", true);
+        let apis = [by_name::api("slack").with(token), events];
+        let world = by_name::world(&[SLACK.name, SOCKET], &[], apis);
+        let shown = shown(&run(&world, &[PYTHON, "slack_socket"].concat()));
+        assert!(shown.contains(ANSWER), "{shown}\n{}", world.gateway.audit.text());
+        let requests = world.origin.log().requests();
+        let (sockets, asked): (Vec<_>, Vec<_>) =
+            requests.iter().partition(|request| request.authority() == SOCKET);
+        assert!(!sockets.is_empty() && !asked.is_empty(), "{requests:?}");
+        asked.iter().for_each(|request| BEARER.assert_in(request));
+        assert!(!format!("{sockets:?}").contains(OPENAI_SECRET), "{sockets:?}");
+        world.assert_secrets_untold();
+    });
 }
 
 #[test]

@@ -6,6 +6,7 @@
 import asyncio
 import os
 import sys
+import threading
 
 CA = os.environ["SSL_CERT_FILE"]
 
@@ -52,6 +53,24 @@ def slack():
     print(answer["message"]["text"])
 
 
+def slack_socket():
+    from slack_sdk.socket_mode import SocketModeClient
+    from slack_sdk.socket_mode.response import SocketModeResponse
+
+    heard = threading.Event()
+
+    def listen(client, request):
+        client.send_socket_mode_response(SocketModeResponse(envelope_id=request.envelope_id))
+        print(request.payload["event"]["text"])
+        heard.set()
+
+    client = SocketModeClient(app_token=os.environ["SLACK_APP_TOKEN"])
+    client.socket_mode_request_listeners.append(listen)
+    client.connect()
+    assert heard.wait(20)
+    client.close()
+
+
 def stripe():
     import stripe
 
@@ -92,5 +111,5 @@ def kubernetes():
 
 {
     work.__name__: work
-    for work in (gemini, gemini_live, openai, slack, stripe, twilio, github, kubernetes)
+    for work in (gemini, gemini_live, openai, slack, slack_socket, stripe, twilio, github, kubernetes)
 }[sys.argv[1]]()

@@ -17,6 +17,9 @@ pub(super) fn answer(request: &Received) -> Option<Answer> {
     let path = request.uri.path();
     let answer = match (request.authority().as_str(), request.method.as_str(), path) {
         ("slack.com", "POST", "/api/chat.postMessage") => slack(),
+        ("slack.com", "POST", "/api/apps.connections.open") => {
+            json!({"ok": true, "url": "wss://wss-primary.slack.com/link/?ticket=lab&app_id=A1"})
+        }
         ("api.stripe.com", "POST", "/v1/customers") => customer(),
         ("api.stripe.com", "GET", "/v1/customers") => {
             json!({"object": "list", "url": path, "has_more": false, "data": [customer()]})
@@ -47,6 +50,15 @@ pub(super) fn answer(request: &Received) -> Option<Answer> {
 fn slack() -> Value {
     json!({"ok": true, "channel": "C1", "ts": "1.1",
         "message": {"type": "message", "text": "Hello from the lab", "user": "U1", "ts": "1.1"}})
+}
+
+/// Returns the first two messages of a WebSocket of Slack's.
+pub(super) fn slack_events() -> Vec<String> {
+    let event = json!({"type": "message", "text": "Hello from the lab", "channel": "C1"});
+    let hello = json!({"type": "hello", "num_connections": 1, "connection_info": {"app_id": "A1"}});
+    let envelope = json!({"type": "events_api", "envelope_id": "1",
+        "accepts_response_payload": false, "payload": {"type": "event_callback", "event": event}});
+    vec![hello.to_string(), envelope.to_string()]
 }
 
 fn customer() -> Value {
