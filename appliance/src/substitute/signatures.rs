@@ -449,9 +449,14 @@ proptest! {
             let key = own.map_or(format!("={KEY}%2F"), |_| format!("={KEY}/"));
             let (changed, key) = (changed.to_lowercase(), key.to_lowercase());
             prop_assert!(changed.contains(&key), "{}", changed);
-            // The changed request is signed, with one signature.
+            // The changed request is signed, with one signature, or its path has two readings.
+            let is_ambiguous = parts.uri.path().contains('+');
             let signed = signing(&parts, &format!("{ID}:{SECRET}")).sign(&mut parts, now());
-            prop_assert!(signed.is_ok());
+            if is_ambiguous {
+                prop_assert_eq!(signed, Err(Reason::HttpMalformed));
+                continue;
+            }
+            prop_assert_eq!(signed, Ok(()));
             prop_assert!(!all_of(&parts).contains(KEY), "{}", all_of(&parts));
         }
     }
