@@ -134,9 +134,10 @@ impl CaFolder {
         (access, overwrite): (Access, Overwrite),
     ) -> Result<(), FileFault> {
         let temporary = format!(".{name}.new");
-        let written = self
-            .write_temporary(&temporary, bytes, access)
-            .and_then(|()| self.put_in_place(&temporary, name, overwrite));
+        let written = self.write_temporary(&temporary, bytes, access).and_then(|file| {
+            self.put_in_place(&temporary, name, overwrite)?;
+            self.give(&file)
+        });
         if written.is_err() {
             // The temporary file may hold a key; where it cannot be removed either, the first error
             // says more.
@@ -184,7 +185,7 @@ impl CaFolder {
 
     /// Writes the file under a temporary name. The lock is held, so a file that already has that
     /// name was left by a crash.
-    fn write_temporary(&self, name: &str, bytes: &[u8], access: Access) -> Result<(), FileFault> {
+    fn write_temporary(&self, name: &str, bytes: &[u8], access: Access) -> Result<File, FileFault> {
         match unlinkat(&self.fd, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(error.into()),
@@ -194,11 +195,20 @@ impl CaFolder {
         let mut file = File::from(openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR)?);
         file.write_all(bytes)?;
         fchmod(&file, access.mode())?;
-        if geteuid().as_raw() != self.stat.st_uid {
-            let (uid, gid) = (self.stat.st_uid, self.stat.st_gid);
-            fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
-        }
+        self.give(&file)?;
         file.sync_all()?;
+        Ok(file)
+    }
+
+    /// Gives a file that this process made to the folder's owner of this moment. systemd hands the
+    /// folder over when the daemon first starts, which may be between two files, or after it has
+    /// looked for the last one.
+    fn give(&self, file: &File) -> Result<(), FileFault> {
+        let owner = fstat(&self.fd)?;
+        if fstat(file)?.st_uid != owner.st_uid {
+            let (uid, gid) = (Uid::from_raw(owner.st_uid), Gid::from_raw(owner.st_gid));
+            fchown(file, Some(uid), Some(gid))?;
+        }
         Ok(())
     }
 
@@ -245,3 +255,25 @@ impl Drop for Lock<'_> {
 const MAX_ENTRIES: usize = 100_000;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 const LOCK_ATTEMPTS: usize = 100;
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, chown};
+
+    use super::*;
+    use crate::ca::testing::Scratch;
+
+    #[test]
+    fn a_file_belongs_to_the_folders_owner_of_its_moment() {
+        let scratch = Scratch::new();
+        let path = scratch.path("handed-over");
+        let folder = CaFolder::open_or_make(&path).unwrap();
+        // Only root can hand a folder over; for everybody else the owner stays.
+        let own = geteuid();
+        let owner = if own.is_root() { 12_345 } else { own.as_raw() };
+        chown(&path, Some(owner), None).unwrap();
+        let lock = folder.lock_to_write().unwrap();
+        folder.write(&lock, "key", b"1", (Access::Private, Overwrite::New)).unwrap();
+        assert_eq!(std::fs::metadata(path.join("key")).unwrap().uid(), owner);
+    }
+}
