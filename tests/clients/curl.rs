@@ -1,9 +1,15 @@
 //! curl, over HTTP/1.1 and HTTP/2.
 
+use std::time::Duration;
+
 use lab::{
-    gateway::{ANTHROPIC_SECRET, OPENAI_SECRET, OPS_SECRET},
-    net::{ANTHROPIC, OPENAI},
+    World,
+    client::{agent, succeed},
+    gateway::{ANTHROPIC_SECRET, OPENAI_SECRET, OPS_SECRET, usual_config},
+    net::{AGENT, ANTHROPIC, OPENAI},
+    sandbox::sandboxed_for,
     sandboxed,
+    world::TICKET,
 };
 
 use super::{Family, Swap, Tapped};
@@ -16,7 +22,7 @@ fn ask(family: Family, version: &str, alpn: &str) {
     let script = format!(
         "exec curl -sS --fail {version} -H \"Authorization: Bearer $OPENAI_API_KEY\" {MODELS}"
     );
-    let seen = lab::client::succeed(tapped.agent("sh").args(["-c", &script]));
+    let seen = succeed(tapped.agent("sh").args(["-c", &script]));
     assert!(seen.contains("lab-1"), "{seen}");
     let swap = Swap::bearer(OPENAI, "OPENAI_API_KEY", OPENAI_SECRET);
     tapped.assert_swapped(&swap, 1);
@@ -121,5 +127,45 @@ fn works_with_nothing_newer_than_tls_1_2() {
         let requests = tapped.world.origin.log().wait_requests(1);
         Swap::bearer(OPENAI, "OPENAI_API_KEY", OPENAI_SECRET).assert_in(&requests[0]);
         assert!(!seen.contains(OPENAI_SECRET));
+    });
+}
+
+/// More than a counter of 32 bits holds.
+const FOUR_GIB: u64 = (4 << 30) + 1;
+
+/// The most by which the gateway's memory may grow meanwhile.
+const MAX_GROWTH_KIB: u64 = 16 << 10;
+
+/// Runs curl for such a body, and returns its output.
+#[track_caller]
+fn carry(world: &World, script: &str) -> String {
+    let mut sh = agent(&world.lab, AGENT, "sh");
+    sh.env("TICKET", TICKET).env("BYTES", FOUR_GIB.to_string());
+    let curl = "curl -sS --fail --max-time 1200 -H \"$TICKET\"";
+    let url = "https://api.openai.example";
+    succeed(sh.args(["-c", &script.replace("CURL", curl).replace("URL", url)]))
+}
+
+#[test]
+#[ignore = "make test-clients"]
+fn four_gib_pass_each_way_in_bounded_memory() {
+    sandboxed_for(Duration::from_secs(2400), || {
+        let paths = ["/big", "/tardy"];
+        let world = World::with(&usual_config().api("openai", |it| it.more("paths", &paths)));
+        let before = crate::http::streaming::peak_kib(&world);
+        for version in ["--http1.1", "--http2"] {
+            let down = "CURL VERSION -o /dev/null -w '%{size_download}' URL/big?bytes=$BYTES";
+            assert_eq!(carry(&world, &down.replace("VERSION", version)), FOUR_GIB.to_string());
+            let up =
+                "head -c $BYTES /dev/zero | CURL VERSION -X POST -H Expect: -T - URL/tardy?ms=0";
+            let said = carry(&world, &up.replace("VERSION", version));
+            assert_eq!(said, format!("{FOUR_GIB} bytes"));
+            world.origin.log().clear();
+        }
+        let grown = crate::http::streaming::peak_kib(&world).saturating_sub(before);
+        assert!(grown < MAX_GROWTH_KIB, "it grew by {grown} KiB, from {before}");
+        let bytes =
+            |field: &str| world.requests().iter().filter(|it| it[field] == FOUR_GIB).count();
+        assert_eq!((bytes("response_bytes"), bytes("request_bytes")), (2, 2));
     });
 }

@@ -15,7 +15,7 @@ pub(crate) mod minted;
 mod places;
 mod ranges;
 mod responses;
-mod streaming;
+pub(crate) mod streaming;
 mod substitution;
 mod upgrades;
 mod websocket;

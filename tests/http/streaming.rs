@@ -65,7 +65,7 @@ fn curl(world: &World, way: Way, arguments: &[&str], path: &str) -> String {
 }
 
 /// Returns the most memory that the daemon ever had in use, in KiB.
-fn peak_kib(world: &World) -> u64 {
+pub(crate) fn peak_kib(world: &World) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", world.gateway.pid()));
     let status = status.expect("the daemon runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

@@ -31,7 +31,7 @@ pub struct Connection {
     pub sni: Option<String>,
     /// The agreed application protocol.
     pub alpn: Option<String>,
-    /// Every byte received, after decryption.
+    /// Every byte received, after decryption, up to [`MOST_KEPT`].
     pub bytes: Vec<u8>,
     /// The HTTP requests in these bytes, each complete.
     pub requests: Vec<Received>,
@@ -40,6 +40,9 @@ pub struct Connection {
     /// The error with which it failed, if it did.
     pub failure: Option<String>,
 }
+
+/// Bytes of a connection that are kept: more than any test sends whose bytes are looked at.
+pub const MOST_KEPT: usize = 1 << 30;
 
 /// One HTTP request, complete with body and trailers.
 #[derive(Debug, Clone)]
@@ -234,7 +237,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Tee<S> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
         let new = &buffer.filled()[before..];
-        self.log.at(self.id, |connection| connection.bytes.extend_from_slice(new));
+        self.log.at(self.id, |connection| {
+            let room = MOST_KEPT.saturating_sub(connection.bytes.len());
+            connection.bytes.extend_from_slice(&new[..new.len().min(room)]);
+        });
         Poll::Ready(Ok(()))
     }
 }
